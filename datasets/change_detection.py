@@ -1,0 +1,246 @@
+"""Bi-temporal pairs on disk: index a folder, read one pair, return one dict."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import Dataset, Sampler
+
+from datasets.classes import ClassList, read_label
+from datasets.transforms import TrainTransform
+from utils.errors import DataError
+from utils.masks import read_rgb
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"})
+IMAGE_FOLDERS = ("im1", "im2")
+LABEL_FOLDERS = ("label1", "label2")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One place at two dates.
+
+    Attributes:
+        id: ``<folder>/<stem>``, such as ``train/00001``.
+        image1, image2: image files.
+        label1, label2: label files, or None where the pair has no labels.
+    """
+
+    id: str
+    image1: Path
+    image2: Path
+    label1: Path | None = None
+    label2: Path | None = None
+
+    @property
+    def name(self) -> str:
+        """The file stem, which names the masks written for this pair."""
+        return self.image1.stem
+
+
+def index_pairs(folder: Path) -> list[Pair]:
+    """List the pairs of ``folder/{im1,im2}``, with labels where ``label1`` and ``label2`` exist.
+
+    Raises:
+        DataError: a folder is missing or empty, or a file has no partner.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder; --data-root needs train/im1, train/im2, …")
+    images1, images2 = (_files_by_stem(folder / name) for name in IMAGE_FOLDERS)
+    _require_partners(images1, images2, folder / "im1", folder / "im2")
+    if not images1:
+        raise DataError(f"{folder}/im1: no images in it; expected {', '.join(_suffixes())} files")
+    if not any((folder / name).is_dir() for name in LABEL_FOLDERS):
+        return [
+            Pair(f"{folder.name}/{stem}", images1[stem], images2[stem]) for stem in sorted(images1)
+        ]
+    labels1, labels2 = (_files_by_stem(folder / name) for name in LABEL_FOLDERS)
+    _require_partners(images1, labels1, folder / "im1", folder / "label1")
+    _require_partners(images1, labels2, folder / "im1", folder / "label2")
+    return [
+        Pair(f"{folder.name}/{stem}", images1[stem], images2[stem], labels1[stem], labels2[stem])
+        for stem in sorted(images1)
+    ]
+
+
+def _suffixes() -> list[str]:
+    return sorted(suffix[1:] for suffix in IMAGE_SUFFIXES)
+
+
+def _files_by_stem(folder: Path) -> dict[str, Path]:
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder; a data set has im1, im2, label1 and label2")
+    files: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(".") or path.suffix.lower() not in IMAGE_SUFFIXES:
+            continue
+        if path.stem in files:
+            raise DataError(f"{path} and {files[path.stem].name}: same name twice; remove one")
+        files[path.stem] = path
+    return files
+
+
+def _require_partners(
+    files1: dict[str, Path], files2: dict[str, Path], folder1: Path, folder2: Path
+) -> None:
+    alone = sorted(set(files1) ^ set(files2))
+    if not alone:
+        return
+    there, missing_in = (files1, folder2) if alone[0] in files1 else (files2, folder1)
+    more = f" (and {len(alone) - 1} more)" if len(alone) > 1 else ""
+    raise DataError(
+        f"{there[alone[0]]}: no partner in {missing_in}{more}; add the file or remove this one"
+    )
+
+
+class ChangeDetectionDataset(Dataset):
+    """Pairs as dicts: for training, validation, pseudo labelling and testing alike.
+
+    A sample holds ``name`` (str), ``image1/image2`` (3, H, W) uint8 and, where the pair has
+    labels, ``label1/label2`` (H, W) uint8 (0 = unlabelled, 1..C) and ``change_mask`` (H, W) uint8
+    (1 = changed). ``change_mask`` comes from the ground truth even when ``pseudo_label_root``
+    replaces the semantic labels.
+
+    Args:
+        pairs: what `index_pairs` found.
+        classes: the class list.
+        transform: augmentation; None for evaluation.
+        pseudo_label_root: folder with ``im1`` and ``im2`` of masks that replace the labels.
+        seed: together with `set_epoch` and the index decides every random draw.
+    """
+
+    def __init__(
+        self,
+        pairs: Sequence[Pair],
+        classes: ClassList,
+        transform: TrainTransform | None = None,
+        pseudo_label_root: Path | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.pairs = list(pairs)
+        self.classes = classes
+        self.transform = transform
+        self.pseudo_label_root = pseudo_label_root
+        self.seed = seed
+        # Shared memory, so that workers that outlive an epoch see the next one's number.
+        self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the random draws of an epoch; call it before iterating over a loader."""
+        self._epoch[0] = epoch
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        pair = self.pairs[index]
+        sample: dict[str, Any] = {"name": pair.name, **_read_images(pair)}
+        if pair.label1 is not None:
+            sample |= _read_labels(pair, self.classes, sample["image1"].shape[:2])
+            if self.pseudo_label_root is not None:
+                sample |= self._read_pseudo_labels(pair, sample["image1"].shape[:2])
+        if self.transform is not None:
+            sample = self.transform(sample, (self.seed, int(self._epoch[0]), index))
+        for key in ("image1", "image2"):
+            sample[key] = torch.from_numpy(sample[key]).permute(2, 0, 1)
+        for key in ("label1", "label2", "change_mask"):
+            if key in sample:
+                sample[key] = torch.from_numpy(sample[key])
+        return sample
+
+    def _read_pseudo_labels(self, pair: Pair, size: tuple[int, int]) -> dict[str, np.ndarray]:
+        masks = {}
+        for key, folder in (("label1", "im1"), ("label2", "im2")):
+            path = self.pseudo_label_root / folder / f"{pair.name}.png"
+            if not path.exists():
+                raise DataError(f"{path}: no pseudo mask for this pair; run label.py first")
+            masks[key] = read_label(path, self.classes)
+            _require_size(path, masks[key].shape, pair.image1, size)
+        return masks
+
+
+def _read_images(pair: Pair) -> dict[str, np.ndarray]:
+    image1, image2 = read_rgb(pair.image1), read_rgb(pair.image2)
+    _require_size(pair.image2, image2.shape[:2], pair.image1, image1.shape[:2])
+    return {"image1": image1, "image2": image2}
+
+
+def _read_labels(pair: Pair, classes: ClassList, size: tuple[int, int]) -> dict[str, np.ndarray]:
+    label1, label2 = read_label(pair.label1, classes), read_label(pair.label2, classes)
+    _require_size(pair.label1, label1.shape, pair.image1, size)
+    _require_size(pair.label2, label2.shape, pair.image1, size)
+    change_mask = label1 > 0
+    disagreeing = int((change_mask != (label2 > 0)).sum())
+    if disagreeing:
+        raise DataError(
+            f"{pair.label1} and {pair.label2}: disagree on what changed in {disagreeing} pixels "
+            "(0 in one, a class in the other); correct the masks or remove the pair"
+        )
+    return {"label1": label1, "label2": label2, "change_mask": change_mask.astype(np.uint8)}
+
+
+def _require_size(
+    path: Path, size: tuple[int, ...], other: Path, expected: tuple[int, ...]
+) -> None:
+    if tuple(size) != tuple(expected):
+        raise DataError(
+            f"{path}: {size[1]} × {size[0]} pixels, but {other} has {expected[1]} × {expected[0]}; "
+            "co-register the pair to one size"
+        )
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Return (height, width) from an image file's header, without decoding it.
+
+    Raises:
+        DataError: the file is not an image.
+    """
+    try:
+        with Image.open(path) as image:
+            return image.height, image.width
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(
+            f"{path}: cannot be decoded ({error}); copy the file again or remove its pair"
+        ) from error
+
+
+class SameSizeBatches(Sampler[list[int]]):
+    """Batches in file order whose pairs have one size, so that any mix of sizes can be evaluated.
+
+    Args:
+        sizes: (height, width) of every pair.
+        batch_size: pairs per batch at the most.
+    """
+
+    def __init__(self, sizes: Sequence[tuple[int, int]], batch_size: int) -> None:
+        by_size: dict[tuple[int, int], list[int]] = {}
+        for index, size in enumerate(sizes):
+            by_size.setdefault(size, []).append(index)
+        self.batches = [
+            indices[start : start + batch_size]
+            for indices in by_size.values()
+            for start in range(0, len(indices), batch_size)
+        ]
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Stack samples; images become (N, bands, H, W) in channels-last memory, names a list."""
+    batch: dict[str, Any] = {"name": [sample["name"] for sample in samples]}
+    for key in samples[0]:
+        if key in ("image1", "image2"):
+            stacked = torch.stack([sample[key].permute(1, 2, 0) for sample in samples])
+            batch[key] = stacked.permute(0, 3, 1, 2)
+        elif key != "name":
+            batch[key] = torch.stack([sample[key] for sample in samples])
+    return batch

@@ -1,0 +1,97 @@
+"""Which pairs are trained on and which are validated on: protocols by name."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from utils.errors import DataError
+
+PUBLISHED_STEP = 10
+
+
+@dataclass(frozen=True)
+class Split:
+    """A division of a data set, recorded in every checkpoint.
+
+    Attributes:
+        protocol: ``every-10th``, ``folders`` or ``lists``.
+        train: ids ``train/<stem>`` of the training pairs, sorted.
+        val: ids ``train/<stem>`` or ``val/<stem>`` of the validation pairs, sorted.
+    """
+
+    protocol: str
+    train: tuple[str, ...]
+    val: tuple[str, ...]
+
+    def to_dict(self) -> dict:
+        """Return plain values, as checkpoints store them."""
+        return {"protocol": self.protocol, "train": list(self.train), "val": list(self.val)}
+
+
+def every_10th(ids: Sequence[str]) -> Split:
+    """Validate on every 10th name in sorted order, the first included: the published protocol.
+
+    Raises:
+        DataError: fewer than two pairs.
+    """
+    ids = sorted(ids)
+    if len(ids) < 2:
+        raise DataError(
+            f"{len(ids)} labelled pair is too few to hold some out; add pairs, or a ROOT/val with "
+            "labels"
+        )
+    return Split(
+        "every-10th",
+        train=tuple(name for i, name in enumerate(ids) if i % PUBLISHED_STEP),
+        val=tuple(ids[::PUBLISHED_STEP]),
+    )
+
+
+def folders(train_ids: Sequence[str], val_ids: Sequence[str]) -> Split:
+    """Train on ROOT/train and validate on ROOT/val."""
+    return Split("folders", tuple(sorted(train_ids)), tuple(sorted(val_ids)))
+
+
+def from_lists(ids: Sequence[str], train_list: Path | None, val_list: Path) -> Split:
+    """Read file names from text files, one a line, with or without folder and suffix.
+
+    Args:
+        ids: all ids there are, ``train/<stem>``.
+        train_list: names to train on; None takes all that ``val_list`` does not name.
+        val_list: names to validate on.
+
+    Raises:
+        DataError: a list is unreadable or empty, names a pair that does not exist, or both lists
+            name the same pair.
+    """
+    val = _read_list(val_list, ids)
+    train = _read_list(train_list, ids) if train_list else sorted(set(ids) - set(val))
+    both = set(train) & set(val)
+    if both:
+        raise DataError(
+            f"{train_list} and {val_list}: {len(both)} pairs are in both, {min(both)} first; "
+            "remove them from one list"
+        )
+    if not train:
+        raise DataError(f"{val_list}: names every pair, none is left to train on")
+    return Split("lists", tuple(train), tuple(val))
+
+
+def _read_list(path: Path, ids: Sequence[str]) -> list[str]:
+    try:
+        lines = Path(path).read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); expected one name a line") from error
+    stems = [line.strip() for line in lines if line.strip()]
+    known = {name.rsplit("/", 1)[-1]: name for name in ids}
+    chosen = []
+    for stem in stems:
+        name = known.get(Path(stem).name) or known.get(Path(stem).stem)
+        if name is None:
+            raise DataError(f"{path}: {stem!r} is no pair of the training folder; correct the list")
+        chosen.append(name)
+    if not chosen:
+        raise DataError(f"{path}: no names in it; write one a line")
+    if len(set(chosen)) < len(chosen):
+        raise DataError(f"{path}: names repeat; list each pair once")
+    return sorted(chosen)

@@ -1,0 +1,80 @@
+"""Augmentation of bi-temporal pairs. The only place that knows albumentations."""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+_LABEL_KEYS = ("label1", "label2", "change_mask")
+
+
+class TrainTransform:
+    """Geometry drawn once per pair, colour drawn once per image.
+
+    Geometry is the published recipe: identity, two flips and three quarter turns, one of the six
+    with equal chance. A pair that is not square is turned by 180 degrees only, so that batches
+    keep one shape. Every draw follows from the seed of the call alone, whatever the worker.
+
+    Args:
+        crop_size: side of the square cut out of each pair, in pixels; None keeps the whole.
+    """
+
+    def __init__(self, crop_size: int | None = None) -> None:
+        self.crop_size = crop_size
+        self._square = self._whole = self._color = None
+
+    def __call__(self, sample: dict[str, Any], seed: Sequence[int]) -> dict[str, Any]:
+        """Return the sample with its images and labels transformed.
+
+        Args:
+            sample: ``image1/image2`` (H, W, bands) uint8, ``label1/label2/change_mask`` (H, W).
+            seed: integers that decide all draws.
+        """
+        if self._square is None:
+            self._build()
+        height, width = sample["image1"].shape[:2]
+        geometry = self._square if self.crop_size or height == width else self._whole
+        draws = np.random.SeedSequence(seed).generate_state(3)
+        geometry.set_random_seed(int(draws[0]))
+        keys = ("image1", "image2", *_LABEL_KEYS)
+        moved = geometry(image=sample["image1"], **{key: sample[key] for key in keys[1:]})
+        moved["image1"] = moved.pop("image")
+        for key, draw in zip(("image1", "image2"), draws[1:], strict=True):
+            if moved[key].shape[-1] == 3:
+                self._color.set_random_seed(int(draw))
+                moved[key] = self._color(image=moved[key])["image"]
+        return {**sample, **{key: np.ascontiguousarray(moved[key]) for key in keys}}
+
+    def __getstate__(self) -> dict:
+        # Pipelines are rebuilt in each worker; they hold generators that do not pickle everywhere.
+        return {"crop_size": self.crop_size, "_square": None, "_whole": None, "_color": None}
+
+    def _build(self) -> None:
+        # Without this, importing albumentations asks the network for a newer release.
+        os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
+        import albumentations as A
+        import cv2
+
+        cv2.setNumThreads(0)  # one thread per worker: the workers are the parallelism
+        targets = {"image2": "image", **dict.fromkeys(_LABEL_KEYS, "mask")}
+        crop = [A.RandomCrop(self.crop_size, self.crop_size)] if self.crop_size else []
+        # OneOf draws in proportion to p; the turn draws 0, 90, 180 or 270 degrees by itself.
+        square = A.OneOf(
+            [A.HorizontalFlip(p=0.25), A.VerticalFlip(p=0.25), A.RandomRotate90(p=1.0)], p=1.0
+        )
+        half_turn = A.Compose([A.HorizontalFlip(p=1.0), A.VerticalFlip(p=1.0)], p=0.25)
+        whole = A.OneOf(
+            [A.HorizontalFlip(p=0.25), A.VerticalFlip(p=0.25), half_turn, A.NoOp(p=0.25)], p=1.0
+        )
+        options = {"additional_targets": targets}
+        self._square = A.Compose([*crop, square], **options)
+        self._whole = A.Compose([whole], **options)
+        self._color = A.Compose(
+            [
+                A.RandomBrightnessContrast(brightness_limit=0.2, contrast_limit=0.2, p=0.5),
+                A.HueSaturationValue(
+                    hue_shift_limit=5, sat_shift_limit=15, val_shift_limit=0, p=0.3
+                ),
+            ]
+        )

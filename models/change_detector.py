@@ -1,0 +1,100 @@
+"""The model: one shared encoder, a semantic head for each date, a change head on |f1 − f2|."""
+
+from dataclasses import asdict, dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from models.encoder import Encoder
+from models.heads import HEADS
+
+# Strides go down to 32 in every supported backbone; a multiple of it keeps all maps aligned.
+SIZE_MULTIPLE = 32
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """All that is needed to rebuild a model; stored in each checkpoint."""
+
+    model: str = "pspnet"
+    backbone: str = "hrnet_w18"
+    lightweight: bool = False
+    num_classes: int = 6
+    in_channels: int = 3
+
+    def to_dict(self) -> dict:
+        """Return plain values, as checkpoints store them."""
+        return asdict(self)
+
+
+class ChangeOutput(NamedTuple):
+    """What a model predicts for N pairs, at the size of the images.
+
+    Attributes:
+        semantic_logits1: (N, C, H, W) class logits of the first date.
+        semantic_logits2: (N, C, H, W) class logits of the second date.
+        change_logits: (N, H, W); positive means *changed*.
+    """
+
+    semantic_logits1: torch.Tensor
+    semantic_logits2: torch.Tensor
+    change_logits: torch.Tensor
+
+
+class ChangeDetector(nn.Module):
+    """Semantic change detector for bi-temporal image pairs.
+
+    Attributes:
+        config: the `ModelConfig` it was built from.
+    """
+
+    def __init__(self, encoder: Encoder, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        semantic_head, change_head = HEADS[config.model]
+        channels = encoder.out_channels
+        self.encoder = encoder
+        self.semantic_head = semantic_head(channels, config.num_classes, config.lightweight)
+        self.change_head = change_head(channels, 1, config.lightweight)
+
+    def forward(self, image1: torch.Tensor, image2: torch.Tensor) -> ChangeOutput:
+        """Predict the classes of both dates and the change between them.
+
+        Args:
+            image1: (N, bands, H, W) float, normalised; any H and W.
+            image2: the same shape, the second date.
+        """
+        # Both dates as one batch: larger kernels, and batch norm sees both seasons at once.
+        images = pad_to_multiple(torch.cat([image1, image2]), SIZE_MULTIPLE)
+        features = self.encoder(images)
+        features1, features2 = features.chunk(2)
+        semantic_logits = _to_size(self.semantic_head(features), images, image1)
+        change_logits = _to_size(self.change_head((features1 - features2).abs()), images, image1)
+        semantic_logits1, semantic_logits2 = semantic_logits.chunk(2)
+        return ChangeOutput(semantic_logits1, semantic_logits2, change_logits.squeeze(1))
+
+    def parameter_groups(self, lr: float, head_factor: float = 10.0) -> list[dict]:
+        """Return optimiser groups: the backbone at ``lr``, everything new at ``head_factor`` × it.
+
+        The factor is the published recipe's.
+        """
+        backbone = list(self.encoder.body.parameters())
+        known = {id(parameter) for parameter in backbone}
+        new = [parameter for parameter in self.parameters() if id(parameter) not in known]
+        return [{"params": backbone, "lr": lr}, {"params": new, "lr": lr * head_factor}]
+
+
+def pad_to_multiple(images: torch.Tensor, multiple: int) -> torch.Tensor:
+    """Repeat the last row and column until both sides of (N, C, H, W) are multiples."""
+    bottom, right = -images.shape[-2] % multiple, -images.shape[-1] % multiple
+    if not (bottom or right):
+        return images
+    return F.pad(images, (0, right, 0, bottom), mode="replicate")
+
+
+def _to_size(logits: torch.Tensor, padded: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+    """Interpolate head logits to the padded images' size, then cut the padding off."""
+    logits = F.interpolate(logits, padded.shape[-2:], mode="bilinear", align_corners=False)
+    return logits[..., : image.shape[-2], : image.shape[-1]]

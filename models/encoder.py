@@ -1,0 +1,126 @@
+"""Encoders: any timm backbone behind one contract, one feature map at stride 4."""
+
+import difflib
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from models.pretrained import load_timm_backbone
+from utils.errors import OptionError
+
+OUTPUT_STRIDE = 4
+# Above this sum the maps are projected before they are concatenated. It leaves every HRNet as
+# published (W64: 960) and keeps the heads of wide backbones (ResNet-50: 3,840) affordable.
+MAX_CHANNELS = 1024
+
+
+class Encoder(nn.Module):
+    """Multi-scale features of a timm backbone, concatenated at stride 4.
+
+    Attributes:
+        out_channels: channels of the returned map.
+        output_stride: always 4.
+    """
+
+    output_stride = OUTPUT_STRIDE
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+        self.align_corners = is_hrnet(body)
+        channels, strides = body.feature_info.channels(), body.feature_info.reduction()
+        self.levels = [i for i, stride in enumerate(strides) if stride >= OUTPUT_STRIDE]
+        self.level_channels = [channels[i] for i in self.levels]
+        if sum(self.level_channels) > MAX_CHANNELS:
+            width = MAX_CHANNELS // len(self.levels)
+            projections = [_projection(c, width) for c in self.level_channels]
+            self.out_channels = sum(min(c, width) for c in self.level_channels)
+        else:
+            projections = [nn.Identity() for _ in self.levels]
+            self.out_channels = sum(self.level_channels)
+        self.projections = nn.ModuleList(projections)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map normalised images (N, bands, H, W) to features (N, out_channels, ~H/4, ~W/4)."""
+        features = self.body(x)
+        maps = [
+            projection(_channels_first(features[level], channels))
+            for level, channels, projection in zip(
+                self.levels, self.level_channels, self.projections, strict=True
+            )
+        ]
+        size = (-(-x.shape[-2] // OUTPUT_STRIDE), -(-x.shape[-1] // OUTPUT_STRIDE))
+        return torch.cat([self._resize(m, size) for m in maps], dim=1)
+
+    def _resize(self, x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        if tuple(x.shape[-2:]) == size:
+            return x
+        return F.interpolate(x, size, mode="bilinear", align_corners=self.align_corners)
+
+
+def build_encoder(
+    backbone: str, in_channels: int = 3, weights: dict[str, torch.Tensor] | bool = False
+) -> Encoder:
+    """Build an encoder by its timm name.
+
+    Args:
+        backbone: ``hrnet_w18`` … ``hrnet_w64``, or any timm model with feature maps.
+        in_channels: bands of the input image.
+        weights: a state dict under timm's names, True for timm's own pretrained weights (fetched
+            when they are not cached), False for random initialisation.
+
+    Raises:
+        OptionError: no such backbone in timm, or it has no feature maps.
+        CheckpointError: ``weights`` do not fill the backbone, or could not be fetched.
+    """
+    if not timm.is_model(backbone):
+        close = difflib.get_close_matches(backbone, timm.list_models(), n=4)
+        hint = f"did you mean {', '.join(close)}?" if close else "see timm.list_models()"
+        raise OptionError(f"--backbone {backbone}: timm has no such model; {hint}")
+    options = {"feature_location": ""} if backbone.startswith("hrnet") else {}
+    options["features_only"] = True
+    if weights is not False:
+        body = load_timm_backbone(backbone, weights, in_channels, **options)
+        return _finish(body)
+    try:
+        body = timm.create_model(backbone, in_chans=in_channels, **options)
+    except (RuntimeError, AttributeError, AssertionError, TypeError) as error:
+        raise OptionError(
+            f"--backbone {backbone}: timm gives no feature maps for it ({error}); choose a "
+            "convolutional or hierarchical backbone"
+        ) from error
+    return _finish(body)
+
+
+def _finish(body: nn.Module) -> Encoder:
+    if is_hrnet(body):
+        _use_bilinear_fusion(body)
+    return Encoder(body)
+
+
+def is_hrnet(body: nn.Module) -> bool:
+    """Tell whether a timm backbone is a high-resolution network."""
+    return isinstance(body, timm.models.hrnet.HighResolutionNet)
+
+
+def _use_bilinear_fusion(body: nn.Module) -> None:
+    # The published network interpolates bilinearly where timm repeats the nearest value.
+    for module in body.modules():
+        if isinstance(module, nn.Upsample):
+            module.mode = "bilinear"
+            module.align_corners = True
+
+
+def _projection(channels: int, width: int) -> nn.Module:
+    if channels <= width:
+        return nn.Identity()
+    return nn.Sequential(
+        nn.Conv2d(channels, width, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)
+    )
+
+
+def _channels_first(x: torch.Tensor, channels: int) -> torch.Tensor:
+    # Window transformers hand their maps over as (N, H, W, C).
+    return x if x.shape[1] == channels else x.permute(0, 3, 1, 2)

@@ -1,0 +1,81 @@
+"""Which checkpoints form an ensemble, and whether they may."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from models import Checkpoint, open_checkpoint
+from utils.errors import CheckpointError
+
+LATEST = "_latest"
+
+
+def find_best_checkpoints(folder: Path) -> list[Path]:
+    """Return the best checkpoint of every run in ``outdir/models``, sorted by name.
+
+    A run removes its older best by itself; where a killed run left two, the higher score counts.
+
+    Raises:
+        CheckpointError: there is none, or one cannot be read.
+    """
+    best: dict[str, tuple[float, Path]] = {}
+    for path in sorted(Path(folder).glob("*.pth")) + sorted(Path(folder).glob("*.safetensors")):
+        if path.stem.endswith(LATEST) or path.name.startswith("."):
+            continue
+        info = open_checkpoint(path).info
+        run = info.get("run", str(path))
+        score = info.get("metrics", {}).get("score", 0.0)
+        if run not in best or score > best[run][0]:
+            best[run] = (score, path)
+    if not best:
+        raise CheckpointError(
+            f"{folder}: no checkpoints in it; train a model first, or name files with --checkpoints"
+        )
+    return sorted(path for _, path in best.values())
+
+
+def open_ensemble(paths: Sequence[Path], classes: dict) -> list[Checkpoint]:
+    """Open checkpoints and check that they speak of the same classes as the data set.
+
+    Args:
+        paths: checkpoint files.
+        classes: the data set's class list, as `datasets.ClassList.to_dict` gives it.
+
+    Raises:
+        CheckpointError: a file cannot be used, or its class list is another.
+    """
+    checkpoints = [open_checkpoint(path) for path in paths]
+    for checkpoint in checkpoints:
+        check_classes(checkpoint, classes)
+    return checkpoints
+
+
+def check_classes(checkpoint: Checkpoint, classes: dict) -> None:
+    """Raise unless a checkpoint was trained on this class list.
+
+    Foreign checkpoints carry no list; of them only the number of classes can be checked.
+
+    Raises:
+        CheckpointError: the lists differ.
+    """
+    expected = list(classes["names"])
+    trained_on = checkpoint.info.get("classes", {}).get("names")
+    if trained_on is None:
+        if checkpoint.config.num_classes != len(expected) - 1:
+            raise CheckpointError(
+                f"{checkpoint.path}: predicts {checkpoint.config.num_classes} classes, the data "
+                f"set has {len(expected) - 1}; check --data-root"
+            )
+    elif list(trained_on) != expected:
+        raise CheckpointError(
+            f"{checkpoint.path}: trained on the classes {', '.join(trained_on)}; the data set has "
+            f"{', '.join(expected)}; check --data-root or leave this checkpoint out"
+        )
+
+
+def describe(checkpoint: Checkpoint) -> str:
+    """Return one line about a checkpoint, for the list a script prints before it works."""
+    config = checkpoint.config
+    parts = [config.model, config.backbone] + (["lightweight"] if config.lightweight else [])
+    score = checkpoint.info.get("metrics", {}).get("score")
+    note = f"epoch {checkpoint.info['epoch']}, Score {100 * score:.2f}" if score is not None else ""
+    return f"{checkpoint.path}  ({' '.join(parts)}{', ' + note if note else ''})"

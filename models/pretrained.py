@@ -1,0 +1,101 @@
+"""ImageNet weights for a backbone: from a local file, else from timm, never silently none."""
+
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+
+from utils.checkpoint import read_state_dict
+from utils.errors import CheckpointError
+
+SUFFIXES = (".pth", ".safetensors")
+
+
+def find_pretrained(backbone: str, folder: Path) -> dict[str, torch.Tensor] | bool:
+    """Return the weights in ``folder/<backbone>.{pth,safetensors}``, or True where there are none.
+
+    True asks `models.encoder.build_encoder` for timm's own weights.
+
+    Raises:
+        CheckpointError: the file is damaged or holds more than tensors.
+    """
+    for suffix in SUFFIXES:
+        path = Path(folder) / f"{backbone}{suffix}"
+        if path.exists():
+            return read_state_dict(path)
+    return True
+
+
+def load_timm_backbone(
+    backbone: str, weights: dict[str, torch.Tensor] | bool, in_channels: int = 3, **options: Any
+) -> nn.Module:
+    """Return a timm backbone filled with ``weights``, checked tensor by tensor.
+
+    timm does the loading, since it knows how each family's files are laid out (classifier
+    dropped, official names translated, first convolution adapted to other band counts).
+
+    Args:
+        backbone: timm's name of it.
+        weights: a state dict under timm's or the official names, or True for timm's own.
+        in_channels: bands of the input image.
+        options: further arguments of `timm.create_model`.
+
+    Raises:
+        CheckpointError: the weights leave a tensor of the backbone untrained, or cannot be had.
+    """
+    overlay = {"state_dict": weights, "custom_load": False} if weights is not True else None
+    try:
+        body = timm.create_model(
+            backbone,
+            pretrained=True,
+            pretrained_cfg_overlay=overlay,
+            in_chans=in_channels,
+            **options,
+        )
+    except Exception as error:  # the hub client's errors share no base class
+        raise CheckpointError(_cannot_load(backbone, weights, error)) from error
+    if weights is not True:
+        # timm sums or repeats the bands of the first convolution where their number differs.
+        first = next(n for n, p in body.named_parameters() if p.dim() == 4)
+        _check_filled(body, weights, backbone, skip=set() if in_channels == 3 else {first})
+    return body
+
+
+def _check_filled(
+    body: nn.Module, weights: dict[str, torch.Tensor], backbone: str, skip: set[str]
+) -> None:
+    """Raise unless every tensor of the backbone comes from the file.
+
+    timm fills feature extractors without complaint about missing names, and it renames and
+    reshapes on the way, so tensors are recognised by content: size, lowest and highest value.
+    """
+    known = {_fingerprint(value) for value in weights.values() if value.is_floating_point()}
+    missing = [
+        name
+        for name, value in body.state_dict().items()
+        if value.is_floating_point() and name not in skip and _fingerprint(value) not in known
+    ]
+    if missing:
+        raise CheckpointError(
+            f"pretrained weights for {backbone}: {len(missing)} tensors of the backbone are not in "
+            f"the file, {missing[0]} first; use weights of this very backbone"
+        )
+
+
+def _fingerprint(value: torch.Tensor) -> tuple[int, float, float]:
+    value = value.detach().float()
+    return (value.numel(), value.min().item(), value.max().item()) if value.numel() else (0, 0, 0)
+
+
+def _cannot_load(backbone: str, weights: dict | bool, error: Exception) -> str:
+    reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else ""
+    reason = f"{type(error).__name__}: {reason}"
+    if weights is True:
+        return (
+            f"--pretrained: no file data/pretrained_models/{backbone}.pth (or .safetensors), and "
+            f"timm's weights could not be fetched ({reason}); put the ImageNet weights of "
+            f"{backbone} at that path, or train without --pretrained"
+        )
+    return f"pretrained weights do not fit {backbone} ({reason}); use weights of this very backbone"

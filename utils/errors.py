@@ -1,0 +1,35 @@
+"""Errors a user can cause. Each carries one line: what is wrong, where, and what to do."""
+
+
+class UserError(Exception):
+    """Base of all errors that a user can cause and repair; scripts print it as one line."""
+
+
+class DataError(UserError):
+    """The data set, a file in it, or a list of names is not what the program needs."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint or a file of pretrained weights cannot be used."""
+
+
+class OptionError(UserError):
+    """An option, or a combination of options, makes no sense."""
+
+
+class NumericalError(UserError):
+    """Training produced a value that is not a finite number."""
+
+
+def one_line(error: BaseException) -> str:
+    """Return the message of an error without the traceback that worker processes add.
+
+    ``torch.utils.data`` re-raises a worker's exception with the whole traceback as its message;
+    the message that was meant for the user is its last line, behind the class name.
+    """
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    if lines[0].startswith("Caught "):
+        return lines[-1].split(": ", 1)[-1]
+    return " ".join(line.strip() for line in lines)

@@ -1,0 +1,167 @@
+"""Test-time augmentation, ensembles, and the way from probabilities to class maps."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from utils.images import normalize
+
+# (flip left-right first, then quarter turns counter-clockwise), in the order in which
+# a time limit keeps them. Flip + 2 turns is the upside-down flip. Published views.
+View = tuple[bool, int]
+VIEWS: tuple[View, ...] = ((False, 0), (True, 0), (True, 2), (False, 1), (False, 2), (False, 3))
+IDENTITY: tuple[View, ...] = VIEWS[:1]
+CHANGE_THRESHOLD = 0.5
+# On a CPU nothing is gained beyond about four pairs of 512 × 512 in one forward pass, and an
+# oversized batch is not an exception there but a killed process.
+CPU_PIXELS_PER_PASS = 4 * 512 * 512
+
+
+class Probabilities(NamedTuple):
+    """What a model or an ensemble believes about N pairs.
+
+    Attributes:
+        semantic_probs1: (N, C, H, W) float32, sums to 1 over C: classes at the first date.
+        semantic_probs2: the same at the second date.
+        change_probs: (N, H, W) float32, probability of *changed*.
+    """
+
+    semantic_probs1: torch.Tensor
+    semantic_probs2: torch.Tensor
+    change_probs: torch.Tensor
+
+
+def apply_view(x: torch.Tensor, view: View) -> torch.Tensor:
+    """Flip and turn the last two dimensions."""
+    flip, turns = view
+    x = x.flip(-1) if flip else x
+    return x.rot90(turns, (-2, -1)) if turns else x
+
+
+def undo_view(x: torch.Tensor, view: View) -> torch.Tensor:
+    """Inverse of `apply_view`."""
+    flip, turns = view
+    x = x.rot90(-turns, (-2, -1)) if turns else x
+    return x.flip(-1) if flip else x
+
+
+class Predictor:
+    """Runs models over all views of a batch of pairs.
+
+    Every model sees both dates and as many views as fit in one forward pass; the number is halved
+    when the device runs out of memory, and stays so.
+
+    Args:
+        models: models in eval mode, on one device, of one class list.
+        views: the views to average; `VIEWS` for TTA, `IDENTITY` for none.
+        autocast: makes a context for the forward passes, such as ``torch.autocast``.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[nn.Module],
+        views: Sequence[View] = IDENTITY,
+        autocast: Callable[[], object] = nullcontext,
+    ) -> None:
+        self.models = list(models)
+        self.views = tuple(views)
+        self.autocast = autocast
+        self.device = next(self.models[0].parameters()).device
+        self.pairs_per_pass: int | None = None
+
+    def __call__(self, image1: torch.Tensor, image2: torch.Tensor) -> Probabilities:
+        """Return the mean probabilities over models and views; arguments as `each_model`."""
+        total: Probabilities | None = None
+        for probs in self.each_model(image1, image2):
+            if total is None:
+                total = probs
+            else:
+                for mean, value in zip(total, probs, strict=True):
+                    mean.add_(value)
+        for mean in total:
+            mean.div_(len(self.models))
+        return total
+
+    @torch.inference_mode()
+    def each_model(self, image1: torch.Tensor, image2: torch.Tensor) -> Iterator[Probabilities]:
+        """Yield each model's probabilities, averaged over its views.
+
+        Args:
+            image1: (N, bands, H, W) uint8, the first date; any device.
+            image2: the same shape, the second date.
+        """
+        image1 = normalize(image1.to(self.device, non_blocking=True))
+        image2 = normalize(image2.to(self.device, non_blocking=True))
+        for model in self.models:
+            yield self._mean_over_views(model, image1, image2)
+
+    def _mean_over_views(
+        self, model: nn.Module, image1: torch.Tensor, image2: torch.Tensor
+    ) -> Probabilities:
+        total: Probabilities | None = None
+        for views in _views_of_one_shape(self.views, square=image1.shape[-2] == image1.shape[-1]):
+            batch1 = torch.cat([apply_view(image1, view) for view in views])
+            batch2 = torch.cat([apply_view(image2, view) for view in views])
+            probs = self._forward(model, batch1, batch2)
+            for i, view in enumerate(views):
+                part = [undo_view(p.unflatten(0, (len(views), -1))[i], view) for p in probs]
+                if total is None:
+                    total = Probabilities(*(p.clone() for p in part))
+                else:
+                    for mean, value in zip(total, part, strict=True):
+                        mean.add_(value)
+        for mean in total:
+            mean.div_(len(self.views))
+        return total
+
+    def _forward(
+        self, model: nn.Module, image1: torch.Tensor, image2: torch.Tensor
+    ) -> Probabilities:
+        """Run one batch in as few passes as memory allows."""
+        if self.pairs_per_pass is None:
+            pixels = image1.shape[-2] * image1.shape[-1]
+            on_cpu = self.device.type == "cpu"
+            self.pairs_per_pass = max(1, CPU_PIXELS_PER_PASS // pixels) if on_cpu else len(image1)
+        while True:
+            try:
+                parts = [
+                    self._activate(model(part1, part2))
+                    for part1, part2 in zip(
+                        image1.split(self.pairs_per_pass),
+                        image2.split(self.pairs_per_pass),
+                        strict=True,
+                    )
+                ]
+                return Probabilities(*(torch.cat(p) for p in zip(*parts, strict=True)))
+            except torch.OutOfMemoryError:
+                if self.pairs_per_pass == 1:
+                    raise
+                # Counted from what really ran, which may be less than the limit.
+                self.pairs_per_pass = (min(self.pairs_per_pass, len(image1)) + 1) // 2
+
+    def _activate(self, output: Sequence[torch.Tensor]) -> Probabilities:
+        semantic_logits1, semantic_logits2, change_logits = output
+        return Probabilities(
+            semantic_logits1.float().softmax(dim=1),
+            semantic_logits2.float().softmax(dim=1),
+            change_logits.float().sigmoid(),
+        )
+
+
+def decode(probs: Probabilities) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the predicted maps of both dates: (N, H, W) uint8, 0 = unchanged, 1..C = class."""
+    changed = probs.change_probs >= CHANGE_THRESHOLD
+    pred1 = (probs.semantic_probs1.argmax(dim=1) + 1) * changed
+    pred2 = (probs.semantic_probs2.argmax(dim=1) + 1) * changed
+    return pred1.to(torch.uint8), pred2.to(torch.uint8)
+
+
+def _views_of_one_shape(views: Sequence[View], square: bool) -> list[list[View]]:
+    """Split views into groups that can share a batch: a quarter turn swaps the sides."""
+    if square:
+        return [list(views)]
+    groups = [[v for v in views if v[1] % 2 == 0], [v for v in views if v[1] % 2 == 1]]
+    return [group for group in groups if group]

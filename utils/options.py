@@ -1,0 +1,318 @@
+"""Command-line options, in groups that the scripts share. Imports nothing heavy."""
+
+import argparse
+import os
+from pathlib import Path
+
+REPO = Path(__file__).resolve().parents[1]
+DATA_ROOT = REPO / "data" / "dataset"
+OUTDIR = REPO / "outdir"
+PRETRAINED_DIR = REPO / "data" / "pretrained_models"
+MODELS = ("fcn", "pspnet")  # the keys of models.heads.HEADS, which imports torch
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Aligns the help texts and keeps the examples in the epilog as they are."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=30, width=100)
+
+
+def make_parser(description: str, epilog: str = "") -> argparse.ArgumentParser:
+    """Return an empty parser with this project's layout of help texts."""
+    return argparse.ArgumentParser(
+        description=description, epilog=epilog, formatter_class=HelpFormatter, allow_abbrev=False
+    )
+
+
+def positive_int(text: str) -> int:
+    """Parse an integer ≥ 1."""
+    return _number(text, int, lambda value: value >= 1, "a whole number of at least 1")
+
+
+def natural(text: str) -> int:
+    """Parse an integer ≥ 0."""
+    return _number(text, int, lambda value: value >= 0, "a whole number of at least 0")
+
+
+def positive_float(text: str) -> float:
+    """Parse a finite number > 0."""
+    return _number(text, float, lambda value: 0 < value < float("inf"), "a number above 0")
+
+
+def non_negative_float(text: str) -> float:
+    """Parse a finite number ≥ 0."""
+    return _number(text, float, lambda value: 0 <= value < float("inf"), "a number of at least 0")
+
+
+def fraction(text: str) -> float:
+    """Parse a number in 0..1."""
+    return _number(text, float, lambda value: 0 <= value <= 1, "a number from 0 to 1")
+
+
+def weight_list(text: str) -> tuple[float, ...]:
+    """Parse comma-separated positive weights, such as ``2,1,2,2,1,1``."""
+    return tuple(positive_float(part) for part in text.split(","))
+
+
+def _number(text: str, kind: type, valid: object, expected: str) -> float | int:
+    try:
+        value = kind(text)
+    except ValueError:
+        value = None
+    if value is None or not valid(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not {expected}")
+    return value
+
+
+def add_data_args(parser: argparse.ArgumentParser, split: bool = True) -> None:
+    """Add where the data is and how it is split."""
+    group = parser.add_argument_group("data")
+    group.add_argument(
+        "--data-root",
+        type=Path,
+        default=DATA_ROOT,
+        metavar="DIR",
+        help="folder with train/{im1,im2,label1,label2}, val/… (default: data/dataset)",
+    )
+    if split:
+        group.add_argument(
+            "--val-list",
+            type=Path,
+            metavar="FILE",
+            help="names of the validation pairs, one a line (default: ROOT/val if it has labels, "
+            "else every 10th training name)",
+        )
+        group.add_argument(
+            "--train-list",
+            type=Path,
+            metavar="FILE",
+            help="names of the training pairs (default: all that --val-list does not name)",
+        )
+
+
+def add_model_args(parser: argparse.ArgumentParser) -> None:
+    """Add what to train."""
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--model", choices=MODELS, default="pspnet", help="kind of heads (default: pspnet)"
+    )
+    group.add_argument(
+        "--backbone",
+        default="hrnet_w18",
+        metavar="NAME",
+        help="hrnet_w18, w30, w32, w40, w44, w48, w64, hrnet_w18_small, hrnet_w18_small_v2, or any "
+        "timm encoder (default: hrnet_w18)",
+    )
+    group.add_argument(
+        "--lightweight", action="store_true", help="depthwise-separable convolutions in the heads"
+    )
+    group.add_argument(
+        "--pretrained",
+        action="store_true",
+        help="start from ImageNet weights: --pretrained-dir/<backbone>.{pth,safetensors}, "
+        "else timm's own",
+    )
+    group.add_argument(
+        "--pretrained-dir",
+        type=Path,
+        default=PRETRAINED_DIR,
+        metavar="DIR",
+        help="folder of ImageNet weights (default: data/pretrained_models)",
+    )
+    group.add_argument(
+        "--pretrain-from",
+        type=Path,
+        metavar="FILE",
+        help="start from the weights of this checkpoint, of the same model and backbone",
+    )
+
+
+def add_checkpoints_arg(parser: argparse.ArgumentParser) -> None:
+    """Add which checkpoints form the ensemble."""
+    parser.add_argument_group("ensemble").add_argument(
+        "--checkpoints",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="checkpoints, of this project or of the published implementation (default: the best "
+        "of every run in OUTDIR/models)",
+    )
+
+
+def add_runtime_args(parser: argparse.ArgumentParser, default_outdir: Path = OUTDIR) -> None:
+    """Add where to write and what to run on."""
+    group = parser.add_argument_group("run")
+    group.add_argument(
+        "--outdir",
+        type=Path,
+        default=default_outdir,
+        metavar="DIR",
+        help="where models, logs and masks go (default: outdir)",
+    )
+    group.add_argument(
+        "--device",
+        default="auto",
+        metavar="NAME",
+        help="auto, cpu, cuda, cuda:1, mps (default: auto, a GPU if there is one)",
+    )
+    group.add_argument(
+        "--workers",
+        type=natural,
+        default=None,
+        metavar="N",
+        help="processes that read images (default: cores, 8 at the most; 1 without a GPU)",
+    )
+    group.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+
+def default_workers(device_type: str) -> int:
+    """Return how many reader processes suit a device: without a GPU the cores are busy anyway."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(8, cores or 1) if device_type == "cuda" else 1
+
+
+def add_training_args(parser: argparse.ArgumentParser) -> None:
+    """Add how to train."""
+    group = parser.add_argument_group("training")
+    group.add_argument(
+        "--epochs", type=positive_int, default=30, metavar="N", help="passes (default: 30)"
+    )
+    group.add_argument(
+        "--batch-size",
+        type=positive_int,
+        default=8,
+        metavar="N",
+        help="pairs per optimiser step, over all GPUs together (default: 8)",
+    )
+    group.add_argument(
+        "--lr",
+        type=positive_float,
+        default=1.5e-4,
+        metavar="RATE",
+        help="encoder's learning rate; heads take ten times it (default: 1.5e-4)",
+    )
+    group.add_argument(
+        "--weight-decay",
+        type=non_negative_float,
+        default=1e-4,
+        metavar="RATE",
+        help="L2 penalty (default: 1e-4)",
+    )
+    group.add_argument(
+        "--class-weights",
+        type=weight_list,
+        metavar="W,W,…",
+        help="weight of each class in the semantic loss (default: 2,1,2,2,1,1 for SECOND, "
+        "ones for other class lists and with pseudo labels)",
+    )
+    group.add_argument(
+        "--crop-size",
+        type=positive_int,
+        metavar="PIXELS",
+        help="train on random squares of this side (default: whole images, all of one size)",
+    )
+    group.add_argument(
+        "--use-pseudo-label",
+        action="store_true",
+        help="train semantics on OUTDIR/masks/train, which label.py writes",
+    )
+    group.add_argument(
+        "--pseudo-label-root",
+        type=Path,
+        metavar="DIR",
+        help="other folder of pseudo masks, with im1 and im2 (default: OUTDIR/masks/train)",
+    )
+    group.add_argument(
+        "--resume",
+        nargs="?",
+        const="auto",
+        metavar="FILE",
+        help="go on from this checkpoint, or from this model's latest in OUTDIR/models, if any",
+    )
+    group.add_argument(
+        "--seed", type=natural, default=0, metavar="N", help="of all random draws (default: 0)"
+    )
+    group.add_argument(
+        "--tensorboard",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="write TensorBoard scalars, if it is installed (default: on)",
+    )
+
+
+def add_validation_args(parser: argparse.ArgumentParser) -> None:
+    """Add how train.py validates."""
+    group = parser.add_argument_group("validation")
+    group.add_argument(
+        "--val-batch-size",
+        type=positive_int,
+        default=16,
+        metavar="N",
+        help="pairs read at a time (default: 16)",
+    )
+    group.add_argument("--tta", action="store_true", help="average six flipped and turned views")
+    group.add_argument(
+        "--load-from", type=Path, metavar="FILE", help="evaluate this checkpoint and return"
+    )
+    group.add_argument(
+        "--save-mask",
+        action="store_true",
+        help="write the best model's validation masks to OUTDIR/masks/val/{im1,im2}",
+    )
+
+
+def add_labelling_args(parser: argparse.ArgumentParser) -> None:
+    """Add how label.py votes."""
+    group = parser.add_argument_group("voting")
+    group.add_argument(
+        "--vote",
+        choices=("hard", "soft"),
+        default="hard",
+        help="hard: each model votes for the class that both dates agree on; soft: the models' "
+        "mean probabilities decide (default: hard)",
+    )
+    group.add_argument(
+        "--min-confidence",
+        type=fraction,
+        default=0.0,
+        metavar="P",
+        help="probability, 0 to 1, below which a soft vote leaves a pixel unlabelled (default: 0)",
+    )
+    group.add_argument(
+        "--tta",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="average six flipped and turned views per model (default: on)",
+    )
+    _add_read_batch_size(group)
+
+
+def add_testing_args(parser: argparse.ArgumentParser) -> None:
+    """Add how test.py predicts."""
+    group = parser.add_argument_group("prediction")
+    group.add_argument(
+        "--split",
+        choices=("test", "val"),
+        default="test",
+        help="test: ROOT/val, the challenge's test set; val: the validation pairs of training "
+        "(default: test)",
+    )
+    group.add_argument("--tta", action="store_true", help="average six flipped and turned views")
+    group.add_argument(
+        "--time-limit",
+        type=positive_float,
+        metavar="SECONDS",
+        help="drop views when the whole script would take longer (the challenge allowed 400 s)",
+    )
+    _add_read_batch_size(group)
+
+
+def _add_read_batch_size(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--test-batch-size",
+        type=positive_int,
+        default=16,
+        metavar="N",
+        help="pairs read at a time (default: 16)",
+    )
