@@ -1,5 +1,6 @@
 """ImageNet weights for a backbone: from a local file, else from timm, never silently none."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,8 @@ def load_timm_backbone(
     Raises:
         CheckpointError: the weights leave a tensor of the backbone untrained, or cannot be had.
     """
+    # timm warns of the classifier that a feature extractor leaves out; our own check is stricter.
+    logging.getLogger("timm.models._builder").setLevel(logging.ERROR)
     overlay = {"state_dict": weights, "custom_load": False} if weights is not True else None
     try:
         body = timm.create_model(

@@ -9,9 +9,9 @@ from utils.metrics import Metrics
 
 
 def progress(items: Iterable[Any], description: str, unit: str = "batch") -> Iterable[Any]:
-    """Wrap an iterable in a bar on stderr that disappears when it ends."""
+    """Wrap an iterable in a bar that disappears when it ends; no bar where stderr is a file."""
     total = len(items) if isinstance(items, Sized) else None
-    return tqdm(items, desc=description, unit=unit, total=total, leave=False, dynamic_ncols=True)
+    return tqdm(items, desc=description, unit=unit, total=total, leave=False, disable=None)
 
 
 def summary(metrics: Metrics) -> str:
