@@ -37,6 +37,7 @@ def main(argv: list[str] | None = None) -> "Metrics | None":
     from models.ensemble import describe, find_best_checkpoints, open_ensemble
     from utils.device import choose_device
     from utils.engine import evaluate
+    from utils.files import write_json
     from utils.inference import IDENTITY, VIEWS, Predictor
     from utils.progress import details, progress
     from utils.time_limit import within_time_limit
@@ -69,6 +70,7 @@ def main(argv: list[str] | None = None) -> "Metrics | None":
     seconds = time.perf_counter() - started
     if metrics:
         print(details(metrics, classes.names))
+        write_json(folder / "metrics.json", metrics.to_dict())
     print(f"masks: {folder}  ({seconds:.1f} s, {len(pairs) / seconds:.1f} pairs/s)")
     if args.time_limit and seconds > args.time_limit:
         print(f"time limit of {args.time_limit:g} s missed, with the fewest views possible")

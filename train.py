@@ -83,7 +83,8 @@ def train(
     from models import ModelConfig
     from utils.engine import evaluate
     from utils.inference import IDENTITY, VIEWS, Predictor
-    from utils.logging import RunLog, write_options
+    from utils.files import write_json
+    from utils.logging import RunLog
     from utils.progress import progress, summary
     from utils.run import RunFiles
 
@@ -96,7 +97,7 @@ def train(
         files.best = files.folder / saved["best_file"]
         print(f"resuming {name} after epoch {trainer.epoch} of {args.epochs}")
     log = RunLog(args.outdir / "logs" / name, trainer.rows, args.tensorboard)
-    write_options(log.folder / "options.json", vars(args))
+    write_json(log.folder / "options.json", vars(args))
     predictor = Predictor([trainer.model], VIEWS if args.tta else IDENTITY)
     while trainer.epoch < args.epochs:
         started = time.perf_counter()

@@ -7,6 +7,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from datasets import splits
 from datasets.change_detection import (
+    LABEL_FOLDERS,
     ChangeDetectionDataset,
     Pair,
     SameSizeBatches,
@@ -53,7 +54,7 @@ def split_pairs(
         raise OptionError("--train-list needs --val-list beside it")
     if val_list is not None:
         split = splits.from_lists(list(pairs), train_list, val_list)
-    elif (root / "val" / "label1").is_dir():
+    elif any((root / "val" / name).is_dir() for name in LABEL_FOLDERS):
         val_pairs = index_pairs(root / "val")
         split = splits.folders(list(pairs), [pair.id for pair in val_pairs])
         pairs |= {pair.id: pair for pair in val_pairs}

@@ -107,12 +107,12 @@ def load_classes(root: Path) -> ClassList:
     if not path.exists():
         return SECOND_CLASSES
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
+        entries = json.loads(path.read_text(encoding="utf-8-sig"))
         return ClassList(
             names=tuple(str(entry["name"]) for entry in entries),
             colors=tuple((int(r), int(g), int(b)) for r, g, b in (e["color"] for e in entries)),
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise DataError(
             f"{path}: {type(error).__name__}: {error}; expected a list like "
             '[{"name": "unchanged", "color": [255, 255, 255]}, …], unchanged first'

@@ -79,7 +79,7 @@ def from_lists(ids: Sequence[str], train_list: Path | None, val_list: Path) -> S
 
 def _read_list(path: Path, ids: Sequence[str]) -> list[str]:
     try:
-        lines = Path(path).read_text(encoding="utf-8").split("\n")
+        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read ({error}); expected one name a line") from error
     stems = [line.strip() for line in lines if line.strip()]

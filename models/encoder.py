@@ -5,6 +5,7 @@ import difflib
 import timm
 import torch
 import torch.nn.functional as F
+from timm.layers.format import Format
 from torch import nn
 
 from models.pretrained import load_timm_backbone
@@ -30,6 +31,8 @@ class Encoder(nn.Module):
         super().__init__()
         self.body = body
         self.align_corners = is_hrnet(body)
+        # Window transformers hand their maps over as (N, H, W, C); HRNet does not say.
+        self.channels_last = getattr(body, "output_fmt", Format.NCHW) == Format.NHWC
         channels, strides = body.feature_info.channels(), body.feature_info.reduction()
         self.levels = [i for i, stride in enumerate(strides) if stride >= OUTPUT_STRIDE]
         self.level_channels = [channels[i] for i in self.levels]
@@ -46,10 +49,10 @@ class Encoder(nn.Module):
         """Map normalised images (N, bands, H, W) to features (N, out_channels, ~H/4, ~W/4)."""
         features = self.body(x)
         maps = [
-            projection(_channels_first(features[level], channels))
-            for level, channels, projection in zip(
-                self.levels, self.level_channels, self.projections, strict=True
+            projection(
+                features[level].permute(0, 3, 1, 2) if self.channels_last else features[level]
             )
+            for level, projection in zip(self.levels, self.projections, strict=True)
         ]
         size = (-(-x.shape[-2] // OUTPUT_STRIDE), -(-x.shape[-1] // OUTPUT_STRIDE))
         return torch.cat([self._resize(m, size) for m in maps], dim=1)
@@ -81,6 +84,8 @@ def build_encoder(
         raise OptionError(f"--backbone {backbone}: timm has no such model; {hint}")
     options = {"feature_location": ""} if backbone.startswith("hrnet") else {}
     options["features_only"] = True
+    if backbone.startswith("swin"):
+        options["strict_img_size"] = False  # else timm takes the size of its training images alone
     if weights is not False:
         body = load_timm_backbone(backbone, weights, in_channels, **options)
         return _finish(body)
@@ -119,8 +124,3 @@ def _projection(channels: int, width: int) -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(channels, width, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)
     )
-
-
-def _channels_first(x: torch.Tensor, channels: int) -> torch.Tensor:
-    # Window transformers hand their maps over as (N, H, W, C).
-    return x if x.shape[1] == channels else x.permute(0, 3, 1, 2)

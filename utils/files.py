@@ -1,10 +1,12 @@
 """Files that are whole or absent: written under a temporary name, then renamed."""
 
+import json
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from utils.errors import UserError
 
@@ -46,6 +48,11 @@ def write_text(path: Path, text: str) -> None:
     """Write a small text file atomically (UTF-8)."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write plain values as JSON, atomically; other types as their text."""
+    write_text(path, json.dumps(value, indent=2, default=str) + "\n")
 
 
 def _umask() -> int:

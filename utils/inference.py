@@ -1,5 +1,6 @@
 """Test-time augmentation, ensembles, and the way from probabilities to class maps."""
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import NamedTuple
@@ -70,7 +71,8 @@ class Predictor:
         self.views = tuple(views)
         self.autocast = autocast
         self.device = next(self.models[0].parameters()).device
-        self.pairs_per_pass: int | None = None
+        on_cpu = self.device.type == "cpu"
+        self.pixels_per_pass = CPU_PIXELS_PER_PASS if on_cpu else sys.maxsize
 
     @torch.inference_mode()
     def __call__(self, image1: torch.Tensor, image2: torch.Tensor) -> Probabilities:
@@ -122,26 +124,23 @@ class Predictor:
         self, model: nn.Module, image1: torch.Tensor, image2: torch.Tensor
     ) -> Probabilities:
         """Run one batch in as few passes as memory allows."""
-        if self.pairs_per_pass is None:
-            pixels = image1.shape[-2] * image1.shape[-1]
-            on_cpu = self.device.type == "cpu"
-            self.pairs_per_pass = max(1, CPU_PIXELS_PER_PASS // pixels) if on_cpu else len(image1)
+        pixels = image1.shape[-2] * image1.shape[-1]
         while True:
+            pairs = max(1, min(len(image1), self.pixels_per_pass // pixels))
             try:
                 parts = [
                     self._activate(model(part1, part2))
                     for part1, part2 in zip(
-                        image1.split(self.pairs_per_pass),
-                        image2.split(self.pairs_per_pass),
+                        image1.split(pairs),
+                        image2.split(pairs),
                         strict=True,
                     )
                 ]
                 return Probabilities(*(torch.cat(p) for p in zip(*parts, strict=True)))
             except torch.OutOfMemoryError:
-                if self.pairs_per_pass == 1:
+                if pairs == 1:
                     raise
-                # Counted from what really ran, which may be less than the limit.
-                self.pairs_per_pass = (min(self.pairs_per_pass, len(image1)) + 1) // 2
+                self.pixels_per_pass = pairs // 2 * pixels
 
     def _activate(self, output: Sequence[torch.Tensor]) -> Probabilities:
         semantic_logits1, semantic_logits2, change_logits = output

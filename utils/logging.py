@@ -1,18 +1,12 @@
-"""What a run leaves to read: options as JSON, one CSV row per epoch, TensorBoard scalars."""
+"""What a run leaves to read: one CSV row per epoch, TensorBoard scalars, tables of text."""
 
 import csv
 import io
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from utils.files import write_text
-
-
-def write_options(path: Path, options: Mapping[str, Any]) -> None:
-    """Write the options a run used, as JSON."""
-    write_text(path, json.dumps(dict(options), indent=2, default=str) + "\n")
 
 
 class RunLog:
