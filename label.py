@@ -41,8 +41,10 @@ def main(argv: list[str] | None = None) -> "Coverage":
     from models.ensemble import describe, find_best_checkpoints, open_ensemble
     from utils.device import choose_device
     from utils.inference import IDENTITY, VIEWS, Predictor
+    from utils.precision import choose_precision, set_backend_options
     from utils.progress import progress
 
+    set_backend_options()
     device = choose_device(args.device)
     if args.workers is None:
         args.workers = options.default_workers(device.type)
@@ -55,7 +57,9 @@ def main(argv: list[str] | None = None) -> "Coverage":
     print(f"labelling {len(pairs)} pairs with {len(checkpoints)} models on {device}:")
     for checkpoint in checkpoints:
         print(f"  {describe(checkpoint)}")
-    predictor = Predictor([c.build(device) for c in checkpoints], VIEWS if args.tta else IDENTITY)
+    views = VIEWS if args.tta else IDENTITY
+    autocast = choose_precision(args.amp, device).autocast
+    predictor = Predictor([c.build(device) for c in checkpoints], views, autocast)
     loader = evaluation_loader(
         ChangeDetectionDataset(pairs, classes),
         args.test_batch_size,

@@ -39,10 +39,12 @@ def main(argv: list[str] | None = None) -> "Metrics | None":
     from utils.engine import evaluate
     from utils.files import write_json
     from utils.inference import IDENTITY, VIEWS, Predictor
+    from utils.precision import choose_precision, set_backend_options
     from utils.progress import details, progress
     from utils.time_limit import within_time_limit
     from utils.writer import MaskWriter, write_both_dates
 
+    set_backend_options()
     device = choose_device(args.device)
     if args.workers is None:
         args.workers = options.default_workers(device.type)
@@ -53,7 +55,9 @@ def main(argv: list[str] | None = None) -> "Metrics | None":
     print(f"predicting {len(pairs)} pairs with {len(checkpoints)} models on {device}:")
     for checkpoint in checkpoints:
         print(f"  {describe(checkpoint)}")
-    predictor = Predictor([c.build(device) for c in checkpoints], VIEWS if args.tta else IDENTITY)
+    views = VIEWS if args.tta else IDENTITY
+    autocast = choose_precision(args.amp, device).autocast
+    predictor = Predictor([c.build(device) for c in checkpoints], views, autocast)
     loader = evaluation_loader(
         ChangeDetectionDataset(pairs, classes),
         args.test_batch_size,

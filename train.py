@@ -27,7 +27,7 @@ EPILOG = """examples:
 # What must be the same when a run is resumed; the other options may change between its parts.
 FIXED_OPTIONS = (
     *("model", "backbone", "lightweight", "epochs", "batch_size", "lr", "weight_decay"),
-    *("class_weights", "crop_size", "use_pseudo_label", "seed"),
+    *("class_weights", "crop_size", "use_pseudo_label", "seed", "amp"),
 )
 
 
@@ -47,8 +47,10 @@ def main(argv: list[str] | None = None) -> "Metrics":
     args = parse_args(argv)
     from datasets import load_classes, split_pairs
     from utils.device import choose_device
+    from utils.precision import set_backend_options
     from utils.progress import summary
 
+    set_backend_options()
     device = choose_device(args.device)
     if args.workers is None:
         args.workers = options.default_workers(device.type)
@@ -82,8 +84,8 @@ def train(
     from datasets import set_epoch
     from models import ModelConfig
     from utils.engine import evaluate
-    from utils.inference import IDENTITY, VIEWS, Predictor
     from utils.files import write_json
+    from utils.inference import IDENTITY, VIEWS, Predictor
     from utils.logging import RunLog
     from utils.progress import progress, summary
     from utils.run import RunFiles
@@ -98,7 +100,8 @@ def train(
         print(f"resuming {name} after epoch {trainer.epoch} of {args.epochs}")
     log = RunLog(args.outdir / "logs" / name, trainer.rows, args.tensorboard)
     write_json(log.folder / "options.json", vars(args))
-    predictor = Predictor([trainer.model], VIEWS if args.tta else IDENTITY)
+    views = VIEWS if args.tta else IDENTITY
+    predictor = Predictor([trainer.model], views, trainer.precision.autocast)
     while trainer.epoch < args.epochs:
         started = time.perf_counter()
         epoch = trainer.epoch + 1
@@ -151,6 +154,7 @@ def make_trainer(
 
     from utils.checkpoint import read_checkpoint
     from utils.losses import ChangeCriterion
+    from utils.precision import choose_precision
     from utils.trainer import Trainer
 
     torch.manual_seed(args.seed)
@@ -170,6 +174,7 @@ def make_trainer(
         weight_decay=args.weight_decay,
         steps=args.epochs * steps_per_epoch,
         device=device,
+        precision=choose_precision(args.amp, device),
     )
     if saved:
         model.load_state_dict(saved["model"])
@@ -279,11 +284,14 @@ def evaluate_checkpoint(
     from models.ensemble import open_ensemble
     from utils.engine import evaluate
     from utils.inference import IDENTITY, VIEWS, Predictor
+    from utils.precision import choose_precision
     from utils.progress import details, progress
     from utils.writer import MaskWriter, write_both_dates
 
     checkpoint = open_ensemble([path], classes.to_dict())[0]
-    predictor = Predictor([checkpoint.build(device)], VIEWS if args.tta else IDENTITY)
+    views = VIEWS if args.tta else IDENTITY
+    autocast = choose_precision(args.amp, device).autocast
+    predictor = Predictor([checkpoint.build(device)], views, autocast)
     folder = args.outdir / "masks" / "val"
     batches = progress(loader, "evaluate")
     if args.save_mask:

@@ -1,6 +1,7 @@
 """Augmentation of bi-temporal pairs. The only place that knows albumentations."""
 
 import os
+import random
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,13 +37,13 @@ class TrainTransform:
         height, width = sample["image1"].shape[:2]
         geometry = self._square if self.crop_size or height == width else self._whole
         draws = np.random.SeedSequence(seed).generate_state(3)
-        geometry.set_random_seed(int(draws[0]))
+        _seed(geometry, int(draws[0]))
         keys = ("image1", "image2", *_LABEL_KEYS)
         moved = geometry(image=sample["image1"], **{key: sample[key] for key in keys[1:]})
         moved["image1"] = moved.pop("image")
         for key, draw in zip(("image1", "image2"), draws[1:], strict=True):
             if moved[key].shape[-1] == 3:
-                self._color.set_random_seed(int(draw))
+                _seed(self._color, int(draw))
                 moved[key] = self._color(image=moved[key])["image"]
         return {**sample, **{key: np.ascontiguousarray(moved[key]) for key in keys}}
 
@@ -78,3 +79,9 @@ class TrainTransform:
                 ),
             ]
         )
+
+
+def _seed(pipeline: Any, seed: int) -> None:
+    # One stream for all steps. ``set_random_seed`` would start each step at the same draw, and
+    # tie the place of a crop to its turn, and a shift of hue to one of brightness.
+    pipeline.set_random_state(np.random.default_rng(seed), random.Random(seed))

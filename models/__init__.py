@@ -51,7 +51,7 @@ class Checkpoint(NamedTuple):
         except RuntimeError as error:
             reason = str(error).splitlines()[1].strip()[:200]
             raise CheckpointError(f"{self.path}: does not fit {self.config}: {reason}") from error
-        return model.to(device).eval()
+        return model.to(device=device, memory_format=torch.channels_last).eval()
 
 
 def build_model(

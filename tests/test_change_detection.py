@@ -148,7 +148,9 @@ def test_file_without_partner(broken_root, removed, alone, missing_in):
     folder = broken_root / "train"
     (folder / removed / "00003.png").unlink()
     message = index_error(folder)
-    assert message.startswith(f"{folder / alone / '00003.png'}: no partner in {folder / missing_in}")
+    assert message.startswith(
+        f"{folder / alone / '00003.png'}: no partner in {folder / missing_in}"
+    )
     assert "more" not in message and "add the file or remove this one" in message
     for i in (5, 7):
         (folder / removed / f"{i:05d}.png").unlink()
@@ -231,6 +233,7 @@ def test_file_that_cannot_be_decoded(broken_root, name, damage):
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.filterwarnings("ignore:Truncated File Read")
 def test_truncated_file_of_every_format(write_pairs, suffix):
     folder = write_pairs({"a": (40, 40)})
     path = (folder / "im2" / "a.png").with_suffix(suffix)
@@ -341,6 +344,12 @@ def test_pseudo_mask_of_another_size(write_pairs, tmp_path):
 # Errors in worker processes
 
 
+@pytest.fixture
+def impatient(monkeypatch):
+    """Do not wait five seconds for the end of a worker that has failed."""
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.2)
+
+
 def unlist_a_colour(path: Path) -> None:
     Image.new("RGB", (64, 64), (1, 2, 3)).save(path)
 
@@ -359,7 +368,7 @@ def forget_all_changes(path: Path) -> None:
         ("label2", forget_all_changes),
     ],
 )
-def test_error_in_a_worker_is_the_same_one_line(broken_root, name, damage):
+def test_error_in_a_worker_is_the_same_one_line(broken_root, impatient, name, damage):
     damage(broken_root / "train" / name / "00000.png")
     expected = read_error(broken_root / "train")
     dataset = ChangeDetectionDataset(index_pairs(broken_root / "train"), SECOND_CLASSES)
@@ -368,7 +377,7 @@ def test_error_in_a_worker_is_the_same_one_line(broken_root, name, damage):
     assert one_line(caught.value) == expected
 
 
-def test_missing_pseudo_mask_in_a_worker_is_the_same_one_line(sample_root, tmp_path):
+def test_missing_pseudo_mask_in_a_worker_is_the_same_one_line(sample_root, impatient, tmp_path):
     expected = read_error(sample_root / "train", pseudo_label_root=tmp_path)
     dataset = ChangeDetectionDataset(
         index_pairs(sample_root / "train"), SECOND_CLASSES, pseudo_label_root=tmp_path

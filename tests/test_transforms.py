@@ -88,8 +88,7 @@ def test_coloured_images_share_the_geometry_of_their_labels():
         seen.add(name)
         for key in ("image1", "image2"):
             scores = {
-                other: likeness(turn(sample[key]), moved[key])
-                for other, turn in GEOMETRIES.items()
+                other: likeness(turn(sample[key]), moved[key]) for other, turn in GEOMETRIES.items()
             }
             assert max(scores, key=scores.get) == name
             assert scores[name] > 0.9
@@ -156,16 +155,6 @@ def test_colour_differs_between_the_dates():
     assert abs(np.corrcoef(brightness1, brightness2)[0, 1]) < 0.35
 
 
-def test_some_images_keep_their_colour_and_some_do_not():
-    transform, sample = TrainTransform(), make_sample(16, 16)
-    kept = 0
-    for epoch in range(200):
-        moved = transform(sample, (0, epoch, 0))
-        turn = GEOMETRIES[geometry_of(moved, sample)]
-        kept += np.array_equal(moved["image1"], turn(sample["image1"]))
-    assert 45 < kept < 95  # 35 % of 200
-
-
 def test_labels_are_never_interpolated():
     transform, sample = TrainTransform(), make_sample(20, 20)
     rng = np.random.default_rng(1)
@@ -207,6 +196,33 @@ def test_crops_are_squares_cut_out_of_all_at_the_same_place(size):
     assert set(geometries) == set(GEOMETRIES)
     assert set(tops) == set(range(size[0] - 15))
     assert set(lefts) == set(range(size[1] - 15))
+
+
+def test_place_of_the_crop_is_independent_of_the_geometry():
+    transform, sample = TrainTransform(crop_size=16), make_sample(18, 18, bands=4)
+    counts = {name: np.zeros((3, 3)) for name in GEOMETRIES}
+    for epoch in range(1800):
+        moved = transform(sample, (0, epoch, 0))
+        top, left = moved["label1"].min(), moved["label2"].min()
+        window = {key: sample[key][top : top + 16, left : left + 16] for key in KEYS}
+        counts[geometry_of(moved, window)][top, left] += 1
+    for name, places in counts.items():  # 33 of each of the 54 combinations
+        assert places.min() > 14 and places.max() < 56, (name, places)
+
+
+def test_hue_is_independent_of_brightness():
+    transform, sample = TrainTransform(), make_sample(16, 16)
+    # Hue and saturation keep the maximum over the bands, brightness and contrast change it.
+    kinds = Counter()
+    for epoch in range(400):
+        moved = transform(sample, (0, epoch, 0))
+        base = GEOMETRIES[geometry_of(moved, sample)](sample["image1"]).astype(int)
+        image = moved["image1"].astype(int)
+        brighter = np.abs(image.max(axis=-1) - base.max(axis=-1)).max() > 1
+        kinds["brightness" if brighter else "hue" if (image != base).any() else "none"] += 1
+    assert 170 < kinds["brightness"] < 230  # 50 %
+    assert 40 < kinds["hue"] < 80  # 15 %
+    assert 115 < kinds["none"] < 165  # 35 %
 
 
 def test_a_crop_of_the_whole_pair():

@@ -1,8 +1,6 @@
 """One epoch of training, one evaluation. Models, loaders and devices come in as arguments."""
 
-import math
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext
 
 import torch
 from torch import nn
@@ -11,6 +9,10 @@ from utils.errors import NumericalError
 from utils.images import normalize
 from utils.inference import Predictor, decode
 from utils.metrics import ConfusionMatrix, Metrics, compute_metrics
+from utils.precision import Precision
+
+# Steps between two looks at the loss; each look makes the host wait for the device.
+READ_EVERY = 20
 
 # Called with (names, pred1, pred2), maps (N, H, W) uint8 on the CPU.
 OnBatch = Callable[[list[str], torch.Tensor, torch.Tensor], None]
@@ -23,9 +25,11 @@ def train_one_epoch(
     optimizer: torch.optim.Optimizer,
     scheduler: torch.optim.lr_scheduler.LRScheduler,
     device: torch.device,
-    autocast: Callable[[], object] = nullcontext,
+    precision: Precision,
 ) -> dict[str, float]:
     """Train over one loader and return the mean of each loss term.
+
+    Nothing in a step waits for the device: losses are read every `READ_EVERY` steps.
 
     Args:
         model: maps two images to logits, on ``device``.
@@ -35,37 +39,80 @@ def train_one_epoch(
         optimizer: steps once per batch.
         scheduler: steps once per batch.
         device: where the batches go.
-        autocast: makes a context for the forward pass.
+        precision: number format of the forward pass, and the loss scaler.
 
     Raises:
-        NumericalError: the loss is NaN or infinite; names the files of the batch.
+        NumericalError: a loss is NaN or infinite; names the step and the files of the batch.
     """
     model.train()
-    sums: dict[str, float] = {}
-    steps = 0
+    losses = LossReader()
     for batch in loader:
         image1 = normalize(batch["image1"].to(device, non_blocking=True))
         image2 = normalize(batch["image2"].to(device, non_blocking=True))
         targets = [
             batch[key].to(device, non_blocking=True) for key in ("label1", "label2", "change_mask")
         ]
-        with autocast():
+        with precision.autocast():
             output = model(image1, image2)
-        losses = criterion(output, *targets)
+        terms = criterion(output, *targets)
         optimizer.zero_grad(set_to_none=True)
-        losses["total"].backward()
-        values = {name: value.item() for name, value in losses.items()}
-        if not all(math.isfinite(value) for value in values.values()):
-            raise NumericalError(
-                f"loss is {values} in step {steps} of this epoch, files {', '.join(batch['name'])};"
-                " lower --lr or check these files; the last checkpoint is kept"
-            )
-        optimizer.step()
+        precision.scaler.scale(terms["total"]).backward()
+        precision.scaler.step(optimizer)
+        precision.scaler.update()
         scheduler.step()
-        steps += 1
-        for name, value in values.items():
-            sums[name] = sums.get(name, 0.0) + value
-    return {name: value / steps for name, value in sums.items()}
+        losses.add(terms, batch["name"])
+    return losses.means()
+
+
+class LossReader:
+    """Collects loss terms on the device and reads them in bunches.
+
+    Args:
+        read_every: steps between two reads; a bad value is noticed that late.
+    """
+
+    def __init__(self, read_every: int = READ_EVERY) -> None:
+        self._read_every = read_every
+        self._waiting: list[tuple[torch.Tensor, list[str]]] = []
+        self._keys: list[str] = []
+        self._sums = torch.zeros(0)
+        self.steps = 0
+
+    def add(self, terms: dict[str, torch.Tensor], names: list[str]) -> None:
+        """Remember the terms of one step; ``names`` are the files of its batch.
+
+        Raises:
+            NumericalError: a term of this or an earlier step is not finite.
+        """
+        self._keys = list(terms)
+        self._waiting.append((torch.stack([value.detach() for value in terms.values()]), names))
+        if len(self._waiting) >= self._read_every:
+            self._read()
+
+    def means(self) -> dict[str, float]:
+        """Return the mean of each term over all steps; none without steps.
+
+        Raises:
+            NumericalError: as `add`.
+        """
+        self._read()
+        return {k: s / self.steps for k, s in zip(self._keys, self._sums.tolist(), strict=True)}
+
+    def _read(self) -> None:
+        if not self._waiting:
+            return
+        values = torch.stack([terms for terms, _ in self._waiting]).double().cpu()
+        for row, (_, names) in zip(values, self._waiting, strict=True):
+            self.steps += 1
+            if not row.isfinite().all():
+                found = ", ".join(f"{k} {v:g}" for k, v in zip(self._keys, row, strict=True))
+                raise NumericalError(
+                    f"loss is no finite number in step {self.steps} of this epoch ({found}), files "
+                    f"{', '.join(names)}; lower --lr, try --amp off, or check these files; the "
+                    "last checkpoint is kept"
+                )
+        self._sums = values.sum(0) + (self._sums if len(self._sums) else 0)
+        self._waiting.clear()
 
 
 def evaluate(

@@ -129,7 +129,7 @@ class Predictor:
             pairs = max(1, min(len(image1), self.pixels_per_pass // pixels))
             try:
                 parts = [
-                    self._activate(model(part1, part2))
+                    self._run(model, part1, part2)
                     for part1, part2 in zip(
                         image1.split(pairs),
                         image2.split(pairs),
@@ -142,8 +142,9 @@ class Predictor:
                     raise
                 self.pixels_per_pass = pairs // 2 * pixels
 
-    def _activate(self, output: Sequence[torch.Tensor]) -> Probabilities:
-        semantic_logits1, semantic_logits2, change_logits = output
+    def _run(self, model: nn.Module, image1: torch.Tensor, image2: torch.Tensor) -> Probabilities:
+        with self.autocast():
+            semantic_logits1, semantic_logits2, change_logits = model(image1, image2)
         return Probabilities(
             semantic_logits1.float().softmax(dim=1),
             semantic_logits2.float().softmax(dim=1),

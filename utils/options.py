@@ -157,6 +157,13 @@ def add_runtime_args(parser: argparse.ArgumentParser, default_outdir: Path = OUT
         help="auto, cpu, cuda, cuda:1, mps (default: auto, a GPU if there is one)",
     )
     group.add_argument(
+        "--amp",
+        choices=("auto", "bf16", "fp16", "off"),
+        default="auto",
+        help="number format of forward passes; auto takes bf16 where the hardware has it "
+        "(default: auto)",
+    )
+    group.add_argument(
         "--workers",
         type=natural,
         default=None,

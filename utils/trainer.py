@@ -8,6 +8,7 @@ from torch import nn
 
 from utils.engine import train_one_epoch
 from utils.metrics import Metrics
+from utils.precision import Precision
 
 POLY_POWER = 0.9
 
@@ -25,6 +26,7 @@ class Trainer:
         weight_decay: L2 penalty.
         steps: optimiser steps of the whole run.
         device: where batches go.
+        precision: number format of the forward pass.
     """
 
     def __init__(
@@ -35,11 +37,15 @@ class Trainer:
         weight_decay: float,
         steps: int,
         device: torch.device,
+        precision: Precision,
     ) -> None:
         self.model = model
         self.criterion = criterion
         self.device = device
-        self.optimizer = torch.optim.Adam(model.parameter_groups(lr), weight_decay=weight_decay)
+        self.precision = precision
+        self.optimizer = torch.optim.Adam(
+            model.parameter_groups(lr), weight_decay=weight_decay, fused=device.type != "mps"
+        )
         self.scheduler = torch.optim.lr_scheduler.PolynomialLR(
             self.optimizer, total_iters=steps, power=POLY_POWER
         )
@@ -55,7 +61,13 @@ class Trainer:
     def train_epoch(self, loader: Iterable[dict]) -> dict[str, float]:
         """Train over one loader and return the mean of each loss term."""
         losses = train_one_epoch(
-            self.model, loader, self.criterion, self.optimizer, self.scheduler, self.device
+            self.model,
+            loader,
+            self.criterion,
+            self.optimizer,
+            self.scheduler,
+            self.device,
+            self.precision,
         )
         self.epoch += 1
         return losses
@@ -72,6 +84,7 @@ class Trainer:
         return {
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
+            "scaler": self.precision.scaler.state_dict(),
             "epoch": self.epoch,
             "best": self.best.to_dict() if self.best else None,
             "rows": self.rows,
@@ -83,6 +96,7 @@ class Trainer:
         """Continue where `state_dict` was taken; the weights are loaded by the caller."""
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
+        self.precision.scaler.load_state_dict(state["scaler"])
         self.epoch = state["epoch"]
         self.best = Metrics(**state["best"]) if state["best"] else None
         self.rows = state["rows"]
