@@ -84,7 +84,13 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
     tensors = unwrap_state_dict(state, path)
     if isinstance(state.get("config"), dict) and "format" in state:
         info = {key: value for key, value in state.items() if key not in ("config", "model")}
-        return Checkpoint(path, ModelConfig(**state["config"]), tensors, info)
+        try:
+            config = ModelConfig(**state["config"])
+        except TypeError as error:
+            raise CheckpointError(
+                f"{path}: of another version of this project ({error})"
+            ) from error
+        return Checkpoint(path, config, tensors, info)
     if is_published(tensors):
         config, tensors = convert_published(tensors, path)
         return Checkpoint(path, config, tensors, {})

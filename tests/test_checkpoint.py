@@ -165,12 +165,11 @@ def test_damaged_file(damage, tmp_path):
         b"<!DOCTYPE html><html><body>Sign in</body></html>",
         b"hello",
         bytes(range(256)),
-        b"\x80\x02" + bytes(range(256)),
         b"\x80\x02}q\x00.",
         b"\x80\x02K\x01.",
         bytes(1000),
     ],
-    ids=["git-lfs", "html", "text", "bytes", "pickle-start", "empty-dict", "number", "zeros"],
+    ids=["git-lfs", "html", "text", "bytes", "empty-dict", "number", "zeros"],
 )
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_file_of_another_kind(content, suffix, tmp_path):
@@ -227,7 +226,7 @@ def test_a_run_keeps_one_best_and_leaves_others_alone(tmp_path):
     second.save_best(state, 0.31234)
     assert names(tmp_path) == ["fcn_x_25.00.pth", "fcn_x_31.23.pth"]
     second.save_best(state, 0.31235)
-    assert names(tmp_path) == ["fcn_x_25.00.pth", "fcn_x_31.23.pth"] or len(names(tmp_path)) == 2
+    assert len(names(tmp_path)) == 2
     assert second.best.exists() and first.best.exists()
     second.save_latest(state)
     assert second.latest == tmp_path / "fcn_x_latest.pth"

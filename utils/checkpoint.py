@@ -42,7 +42,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             return load_file(path, device="cpu")
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "Unsupported" in str(error) or "weights_only" in str(error):
+        if "Unsupported operand" not in str(error) or _is_pickle(path):
             raise CheckpointError(
                 f"{path}: refused, the file holds Python objects that could run code; export its "
                 "tensors as a plain state dict or as .safetensors"
@@ -83,6 +83,11 @@ def unwrap_state_dict(state: dict[str, Any], path: Path) -> dict[str, torch.Tens
     if not tensors:
         raise CheckpointError(f"{path}: no tensors in it; this is not a model checkpoint")
     return tensors
+
+
+def _is_pickle(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(1) == pickle.PROTO
 
 
 def _damaged(path: Path) -> str:
