@@ -122,6 +122,7 @@ class _Attack:
         return os.system, (self.command,)
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("write", [torch.save, lambda o, p: p.write_bytes(pickle.dumps(o))])
 def test_code_is_refused_and_does_not_run(write, tmp_path):
     trace = tmp_path / "it_ran"

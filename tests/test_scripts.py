@@ -457,7 +457,7 @@ def test_pseudo_masks_are_trained_on(outdir, sample_root):
 
 
 def test_missing_folder_of_pseudo_masks_is_an_error(sample_root, tmp_path):
-    with pytest.raises(OptionError, match="no pseudo masks there; run label.py first"):
+    with pytest.raises(OptionError, match=r"no pseudo masks there; run label\.py first"):
         train.main(train_argv(sample_root, tmp_path, "--use-pseudo-label"))
     assert not (tmp_path / "models").exists()
 
