@@ -27,6 +27,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     options.add_data_args(parser, split=False)
     options.add_checkpoints_arg(parser)
     options.add_labelling_args(parser)
+    options.add_compile_arg(parser)
     options.add_runtime_args(parser)
     args = parser.parse_args(argv)
     if args.min_confidence and args.vote == "hard":
@@ -37,10 +38,16 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
 def main(argv: list[str] | None = None) -> "Coverage":
     """Label ROOT/train as the command line says and return how much was covered."""
     args = parse_args(argv)
-    from datasets import ChangeDetectionDataset, evaluation_loader, index_pairs, load_classes
+    from datasets import (
+        ChangeDetectionDataset,
+        evaluation_loader,
+        index_pairs,
+        is_one_size,
+        load_classes,
+    )
+    from models.deploy import build_predictor, compile_predictor
     from models.ensemble import describe, find_best_checkpoints, open_ensemble
     from utils.device import choose_device
-    from utils.inference import IDENTITY, VIEWS, Predictor
     from utils.precision import choose_precision, set_backend_options
     from utils.progress import progress
 
@@ -57,14 +64,15 @@ def main(argv: list[str] | None = None) -> "Coverage":
     print(f"labelling {len(pairs)} pairs with {len(checkpoints)} models on {device}:")
     for checkpoint in checkpoints:
         print(f"  {describe(checkpoint)}")
-    views = VIEWS if args.tta else IDENTITY
-    autocast = choose_precision(args.amp, device).autocast
-    predictor = Predictor([c.build(device) for c in checkpoints], views, autocast)
+    predictor = build_predictor(checkpoints, device, choose_precision(args.amp, device), args.tta)
     loader = evaluation_loader(
         ChangeDetectionDataset(pairs, classes),
         args.test_batch_size,
         args.workers,
         pin_memory=device.type == "cuda",
+    )
+    compile_predictor(
+        predictor, args.compile, loader.dataset, args.test_batch_size, is_one_size(loader)
     )
     batches = progress(loader, "label")
     coverage = write_pseudo_masks(args, batches, predictor, classes)

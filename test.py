@@ -25,6 +25,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     options.add_data_args(parser)
     options.add_checkpoints_arg(parser)
     options.add_testing_args(parser)
+    options.add_compile_arg(parser)
     options.add_runtime_args(parser)
     return parser.parse_args(argv)
 
@@ -33,12 +34,17 @@ def main(argv: list[str] | None = None) -> "Metrics | None":
     """Predict as the command line says; return the scores, or None without labels."""
     started = time.perf_counter()
     args = parse_args(argv)
-    from datasets import ChangeDetectionDataset, evaluation_loader, load_classes
+    from datasets import (
+        ChangeDetectionDataset,
+        evaluation_loader,
+        is_one_size,
+        load_classes,
+    )
+    from models.deploy import build_predictor, compile_predictor
     from models.ensemble import describe, find_best_checkpoints, open_ensemble
     from utils.device import choose_device
     from utils.engine import evaluate
     from utils.files import write_json
-    from utils.inference import IDENTITY, VIEWS, Predictor
     from utils.precision import choose_precision, set_backend_options
     from utils.progress import details, progress
     from utils.time_limit import within_time_limit
@@ -55,14 +61,15 @@ def main(argv: list[str] | None = None) -> "Metrics | None":
     print(f"predicting {len(pairs)} pairs with {len(checkpoints)} models on {device}:")
     for checkpoint in checkpoints:
         print(f"  {describe(checkpoint)}")
-    views = VIEWS if args.tta else IDENTITY
-    autocast = choose_precision(args.amp, device).autocast
-    predictor = Predictor([c.build(device) for c in checkpoints], views, autocast)
+    predictor = build_predictor(checkpoints, device, choose_precision(args.amp, device), args.tta)
     loader = evaluation_loader(
         ChangeDetectionDataset(pairs, classes),
         args.test_batch_size,
         args.workers,
         pin_memory=device.type == "cuda",
+    )
+    compile_predictor(
+        predictor, args.compile, loader.dataset, args.test_batch_size, is_one_size(loader)
     )
     batches = progress(loader, "predict")
     if args.time_limit:

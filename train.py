@@ -1,5 +1,6 @@
 """Train a semantic change detector, or evaluate one with --load-from."""
 
+import secrets
 import time
 from argparse import Namespace
 from pathlib import Path
@@ -92,8 +93,10 @@ def train(
 
     config = ModelConfig(args.model, args.backbone, args.lightweight, classes.num_classes)
     files = RunFiles(args.outdir / "models", f"{args.model}_{args.backbone}")
-    name = time.strftime(f"{files.prefix}_%Y%m%d-%H%M%S")
-    trainer, saved = make_trainer(args, config, classes, len(train_loader), files.latest, device)
+    name = run_name(files.prefix)
+    trainer, saved = make_trainer(
+        args, config, classes, description, len(train_loader), files.latest, device
+    )
     if saved:
         name = saved["run"]
         files.best = files.folder / saved["best_file"]
@@ -141,10 +144,16 @@ def train(
     return files.best, trainer.best
 
 
+def run_name(prefix: str) -> str:
+    """Return a name that no other run has, not even one started in the same second."""
+    return f"{prefix}_{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+
+
 def make_trainer(
     args: Namespace,
     config: "ModelConfig",
     classes: "ClassList",
+    description: dict[str, Any],
     steps_per_epoch: int,
     latest: Path,
     device: "torch.device",
@@ -162,7 +171,7 @@ def make_trainer(
     saved = None
     if resume and (resume.exists() or args.resume != "auto"):
         saved = read_checkpoint(resume)
-        check_resumable(args, saved, classes, resume)
+        check_resumable(args, saved, description, resume)
     elif latest.exists():
         print(f"starting anew; {latest} of an earlier run is replaced (--resume goes on with it)")
     model = make_model(args, config, untrained=saved is not None)
@@ -196,20 +205,25 @@ def make_model(args: Namespace, config: "ModelConfig", untrained: bool) -> "Chan
         kept = f"; {', '.join(skipped)} starts anew (other classes)" if skipped else ""
         print(f"starting from {args.pretrain_from}{kept}")
         return model
-    weights = find_pretrained(config.backbone, args.pretrained_dir) if args.pretrained else False
+    weights = find_pretrained(config.backbone, args.pretrained_dir) if args.pretrained else None
     return build_model(config, weights)
 
 
 def check_resumable(
-    args: Namespace, saved: dict[str, Any], classes: "ClassList", path: Path
+    args: Namespace, saved: dict[str, Any], description: dict[str, Any], path: Path
 ) -> None:
     """Raise unless the command line describes the run that ``saved`` is of."""
     if "training" not in saved:
         raise CheckpointError(f"{path}: holds no training state; resume from a …_latest.pth")
-    if saved["classes"]["names"] != list(classes.names):
+    if saved["classes"]["names"] != description["classes"]["names"]:
         raise OptionError(f"{path}: is of a data set with other classes; check --data-root")
+    if saved["split"] != description["split"]:
+        raise OptionError(
+            f"{path}: was trained on another split ({saved['split']['protocol']}) or on other "
+            "files; check --data-root, --train-list and --val-list"
+        )
     asked = fixed_options(args)
-    differing = [name for name, value in saved["options"].items() if asked[name] != value]
+    differing = [name for name, value in saved["options"].items() if asked.get(name) != value]
     if differing:
         found = ", ".join(f"{name} {saved['options'][name]}" for name in differing)
         raise OptionError(
@@ -289,6 +303,7 @@ def evaluate_checkpoint(
     from utils.writer import MaskWriter, write_both_dates
 
     checkpoint = open_ensemble([path], classes.to_dict())[0]
+    # As in training, batch norm unfolded, so that the scores are those of the training log.
     views = VIEWS if args.tta else IDENTITY
     autocast = choose_precision(args.amp, device).autocast
     predictor = Predictor([checkpoint.build(device)], views, autocast)

@@ -28,6 +28,7 @@ __all__ = [
     "TrainTransform",
     "evaluation_loader",
     "index_pairs",
+    "is_one_size",
     "load_classes",
     "set_epoch",
     "split_pairs",
@@ -99,6 +100,11 @@ def evaluation_loader(
         batch_sampler=SameSizeBatches(sizes, batch_size),
         **_worker_options(workers, pin_memory),
     )
+
+
+def is_one_size(loader: DataLoader) -> bool:
+    """Tell whether all pairs of an evaluation loader have the same height and width."""
+    return len(loader.batch_sampler.sizes) == 1
 
 
 def _worker_options(workers: int, pin_memory: bool) -> dict:

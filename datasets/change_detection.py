@@ -221,6 +221,7 @@ class SameSizeBatches(Sampler[list[int]]):
         by_size: dict[tuple[int, int], list[int]] = {}
         for index, size in enumerate(sizes):
             by_size.setdefault(size, []).append(index)
+        self.sizes = tuple(by_size)
         self.batches = [
             indices[start : start + batch_size]
             for indices in by_size.values()

@@ -55,7 +55,7 @@ class Checkpoint(NamedTuple):
 
 
 def build_model(
-    config: ModelConfig, weights: dict[str, torch.Tensor] | bool = False
+    config: ModelConfig, weights: dict[str, torch.Tensor] | None = None
 ) -> ChangeDetector:
     """Build a model, with random heads.
 
@@ -65,7 +65,7 @@ def build_model(
 
     Raises:
         OptionError: an unknown model or backbone.
-        CheckpointError: the backbone weights do not fit or cannot be had.
+        CheckpointError: the backbone weights do not fit.
     """
     if config.model not in HEADS:
         raise OptionError(f"unknown model {config.model!r}; choose from {sorted(HEADS)}")

@@ -96,5 +96,6 @@ def pad_to_multiple(images: torch.Tensor, multiple: int) -> torch.Tensor:
 
 def _to_size(logits: torch.Tensor, padded: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
     """Interpolate head logits to the padded images' size, then cut the padding off."""
-    logits = F.interpolate(logits, padded.shape[-2:], mode="bilinear", align_corners=False)
+    # Class borders are decided here: in float32 whatever the encoder computed in.
+    logits = F.interpolate(logits.float(), padded.shape[-2:], mode="bilinear", align_corners=False)
     return logits[..., : image.shape[-2], : image.shape[-1]]

@@ -64,19 +64,19 @@ class Encoder(nn.Module):
 
 
 def build_encoder(
-    backbone: str, in_channels: int = 3, weights: dict[str, torch.Tensor] | bool = False
+    backbone: str, in_channels: int = 3, weights: dict[str, torch.Tensor] | None = None
 ) -> Encoder:
     """Build an encoder by its timm name.
 
     Args:
         backbone: ``hrnet_w18`` … ``hrnet_w64``, or any timm model with feature maps.
         in_channels: bands of the input image.
-        weights: a state dict under timm's names, True for timm's own pretrained weights (fetched
-            when they are not cached), False for random initialisation.
+        weights: ImageNet weights, as `models.pretrained.find_pretrained` returns them; None for
+            random initialisation.
 
     Raises:
-        OptionError: no such backbone in timm, or it has no feature maps.
-        CheckpointError: ``weights`` do not fill the backbone, or could not be fetched.
+        OptionError: no such backbone in timm, or it has no feature maps at any image size.
+        CheckpointError: ``weights`` do not fill the backbone.
     """
     if not timm.is_model(backbone):
         close = difflib.get_close_matches(backbone, timm.list_models(), n=4)
@@ -86,23 +86,29 @@ def build_encoder(
     options["features_only"] = True
     if backbone.startswith("swin"):
         options["strict_img_size"] = False  # else timm takes the size of its training images alone
-    if weights is not False:
-        body = load_timm_backbone(backbone, weights, in_channels, **options)
-        return _finish(body)
     try:
-        body = timm.create_model(backbone, in_chans=in_channels, **options)
+        if weights is None:
+            body = timm.create_model(backbone, in_chans=in_channels, **options)
+        else:
+            body = load_timm_backbone(backbone, weights, in_channels, **options)
+        if not is_hrnet(body):
+            _try_forward(body, in_channels)
     except (RuntimeError, AttributeError, AssertionError, TypeError) as error:
         raise OptionError(
             f"--backbone {backbone}: timm gives no feature maps for it ({error}); choose a "
             "convolutional or hierarchical backbone"
         ) from error
-    return _finish(body)
-
-
-def _finish(body: nn.Module) -> Encoder:
     if is_hrnet(body):
         _use_bilinear_fusion(body)
     return Encoder(body)
+
+
+def _try_forward(body: nn.Module, in_channels: int) -> None:
+    # Plain vision transformers are built without complaint, then refuse most image sizes.
+    body.eval()
+    with torch.no_grad():
+        body(torch.zeros(1, in_channels, 96, 160))
+    body.train()
 
 
 def is_hrnet(body: nn.Module) -> bool:

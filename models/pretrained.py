@@ -14,23 +14,33 @@ from utils.errors import CheckpointError
 SUFFIXES = (".pth", ".safetensors")
 
 
-def find_pretrained(backbone: str, folder: Path) -> dict[str, torch.Tensor] | bool:
-    """Return the weights in ``folder/<backbone>.{pth,safetensors}``, or True where there are none.
+def find_pretrained(backbone: str, folder: Path) -> dict[str, torch.Tensor]:
+    """Return the ImageNet weights of a backbone: a file of the user's, else timm's own.
 
-    True asks `models.encoder.build_encoder` for timm's own weights.
+    Args:
+        backbone: timm's name of it.
+        folder: where ``<backbone>.pth`` or ``<backbone>.safetensors`` may lie.
 
     Raises:
-        CheckpointError: the file is damaged or holds more than tensors.
+        CheckpointError: the file is damaged or holds more than tensors, or there is none and
+            timm's weights cannot be fetched.
     """
     for suffix in SUFFIXES:
         path = Path(folder) / f"{backbone}{suffix}"
         if path.exists():
             return read_state_dict(path)
-    return True
+    try:
+        return timm.create_model(backbone, pretrained=True).state_dict()
+    except Exception as error:  # the hub client's errors share no base class
+        raise CheckpointError(
+            f"--pretrained: no file {Path(folder) / backbone}.pth (or .safetensors), and timm's "
+            f"weights could not be fetched ({_reason(error)}); put the ImageNet weights of "
+            f"{backbone} at that path, or train without --pretrained"
+        ) from error
 
 
 def load_timm_backbone(
-    backbone: str, weights: dict[str, torch.Tensor] | bool, in_channels: int = 3, **options: Any
+    backbone: str, weights: dict[str, torch.Tensor], in_channels: int = 3, **options: Any
 ) -> nn.Module:
     """Return a timm backbone filled with ``weights``, checked tensor by tensor.
 
@@ -39,31 +49,49 @@ def load_timm_backbone(
 
     Args:
         backbone: timm's name of it.
-        weights: a state dict under timm's or the official names, or True for timm's own.
+        weights: a state dict under timm's or the official names.
         in_channels: bands of the input image.
         options: further arguments of `timm.create_model`.
 
     Raises:
-        CheckpointError: the weights leave a tensor of the backbone untrained, or cannot be had.
+        CheckpointError: the weights leave a tensor of the backbone untrained, or are those of a
+            larger backbone.
     """
     # timm warns of the classifier that a feature extractor leaves out; our own check is stricter.
     logging.getLogger("timm.models._builder").setLevel(logging.ERROR)
-    overlay = {"state_dict": weights, "custom_load": False} if weights is not True else None
+    _check_names(backbone, weights)
     try:
         body = timm.create_model(
             backbone,
             pretrained=True,
-            pretrained_cfg_overlay=overlay,
+            pretrained_cfg_overlay={"state_dict": weights, "custom_load": False},
             in_chans=in_channels,
             **options,
         )
-    except Exception as error:  # the hub client's errors share no base class
-        raise CheckpointError(_cannot_load(backbone, weights, error)) from error
-    if weights is not True:
-        # timm sums or repeats the bands of the first convolution where their number differs.
-        first = next(n for n, p in body.named_parameters() if p.dim() == 4)
-        _check_filled(body, weights, backbone, skip=set() if in_channels == 3 else {first})
+    except (RuntimeError, KeyError, ValueError, AttributeError, TypeError) as error:
+        raise CheckpointError(
+            f"pretrained weights do not fit {backbone} ({_reason(error)}); use weights of this "
+            "very backbone"
+        ) from error
+    # timm sums or repeats the bands of the first convolution where their number differs.
+    first = next(n for n, p in body.named_parameters() if p.dim() == 4)
+    _check_filled(body, weights, backbone, skip=set() if in_channels == 3 else {first})
     return body
+
+
+def _check_names(backbone: str, weights: dict[str, torch.Tensor]) -> None:
+    """Raise when a file under timm's names has layers that the backbone does not know.
+
+    A deeper network of the same family holds all that a shallower one asks for.
+    """
+    with torch.device("meta"):
+        known = timm.create_model(backbone).state_dict().keys()
+    unknown = [name for name in weights if name not in known]
+    if unknown and len(unknown) < len(weights) / 2:
+        raise CheckpointError(
+            f"pretrained weights for {backbone}: {len(unknown)} tensors of the file are not in "
+            f"this backbone, {unknown[0]} first; use weights of this very backbone"
+        )
 
 
 def _check_filled(
@@ -92,13 +120,6 @@ def _fingerprint(value: torch.Tensor) -> tuple[int, float, float]:
     return (value.numel(), value.min().item(), value.max().item()) if value.numel() else (0, 0, 0)
 
 
-def _cannot_load(backbone: str, weights: dict | bool, error: Exception) -> str:
-    reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else ""
-    reason = f"{type(error).__name__}: {reason}"
-    if weights is True:
-        return (
-            f"--pretrained: no file data/pretrained_models/{backbone}.pth (or .safetensors), and "
-            f"timm's weights could not be fetched ({reason}); put the ImageNet weights of "
-            f"{backbone} at that path, or train without --pretrained"
-        )
-    return f"pretrained weights do not fit {backbone} ({reason}); use weights of this very backbone"
+def _reason(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0][:160]}"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from datasets.classes import SECOND_CLASSES
@@ -62,3 +63,9 @@ def write_pairs(tmp_path) -> Callable[[dict[str, tuple[int, int]]], Path]:
         return folder
 
     return write
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    # The networks of the tests are tiny: a second thread costs more than it gives.
+    torch.set_num_threads(1)

@@ -13,8 +13,6 @@ from utils.checkpoint import read_checkpoint, read_state_dict, save_checkpoint
 from utils.errors import CheckpointError, UserError
 from utils.run import RunFiles
 
-torch.set_num_threads(1)  # tiny networks: a second thread costs more than it gives
-
 CLASSES = {"names": ["unchanged", "water", "forest"], "colors": [[255] * 3, [0] * 3, [0, 255, 0]]}
 
 

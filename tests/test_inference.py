@@ -14,8 +14,6 @@ from utils.inference import (
     undo_view,
 )
 
-torch.set_num_threads(1)  # tiny networks: a second thread costs more than it gives
-
 CLASSES = 5
 
 

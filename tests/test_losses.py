@@ -7,8 +7,6 @@ import torch.nn.functional as F
 
 from utils.losses import SECOND_CLASS_WEIGHTS, ChangeCriterion, change_loss, semantic_loss
 
-torch.set_num_threads(1)  # tiny networks: a second thread costs more than it gives
-
 TERMS = ("change", "semantic1", "semantic2", "total")
 
 

@@ -9,8 +9,6 @@ from models.change_detector import pad_to_multiple
 from models.encoder import MAX_CHANNELS, build_encoder
 from utils.errors import OptionError
 
-torch.set_num_threads(1)  # tiny networks: a second thread costs more than it gives
-
 # One small member of each family: name → sum of the channels at strides of 4 and more.
 FAMILIES = {
     "hrnet_w18_small": 240,

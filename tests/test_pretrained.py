@@ -14,8 +14,6 @@ from models.encoder import build_encoder
 from models.pretrained import find_pretrained
 from utils.errors import CheckpointError
 
-torch.set_num_threads(1)  # tiny networks: a second thread costs more than it gives
-
 REPO = Path(__file__).resolve().parents[1]
 SMALL = "mobilenetv2_050"
 HRNET = "hrnet_w18_small"
@@ -159,9 +157,26 @@ def test_code_in_a_pickle_is_refused_and_does_not_run(zipped, weights, tmp_path)
     assert not trace.exists()
 
 
-def test_no_file_asks_for_the_weights_of_timm(tmp_path):
-    assert find_pretrained(SMALL, tmp_path) is True
-    assert find_pretrained(SMALL, tmp_path / "no such folder") is True
+def test_no_file_takes_the_weights_of_timm(weights, tmp_path, monkeypatch):
+    asked = []
+
+    class Fetched:
+        def state_dict(self):
+            return weights
+
+    def create_model(name, **options):
+        asked.append((name, options))
+        return Fetched()
+
+    monkeypatch.setattr("models.pretrained.timm.create_model", create_model)
+    assert find_pretrained(SMALL, tmp_path / "no such folder") is weights
+    assert asked == [(SMALL, {"pretrained": True})]
+
+
+def test_weights_of_a_deeper_backbone_are_refused(tmp_path):
+    save(tmp_path, "resnet18", timm.create_model("resnet34").state_dict())
+    with pytest.raises(CheckpointError, match=r"not in this backbone, layer1\.2"):
+        load(tmp_path, "resnet18")
 
 
 def run_offline(*command: str, home: Path) -> subprocess.CompletedProcess:
@@ -199,10 +214,10 @@ def test_no_file_and_no_network_names_the_path_to_fill(sample_root, tmp_path):
 
 def test_no_network_is_an_error_for_every_caller(tmp_path):
     code = (
-        "from models.encoder import build_encoder\n"
+        "from models.pretrained import find_pretrained\n"
         "from utils.errors import CheckpointError\n"
         "try:\n"
-        f"    build_encoder('{SMALL}', weights=True)\n"
+        f"    find_pretrained('{SMALL}', 'folder')\n"
         "except CheckpointError as error:\n"
         "    print(error)\n"
     )

@@ -10,8 +10,6 @@ from models import ModelConfig, build_model, load_model, open_checkpoint
 from utils.errors import CheckpointError
 from utils.inference import VIEWS, apply_view, undo_view
 
-torch.set_num_threads(1)  # tiny networks: a second thread costs more than it gives
-
 DATA = Path(__file__).parent / "data"
 CONFIGS = {
     "fcn_hrnet_w18": ModelConfig("fcn", "hrnet_w18"),

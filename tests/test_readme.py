@@ -48,8 +48,8 @@ def test_readme_is_short():
 def test_the_recipe_as_written(sample_root, tmp_path):
     work = ["--data-root", str(sample_root), "--outdir", str(tmp_path), "--workers", "0"]
     recipe = [words for words in readme_commands() if words[0] in SCRIPTS]
-    for script, *arguments in recipe:
-        arguments = [SMALL.get(word, word) for word in arguments if word != "--pretrained"]
+    for script, *written in recipe:
+        arguments = [SMALL.get(word, word) for word in written if word != "--pretrained"]
         if script == "train.py":
             arguments += ["--epochs", "1", "--batch-size", "4", "--no-tensorboard"]
         if "--checkpoints" in arguments:

@@ -24,8 +24,6 @@ from utils.losses import SECOND_CLASS_WEIGHTS
 from utils.metrics import ConfusionMatrix, Metrics, compute_metrics
 from utils.options import REPO
 
-torch.set_num_threads(1)  # tiny networks: a second thread costs more than it gives
-
 SMALL = "mobilenetv2_050"
 FCN = ("--model", "fcn", "--backbone", SMALL)
 FAST = ("--device", "cpu", "--workers", "0")

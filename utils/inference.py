@@ -49,16 +49,25 @@ def undo_view(x: torch.Tensor, view: View) -> torch.Tensor:
     return x.flip(-1) if flip else x
 
 
+class Segment(NamedTuple):
+    """Consecutive pairs of a batch under one view."""
+
+    view: View
+    start: int
+    stop: int
+
+
 class Predictor:
     """Runs models over all views of a batch of pairs.
 
-    Every model sees both dates and as many views as fit in one forward pass; the number is halved
-    when the device runs out of memory, and stays so.
+    Every forward pass takes both dates and as many (pair, view) items as memory allows; the number
+    is halved when the device runs out of memory, and stays so. Probabilities are added up in place.
 
     Args:
         models: models in eval mode, on one device, of one class list.
         views: the views to average; `VIEWS` for TTA, `IDENTITY` for none.
         autocast: makes a context for the forward passes, such as ``torch.autocast``.
+        fixed_size: fill incomplete passes up, as compiled models need it.
     """
 
     def __init__(
@@ -66,13 +75,24 @@ class Predictor:
         models: Sequence[nn.Module],
         views: Sequence[View] = IDENTITY,
         autocast: Callable[[], object] = nullcontext,
+        fixed_size: bool = False,
     ) -> None:
         self.models = list(models)
         self.views = tuple(views)
         self.autocast = autocast
+        self.fixed_size = fixed_size
         self.device = next(self.models[0].parameters()).device
         on_cpu = self.device.type == "cpu"
         self.pixels_per_pass = CPU_PIXELS_PER_PASS if on_cpu else sys.maxsize
+
+    def compile(self) -> None:
+        """Compile the models with frozen weights; the next forward pass takes a minute per model.
+
+        Passes keep one size from then on, so that nothing is compiled twice.
+        """
+        self.fixed_size = True
+        for model in self.models:
+            model.compile(dynamic=False, options={"freezing": True})
 
     @torch.inference_mode()
     def __call__(self, image1: torch.Tensor, image2: torch.Tensor) -> Probabilities:
@@ -104,43 +124,33 @@ class Predictor:
     def _mean_over_views(
         self, model: nn.Module, image1: torch.Tensor, image2: torch.Tensor
     ) -> Probabilities:
+        height, width = image1.shape[-2:]
         total: Probabilities | None = None
-        for views in _views_of_one_shape(self.views, square=image1.shape[-2] == image1.shape[-1]):
-            batch1 = torch.cat([apply_view(image1, view) for view in views])
-            batch2 = torch.cat([apply_view(image2, view) for view in views])
-            probs = self._forward(model, batch1, batch2)
-            for i, view in enumerate(views):
-                part = [undo_view(p.unflatten(0, (len(views), -1))[i], view) for p in probs]
+        for views in _views_of_one_shape(self.views, square=height == width):
+            waiting = [Segment(view, 0, len(image1)) for view in views]
+            while waiting:
+                limit = max(1, self.pixels_per_pass // (height * width))
+                size = min(limit, len(image1) * len(views))
+                segments, rest = _split(waiting, size)
+                filled = size if self.fixed_size else sum(s.stop - s.start for s in segments)
+                try:
+                    probs = self._run(
+                        model, _gather(image1, segments, filled), _gather(image2, segments, filled)
+                    )
+                except torch.OutOfMemoryError:
+                    if size == 1:
+                        raise
+                    self.pixels_per_pass = size // 2 * height * width
+                    continue
                 if total is None:
-                    total = Probabilities(*(p.clone() for p in part))
-                else:
-                    for mean, value in zip(total, part, strict=True):
-                        mean.add_(value)
+                    total = Probabilities(
+                        *(p.new_zeros(len(image1), *p.shape[1:-2], height, width) for p in probs)
+                    )
+                _add_segments(total, probs, segments)
+                waiting = rest
         for mean in total:
             mean.div_(len(self.views))
         return total
-
-    def _forward(
-        self, model: nn.Module, image1: torch.Tensor, image2: torch.Tensor
-    ) -> Probabilities:
-        """Run one batch in as few passes as memory allows."""
-        pixels = image1.shape[-2] * image1.shape[-1]
-        while True:
-            pairs = max(1, min(len(image1), self.pixels_per_pass // pixels))
-            try:
-                parts = [
-                    self._run(model, part1, part2)
-                    for part1, part2 in zip(
-                        image1.split(pairs),
-                        image2.split(pairs),
-                        strict=True,
-                    )
-                ]
-                return Probabilities(*(torch.cat(p) for p in zip(*parts, strict=True)))
-            except torch.OutOfMemoryError:
-                if pairs == 1:
-                    raise
-                self.pixels_per_pass = pairs // 2 * pixels
 
     def _run(self, model: nn.Module, image1: torch.Tensor, image2: torch.Tensor) -> Probabilities:
         with self.autocast():
@@ -150,6 +160,46 @@ class Predictor:
             semantic_logits2.float().softmax(dim=1),
             change_logits.float().sigmoid(),
         )
+
+
+def _split(segments: list[Segment], size: int) -> tuple[list[Segment], list[Segment]]:
+    """Cut off the first ``size`` pairs."""
+    head, room = [], size
+    for i, (view, start, stop) in enumerate(segments):
+        if stop - start > room:
+            cut = start + room
+            first = [Segment(view, start, cut)] if room else []
+            return head + first, [Segment(view, cut, stop), *segments[i + 1 :]]
+        head.append(segments[i])
+        room -= stop - start
+    return head, []
+
+
+def _add_segments(total: Probabilities, probs: Probabilities, segments: list[Segment]) -> None:
+    """Turn each segment's probabilities back and add them to those of its pairs."""
+    start = 0
+    for view, first, last in segments:
+        stop = start + last - first
+        for mean, value in zip(total, probs, strict=True):
+            mean[first:last].add_(undo_view(value[start:stop], view))
+        start = stop
+
+
+def _gather(images: torch.Tensor, segments: list[Segment], size: int) -> torch.Tensor:
+    """Return the segments' images under their views, zeros behind, in channels-last memory."""
+    sides = images.shape[-2:][:: -1 if segments[0].view[1] % 2 else 1]
+    batch = torch.empty(
+        (size, images.shape[1], *sides),
+        dtype=images.dtype,
+        device=images.device,
+        memory_format=torch.channels_last,
+    )
+    filled = 0
+    for view, start, stop in segments:
+        batch[filled : filled + stop - start] = apply_view(images[start:stop], view)
+        filled += stop - start
+    batch[filled:] = 0
+    return batch
 
 
 def decode(probs: Probabilities) -> tuple[torch.Tensor, torch.Tensor]:

@@ -2,10 +2,9 @@
 
 Index 0 is *unchanged*, 1..C are the classes; rows are labels, columns predictions. This is the
 convention of SenseEarth 2020 and of the Bi-SRNet/SCanNet lineage: the (C+1)-class maps of both
-dates are counted into one (C+1)×(C+1) matrix.
+dates are counted into one (C+1)×(C+1) matrix. `utils.scoring` knows the other convention.
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -72,60 +71,84 @@ class Metrics:
 def compute_metrics(counts: torch.Tensor) -> Metrics:
     """Compute all scores from a confusion matrix.
 
+    Args:
+        counts: (K, K) non-negative, row = label, column = prediction, index 0 = unchanged.
+    """
+    counts = counts.detach().cpu().double()
+    scores = compute_scores(counts.sum(1), counts.sum(0), counts.diagonal())
+    class_iou = tuple(scores.pop("class_iou").tolist())
+    return Metrics(**{name: value.item() for name, value in scores.items()}, class_iou=class_iou)
+
+
+def compute_scores(
+    labelled: torch.Tensor, predicted: torch.Tensor, right: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """Compute all scores of any stack of confusion matrices; no score needs more than these sums.
+
     Every ratio with an empty denominator is defined as 0, so that nothing is NaN; a set without
     any change in labels and predictions therefore has SeK 0 and IoU of *changed* 0.
 
     Formulas: mIoU and SeK after Yang et al., "Asymmetric Siamese Networks for Semantic Change
     Detection in Aerial Images" (TGRS 2021, section V.A) and the SenseEarth 2020 rules; F_scd after
     Ding et al., "Bi-Temporal Semantic Reasoning for the SCD of HR RS Images" (TGRS 2022).
+    ``docs/metrics.md`` writes them out.
 
     Args:
-        counts: (K, K) non-negative, row = label, column = prediction, index 0 = unchanged.
+        labelled: (..., K) float64, pixels the label gives each entry (sums of the matrix's rows).
+        predicted: (..., K), pixels the prediction gives each entry (sums of its columns).
+        right: (..., K), pixels where both agree (its diagonal). Index 0 = unchanged.
+
+    Returns:
+        The fields of `Metrics`: ``class_iou`` (..., K), the others (...).
     """
-    counts = counts.detach().cpu().double()
-    total = counts.sum().item()
-    both_unchanged = counts[0, 0].item()
-    label_unchanged = counts[0].sum().item()
-    predicted_unchanged = counts[:, 0].sum().item()
-    both_changed = counts[1:, 1:].sum().item()
-    right_class = counts.diagonal()[1:].sum().item()
+    total = labelled.sum(-1)
+    both_unchanged = right[..., 0]
+    label_unchanged, predicted_unchanged = labelled[..., 0], predicted[..., 0]
+    both_changed = total - label_unchanged - predicted_unchanged + both_unchanged
+    right_class = right[..., 1:].sum(-1)
 
     iou_unchanged = _ratio(both_unchanged, label_unchanged + predicted_unchanged - both_unchanged)
     iou_changed = _ratio(both_changed, total - both_unchanged)
     miou = (iou_unchanged + iou_changed) / 2
-    without_unchanged = counts.clone()
-    without_unchanged[0, 0] = 0
-    sek = cohen_kappa(without_unchanged) * math.exp(iou_changed - 1)
+    sek = _separated_kappa(labelled, predicted, right) * torch.exp(iou_changed - 1)
     precision = _ratio(right_class, total - predicted_unchanged)
     recall = _ratio(right_class, total - label_unchanged)
-    union = counts.sum(0) + counts.sum(1) - counts.diagonal()
-    return Metrics(
-        score=0.3 * miou + 0.7 * sek,
-        miou=miou,
-        sek=sek,
-        f_scd=_ratio(2 * precision * recall, precision + recall),
-        f_scd_precision=precision,
-        f_scd_recall=recall,
-        oa=_ratio(counts.diagonal().sum().item(), total),
-        kappa=cohen_kappa(counts),
-        iou_unchanged=iou_unchanged,
-        iou_changed=iou_changed,
-        class_iou=tuple(
-            _ratio(hit, size)
-            for hit, size in zip(counts.diagonal().tolist(), union.tolist(), strict=True)
-        ),
-    )
+    return {
+        "score": 0.3 * miou + 0.7 * sek,
+        "miou": miou,
+        "sek": sek,
+        "f_scd": _ratio(2 * precision * recall, precision + recall),
+        "f_scd_precision": precision,
+        "f_scd_recall": recall,
+        "oa": _ratio(right.sum(-1), total),
+        "kappa": _kappa(labelled, predicted, right),
+        "iou_unchanged": iou_unchanged,
+        "iou_changed": iou_changed,
+        "class_iou": _ratio(right, labelled + predicted - right),
+    }
 
 
 def cohen_kappa(counts: torch.Tensor) -> float:
     """Agreement beyond chance (Cohen, 1960): (p₀ − pₑ) / (1 − pₑ); 0 for an empty matrix."""
-    total = counts.sum().item()
-    if total == 0:
-        return 0.0
-    observed = counts.diagonal().sum().item() / total
-    expected = (counts.sum(0) * counts.sum(1)).sum().item() / total**2
+    counts = counts.detach().cpu().double()
+    return _kappa(counts.sum(1), counts.sum(0), counts.diagonal()).item()
+
+
+def _kappa(labelled: torch.Tensor, predicted: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    total = labelled.sum(-1)
+    observed = _ratio(right.sum(-1), total)
+    expected = _ratio((labelled * predicted).sum(-1), total**2)
     return _ratio(observed - expected, 1 - expected)
 
 
-def _ratio(numerator: float, denominator: float) -> float:
-    return numerator / denominator if denominator else 0.0
+def _separated_kappa(
+    labelled: torch.Tensor, predicted: torch.Tensor, right: torch.Tensor
+) -> torch.Tensor:
+    """Cohen's kappa without the pixels that are unchanged in label and prediction."""
+    both_unchanged = torch.zeros_like(right)
+    both_unchanged[..., 0] = right[..., 0]
+    return _kappa(labelled - both_unchanged, predicted - both_unchanged, right - both_unchanged)
+
+
+def _ratio(numerator: torch.Tensor, denominator: torch.Tensor) -> torch.Tensor:
+    return torch.where(denominator != 0, numerator / denominator, torch.zeros_like(numerator))

@@ -128,6 +128,17 @@ def add_model_args(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_compile_arg(parser: argparse.ArgumentParser) -> None:
+    """Add whether inference is compiled."""
+    parser.add_argument_group("speed").add_argument(
+        "--compile",
+        choices=("auto", "on", "off"),
+        default="auto",
+        help="compile the models; auto does so where the work is long enough to pay for the minute "
+        "it takes per model (default: auto)",
+    )
+
+
 def add_checkpoints_arg(parser: argparse.ArgumentParser) -> None:
     """Add which checkpoints form the ensemble."""
     parser.add_argument_group("ensemble").add_argument(

@@ -1,0 +1,164 @@
+"""What a label file holds, whether or not training can read it: format, classes, strange values."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from PIL import Image
+
+from datasets.classes import ClassList
+
+INDEX, PALETTE, RGB = "index", "palette", "RGB in class colours"
+NEAR_COLORS, BINARY = "near-colours", "binary 0/255"
+FOREIGN_VALUES, FOREIGN_COLORS = "foreign values", "foreign colours"
+CONTRADICTING_PALETTE, OTHER_MODE = "contradicting palette", "other mode"
+READABLE = frozenset({INDEX, PALETTE, RGB})  # what training reads as it is
+
+COLOR_DISTANCE = 30
+LISTED = 5  # foreign values or colours that are named
+BLACK, WHITE = 0, 0xFFFFFF
+
+
+@dataclass(frozen=True)
+class LabelReading:
+    """One label file as it is.
+
+    Attributes:
+        format: ``index``, ``palette``, ``RGB in class colours``, ``near-colours``, …
+        mask: (H, W) uint8 class indices; None where the file does not say them.
+        detail: what is wrong in words; empty for a readable format.
+        near_pixels: pixels whose colour is near a class colour, but not equal to it.
+        largest_distance: Euclidean RGB distance of the worst pixel from a class colour.
+    """
+
+    format: str
+    mask: np.ndarray | None
+    detail: str = ""
+    near_pixels: int = 0
+    largest_distance: int = 0
+
+
+class ColorTable:
+    """The nearest of a few colours for any 24-bit colour, remembered once it was met."""
+
+    def __init__(self, colors: Sequence[tuple[int, int, int]]) -> None:
+        self._colors = np.asarray(colors, dtype=np.int32)
+        # 0: not met yet; else 1 + (distance << 8 | index). Pages not touched cost no memory.
+        self._table = np.zeros(1 << 24, dtype=np.uint32)
+        self._learn(np.array([r | g << 8 | b << 16 for r, g, b in colors], dtype=np.uint32))
+
+    def nearest(self, packed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return index (uint8) and Euclidean distance rounded up (uint32) of `pack_colors`."""
+        codes = self._table[packed]
+        if not codes.all():
+            self._learn(np.unique(packed[codes == 0]))
+            codes = self._table[packed]
+        codes -= 1
+        return (codes & 255).astype(np.uint8), codes >> 8
+
+    def _learn(self, packed: np.ndarray) -> None:
+        rgb = np.stack([packed & 255, packed >> 8 & 255, packed >> 16], axis=1).astype(np.int32)
+        best = np.full(len(packed), np.iinfo(np.int32).max, dtype=np.int32)
+        index = np.zeros(len(packed), dtype=np.uint32)
+        for number, color in enumerate(self._colors):
+            squared = np.square(rgb - color).sum(axis=1)
+            closer = squared < best
+            best[closer], index[closer] = squared[closer], number
+        distance = np.ceil(np.sqrt(best)).astype(np.uint32)
+        self._table[packed] = 1 + (distance << 8 | index)
+
+
+@lru_cache(maxsize=4)
+def color_table(colors: tuple[tuple[int, int, int], ...]) -> ColorTable:
+    """Return this process's table for a list of colours."""
+    return ColorTable(colors)
+
+
+def pack_colors(image: Image.Image) -> np.ndarray:
+    """Return the colours of an RGB(A) image as (H, W) uint32, red in the lowest byte."""
+    four_bytes = image if image.mode == "RGBA" else image.convert("RGBX")
+    packed = np.frombuffer(four_bytes.tobytes(), dtype="<u4") & 0xFFFFFF
+    return packed.reshape(image.height, image.width)
+
+
+def inspect_label(
+    image: Image.Image, classes: ClassList, color_distance: int = COLOR_DISTANCE
+) -> LabelReading:
+    """Tell format and classes of a decoded label file.
+
+    Args:
+        image: the label.
+        classes: what its values should mean.
+        color_distance: Euclidean RGB distance up to which a colour still counts as a class's.
+    """
+    if image.mode in ("RGB", "RGBA"):
+        return _inspect_colors(image, classes, color_distance)
+    if image.mode not in ("L", "P", "1"):
+        return LabelReading(OTHER_MODE, None, f"mode {image.mode}")
+    mask = np.array(image, dtype=np.uint8)
+    if int(mask.max(initial=0)) > classes.num_classes:
+        return _inspect_values(mask, classes)
+    if image.mode == "P":
+        contradiction = _palette_contradiction(image, mask, classes)
+        if contradiction:
+            return LabelReading(CONTRADICTING_PALETTE, None, contradiction)
+        return LabelReading(PALETTE, mask)
+    return LabelReading(INDEX, mask)
+
+
+def _inspect_values(mask: np.ndarray, classes: ClassList) -> LabelReading:
+    counts = np.bincount(mask.ravel(), minlength=256)
+    if counts[1:255].sum() == 0:
+        return LabelReading(BINARY, None, "only 0 and 255")
+    foreign = counts.copy()
+    foreign[: classes.num_classes + 1] = 0
+    order = np.argsort(-foreign, kind="stable")[:LISTED]
+    listed = ", ".join(f"{value}: {foreign[value]} pixels" for value in order if foreign[value])
+    return LabelReading(FOREIGN_VALUES, None, f"value {listed}")
+
+
+def _inspect_colors(image: Image.Image, classes: ClassList, color_distance: int) -> LabelReading:
+    packed = pack_colors(image)
+    index, distance = color_table(classes.colors).nearest(packed)
+    largest = int(distance.max(initial=0))
+    if largest == 0:
+        return LabelReading(RGB, index)
+    off = distance > 0
+    far = distance > color_distance
+    near_pixels, far_pixels = int((off & ~far).sum()), int(far.sum())
+    colors, counts = np.unique(packed[far], return_counts=True)
+    # Lossy files smear few classes over very many colours; another class list has a few of its own.
+    smeared = len(colors) > 2 * len(classes.colors)
+    if near_pixels or smeared:
+        rest = f", {far_pixels} of them beyond {color_distance}" if far_pixels else ""
+        return LabelReading(
+            NEAR_COLORS,
+            None if far_pixels else index,
+            f"{near_pixels + far_pixels} pixels up to {largest} from a class colour{rest}",
+            near_pixels,
+            largest,
+        )
+    if colors.tolist() == [BLACK] and (packed[~far] == WHITE).all():
+        return LabelReading(BINARY, None, "only black and white")
+    listed = ", ".join(
+        f"{(int(c & 255), int(c >> 8 & 255), int(c >> 16))}: {counts[i]} pixels"
+        for i, c in sorted(enumerate(colors), key=lambda item: -counts[item[0]])[:LISTED]
+    )
+    return LabelReading(FOREIGN_COLORS, None, f"colour {listed}", 0, largest)
+
+
+def _palette_contradiction(image: Image.Image, mask: np.ndarray, classes: ClassList) -> str:
+    """Name an index whose palette colour is another class's; empty where the palette is fine."""
+    palette = np.asarray(image.getpalette("RGB"), dtype=np.uint8).reshape(-1, 3)
+    used = np.flatnonzero(np.bincount(mask.ravel(), minlength=256))
+    if len(used) < 2 or used[-1] >= len(palette):
+        return ""
+    colors = [tuple(int(channel) for channel in palette[index]) for index in used]
+    if not set(colors) <= set(classes.colors):
+        return ""  # a palette of its own: only the indices speak
+    for index, color in zip(used, colors, strict=True):
+        if color != classes.colors[index]:
+            shown = classes.names[classes.colors.index(color)]
+            return f"index {index} ({classes.names[index]}) has the colour of {shown}"
+    return ""

@@ -1,0 +1,116 @@
+"""Masks on disk that are to be compared: labels and predictions, paired by name."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from datasets.change_detection import IMAGE_FOLDERS, IMAGE_SUFFIXES, LABEL_FOLDERS
+from utils.errors import DataError
+
+PairPaths = tuple[Path, Path]
+
+
+@dataclass(frozen=True)
+class MaskJob:
+    """The files of one pair: its labels, and its masks in each folder of predictions."""
+
+    name: str
+    label: PairPaths
+    predictions: tuple[PairPaths, ...]
+
+
+def find_jobs(label: Path, predictions: Sequence[Path], names: Path | None) -> list[MaskJob]:
+    """List the pairs to score, by name.
+
+    Raises:
+        DataError: a folder or file is missing, a file is too many, or a name is unknown.
+    """
+    labels = find_masks(label)
+    found = [find_masks(folder) for folder in predictions]
+    chosen = read_names(names, labels) if names else sorted(labels)
+    for folder, masks in zip(predictions, found, strict=True):
+        missing = [name for name in chosen if name not in masks]
+        if missing:
+            raise DataError(
+                f"{folder}: no prediction for {labels[missing[0]][0]}{_more(missing)}; predict "
+                "all pairs, or list those to score with --names"
+            )
+        extra = sorted(set(masks) - set(labels))
+        if extra and not names:
+            raise DataError(
+                f"{masks[extra[0]][0]}: no label in {label}{_more(extra)}; remove the file, or "
+                "list the pairs to score with --names"
+            )
+    return [MaskJob(n, labels[n], tuple(masks[n] for masks in found)) for n in chosen]
+
+
+def find_masks(folder: Path) -> dict[str, PairPaths]:
+    """Return the masks of both dates by name, from ``label1/label2`` or else ``im1/im2``.
+
+    Raises:
+        DataError: the folders are missing or empty, or a mask has no partner.
+    """
+    pair = next(
+        (
+            pair
+            for pair in (LABEL_FOLDERS, IMAGE_FOLDERS)
+            if any((folder / name).is_dir() for name in pair)
+        ),
+        None,
+    )
+    if pair is None:
+        raise DataError(f"{folder}: no folders im1 and im2, or label1 and label2, in it")
+    dates: list[dict[str, Path]] = []
+    for name in pair:
+        if not (folder / name).is_dir():
+            raise DataError(f"{folder / name}: no such folder; masks of both dates are needed")
+        dates.append(_files_by_stem(folder / name))
+    alone = sorted(set(dates[0]) ^ set(dates[1]))
+    if alone:
+        there, missing = (0, 1) if alone[0] in dates[0] else (1, 0)
+        raise DataError(
+            f"{dates[there][alone[0]]}: no partner in {folder / pair[missing]}{_more(alone)}; add "
+            "the file or remove this one"
+        )
+    if not dates[0]:
+        raise DataError(f"{folder / pair[0]}: no masks in it; expected PNG files")
+    return {name: (dates[0][name], dates[1][name]) for name in dates[0]}
+
+
+def read_names(path: Path, known: dict[str, PairPaths]) -> list[str]:
+    """Read names from a text file, one a line, with or without folder and suffix.
+
+    Raises:
+        DataError: the file is unreadable or empty, or a name repeats or has no label.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); expected one name a line") from error
+    names = []
+    for line in (line.strip() for line in lines):
+        if line:
+            name = Path(line).name if Path(line).name in known else Path(line).stem
+            if name not in known:
+                raise DataError(f"{path}: {line!r} has no label; correct the list")
+            names.append(name)
+    if not names:
+        raise DataError(f"{path}: no names in it; write one a line")
+    if len(set(names)) < len(names):
+        raise DataError(f"{path}: names repeat; list each pair once")
+    return names
+
+
+def _more(names: Sequence[str]) -> str:
+    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+
+
+def _files_by_stem(folder: Path) -> dict[str, Path]:
+    files: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(".") or path.suffix.lower() not in IMAGE_SUFFIXES:
+            continue
+        if path.stem in files:
+            raise DataError(f"{path} and {files[path.stem].name}: same name twice; remove one")
+        files[path.stem] = path
+    return files

@@ -1,0 +1,208 @@
+"""One pair looked at closely: what its four files are, and what its labels say."""
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from datasets.change_detection import Pair
+from datasets.classes import ClassList
+from datasets.label_formats import COLOR_DISTANCE, LabelReading, inspect_label
+from utils.errors import DataError
+from utils.masks import open_image
+
+THUMBNAIL_SIDE = 32
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+
+@dataclass(frozen=True)
+class FileReport:
+    """One image or label file.
+
+    Attributes:
+        path: the file.
+        format: ``PNG``, ``JPEG``, …; empty where the file cannot be decoded.
+        mode: Pillow's mode, such as ``RGB``, ``P`` or ``I;16``.
+        bits: bits per channel in the file.
+        size: (height, width).
+        error: why the file cannot be decoded; empty where it can.
+    """
+
+    path: Path
+    format: str = ""
+    mode: str = ""
+    bits: int = 0
+    size: tuple[int, int] = (0, 0)
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """The content of an image: a hash of its pixels, and a (32, 32) uint8 grey thumbnail."""
+
+    digest: str
+    thumbnail: np.ndarray
+
+
+@dataclass
+class PairReport:
+    """What was found in one pair.
+
+    Attributes:
+        pair: its files.
+        split: the split it belongs to; `datasets.inspection` sets it.
+        images: reports of the two images.
+        labels: reports of the two labels; empty for an unlabelled pair.
+        fingerprints: of the two images; None where one cannot be decoded or was not read.
+        same_image: whether both dates show the same pixels.
+        formats: label format per date, ``unreadable`` for a broken file.
+        details: what is wrong with each label, in words.
+        transitions: (C + 1, C + 1) pixel counts, class at date 1 by class at date 2; None where
+            the labels do not tell.
+    """
+
+    pair: Pair
+    split: str = ""
+    images: list[FileReport] = field(default_factory=list)
+    labels: list[FileReport] = field(default_factory=list)
+    fingerprints: list[Fingerprint | None] = field(default_factory=list)
+    same_image: bool = False
+    formats: list[str] = field(default_factory=list)
+    details: list[str] = field(default_factory=list)
+    transitions: np.ndarray | None = None
+
+    @property
+    def disagreeing(self) -> int:
+        """Pixels that are 0 in one label and a class in the other."""
+        if self.transitions is None:
+            return 0
+        return int(self.transitions[0, 1:].sum() + self.transitions[1:, 0].sum())
+
+    @property
+    def same_class(self) -> int:
+        """Pixels labelled as changed, from a class to the same class."""
+        return 0 if self.transitions is None else int(np.trace(self.transitions[1:, 1:]))
+
+    @property
+    def changed(self) -> float | None:
+        """Share of the pixels that both labels call changed, 0..1; None without readable labels."""
+        if self.transitions is None:
+            return None
+        return float(self.transitions[1:, 1:].sum() / max(1, self.transitions.sum()))
+
+
+def inspect_pair(
+    pair: Pair,
+    classes: ClassList,
+    color_distance: int = COLOR_DISTANCE,
+    decode_images: bool = True,
+) -> PairReport:
+    """Read the files of a pair, each once; nothing in them raises.
+
+    Args:
+        pair: its files; the labels may be None.
+        classes: what label values and colours mean.
+        color_distance: Euclidean RGB distance up to which a colour counts as a class's.
+        decode_images: False reads only the headers of the images and compares their bytes.
+    """
+    report = PairReport(pair)
+    for path in (pair.image1, pair.image2):
+        file, fingerprint = _inspect_image(path) if decode_images else (_read_header(path), None)
+        report.images.append(file)
+        report.fingerprints.append(fingerprint)
+    if decode_images:
+        first, second = report.fingerprints
+        report.same_image = first is not None and second is not None
+        report.same_image = report.same_image and first.digest == second.digest
+    else:
+        report.same_image = _same_bytes(pair.image1, pair.image2)
+    if pair.label1 is not None and pair.label2 is not None:
+        readings = [
+            _inspect_label_file(report, path, classes, color_distance)
+            for path in (pair.label1, pair.label2)
+        ]
+        report.transitions = _count_transitions(readings, len(classes.names))
+    return report
+
+
+def _inspect_image(path: Path) -> tuple[FileReport, Fingerprint | None]:
+    try:
+        image = open_image(path)
+        file = _describe(path, image)
+        return file, _fingerprint(image)
+    except (DataError, OSError, ValueError) as error:
+        return FileReport(path, error=_reason(error, path)), None
+
+
+def _inspect_label_file(
+    report: PairReport, path: Path, classes: ClassList, color_distance: int
+) -> LabelReading | None:
+    try:
+        image = open_image(path)
+        file, reading = _describe(path, image), inspect_label(image, classes, color_distance)
+    except (DataError, OSError, ValueError) as error:
+        file, reading = FileReport(path, error=_reason(error, path)), None
+    report.labels.append(file)
+    report.formats.append(reading.format if reading else "unreadable")
+    report.details.append(reading.detail if reading else file.error)
+    return reading
+
+
+def _read_header(path: Path) -> FileReport:
+    try:
+        with Image.open(path) as image:
+            return _describe(path, image)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        return FileReport(path, error=_reason(error, path))
+
+
+def _describe(path: Path, image: Image.Image) -> FileReport:
+    bits = {"1": 1, "I": 32, "F": 32}.get(image.mode, 16 if "16" in image.mode else 8)
+    with open(path, "rb") as file:
+        head = file.read(25)
+    if head.startswith(PNG_SIGNATURE):
+        bits = head[24]  # Pillow hands 16-bit colours and 4-bit grey out as 8 bits
+    return FileReport(path, image.format or "", image.mode, bits, (image.height, image.width))
+
+
+def _fingerprint(image: Image.Image) -> Fingerprint:
+    if image.mode.startswith(("I", "F")):
+        values = np.asarray(image).astype(np.float64)
+        low, span = values.min(), np.ptp(values) or 1.0
+        grey = Image.fromarray(((values - low) / span * 255).astype(np.uint8))
+        content = np.asarray(image).tobytes()
+    else:
+        grey = image if image.mode == "RGB" else image.convert("RGB")
+        content = grey.tobytes()
+        grey = grey.convert("L")
+    digest = hashlib.sha256(f"{image.width} {image.height} ".encode() + content).hexdigest()[:32]
+    side = (THUMBNAIL_SIDE, THUMBNAIL_SIDE)
+    return Fingerprint(digest, np.asarray(grey.resize(side, Image.Resampling.BOX)))
+
+
+def _count_transitions(readings: list[LabelReading | None], number: int) -> np.ndarray | None:
+    masks = [reading.mask if reading else None for reading in readings]
+    if any(mask is None for mask in masks) or masks[0].shape != masks[1].shape:
+        return None
+    joint = masks[0].astype(np.uint16 if number > 15 else np.uint8)
+    joint *= number
+    joint += masks[1]
+    return np.bincount(joint.ravel(), minlength=number**2).reshape(number, number)
+
+
+def _same_bytes(path1: Path, path2: Path) -> bool:
+    try:
+        if path1.stat().st_size != path2.stat().st_size:
+            return False
+        return path1.read_bytes() == path2.read_bytes()
+    except OSError:
+        return False
+
+
+def _reason(error: Exception, path: Path) -> str:
+    """Return the cause alone: the path and the remedy are said once for all files."""
+    text = str(error) or type(error).__name__
+    text = text.removeprefix(f"{path}: ").split("; ")[0].splitlines()[0]
+    return text.removeprefix("cannot be decoded (").removesuffix(")").replace(str(path), "file")

@@ -1,0 +1,116 @@
+"""From checkpoints to a fast predictor: folded, channels-last, in mixed precision, compiled."""
+
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from models import Checkpoint
+from utils.errors import OptionError
+from utils.fold import fold_batch_norm
+from utils.inference import IDENTITY, VIEWS, Predictor
+from utils.precision import Precision
+
+# Sides of the example that folding watches; large enough for every backbone.
+EXAMPLE_SIDE = 128
+# Compiling one model, measured for hrnet_w18 on two CPU cores, and the share of time it then saves
+# at the least; `docs/performance.md` has the figures. They only decide what `auto` does.
+COMPILE_S = 75.0
+COMPILE_SAVES = 0.4
+
+
+def build_predictor(
+    checkpoints: Sequence[Checkpoint], device: torch.device, precision: Precision, tta: bool
+) -> Predictor:
+    """Build every model of an ensemble, prepared for inference.
+
+    Args:
+        checkpoints: of one class list.
+        device: where they run.
+        precision: number format of the forward passes.
+        tta: average the six views instead of one.
+
+    Raises:
+        CheckpointError: tensors do not fill their model.
+    """
+    models = []
+    for checkpoint in checkpoints:
+        model = checkpoint.build(device)
+        shape = (1, checkpoint.config.in_channels, EXAMPLE_SIDE, EXAMPLE_SIDE)
+        fold_batch_norm(model, *(torch.rand(shape, device=device) for _ in range(2)))
+        models.append(model)
+    return Predictor(models, VIEWS if tta else IDENTITY, precision.autocast)
+
+
+def compile_predictor(
+    predictor: Predictor,
+    mode: str,
+    dataset: Sequence[dict[str, Any]],
+    batch_size: int,
+    one_size: bool,
+    say: Callable[[str], None] = print,
+) -> None:
+    """Compile a predictor's models if asked to, or if ``auto`` finds that it pays.
+
+    ``auto`` predicts one pair as it is, twice, and compiles where the saving over the whole data
+    set exceeds the time that compiling takes.
+
+    Args:
+        predictor: compiled in place; warmed up when this returns.
+        mode: ``auto``, ``on`` or ``off``.
+        dataset: samples with ``image1`` and ``image2``.
+        batch_size: pairs per batch.
+        one_size: whether all pairs have the same height and width; each further size would be
+            compiled anew.
+        say: told what was decided, and what the warm-up took.
+
+    Raises:
+        OptionError: ``on`` without a compiler, or with pairs of several sizes.
+    """
+    if mode == "off":
+        return
+    obstacle = _obstacle(predictor.device, one_size)
+    if obstacle:
+        if mode == "on":
+            raise OptionError(f"--compile on: {obstacle}")
+        return
+    image1, image2 = (dataset[0][key][None] for key in ("image1", "image2"))
+    if mode == "auto":
+        pair_s = _pair_seconds(predictor, image1, image2)
+        saving = COMPILE_SAVES * pair_s * len(dataset)
+        cost = COMPILE_S * len(predictor.models)
+        if saving <= cost:
+            return
+        say(f"compiling: saves about {saving:.0f} s of {pair_s * len(dataset):.0f} s")
+    started = time.perf_counter()
+    predictor.compile()
+    pairs = min(batch_size, len(dataset))
+    predictor(image1.expand(pairs, -1, -1, -1), image2.expand(pairs, -1, -1, -1))
+    _wait(predictor.device)
+    say(f"compiled {len(predictor.models)} models in {time.perf_counter() - started:.0f} s")
+
+
+def _obstacle(device: torch.device, one_size: bool) -> str:
+    if not one_size:
+        return "the pairs have several sizes, and each would be compiled anew"
+    if device.type == "cpu" and not any(shutil.which(name) for name in ("g++", "clang++", "cl")):
+        return "no C++ compiler found; install g++"
+    if device.type == "mps":
+        return "not supported on mps"
+    return ""
+
+
+def _pair_seconds(predictor: Predictor, image1: torch.Tensor, image2: torch.Tensor) -> float:
+    predictor(image1, image2)
+    _wait(predictor.device)
+    started = time.perf_counter()
+    predictor(image1, image2)
+    _wait(predictor.device)
+    return time.perf_counter() - started
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

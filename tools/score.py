@@ -1,0 +1,289 @@
+"""Score a folder of masks, of this project or any other, against labels."""
+
+import signal
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from utils import options
+from utils.cli import run
+from utils.errors import DataError, OptionError
+
+if TYPE_CHECKING:  # functions import torch themselves, so that --help starts at once
+    import numpy as np
+
+    from datasets import ClassList
+    from datasets.mask_folders import MaskJob, PairPaths
+    from utils.scoring import PairCounts
+
+EPILOG = """examples:
+  python tools/score.py --prediction outdir/masks/test --label data/dataset/val
+  python tools/score.py --prediction A --versus B --label data/dataset/val --matrix transitions
+
+Each folder has label1 and label2, or im1 and im2, with masks of the same names: class indices or
+class colours. docs/metrics.md explains the scores.
+"""
+MATRIX_NAMES = {"dates": "dates", "transitions": "transitions", "7": "dates", "37": "transitions"}
+# Reader processes need about two seconds to start; below this many pairs one process is faster.
+PAIRS_FOR_PROCESSES = 300
+
+
+def parse_args(argv: list[str] | None = None) -> Namespace:
+    """Parse the command line."""
+    parser = options.make_parser(__doc__, EPILOG)
+    _add_input_args(parser)
+    group = parser.add_argument_group("scores")
+    group.add_argument(
+        "--matrix",
+        choices=tuple(MATRIX_NAMES),
+        default="dates",
+        help="dates (or 7): one matrix of classes over both dates; transitions (or 37): one of "
+        "from→to entries; 7 and 37 are their sizes for SECOND (default: dates)",
+    )
+    group.add_argument(
+        "--one-sided",
+        choices=("error", "unchanged", "keep"),
+        default="error",
+        help="pixels predicted to change at one date alone: stop, count them as unchanged at both, "
+        "or keep them as they are, which only dates can (default: error)",
+    )
+    group.add_argument(
+        "--bootstrap",
+        type=options.natural,
+        default=1000,
+        metavar="N",
+        help="resamples of the images for 95 %% intervals; 0 for none (default: 1000)",
+    )
+    group.add_argument(
+        "--seed", type=options.natural, default=0, metavar="N", help="of the resamples (default: 0)"
+    )
+    group = parser.add_argument_group("output")
+    group.add_argument("--json", type=Path, metavar="FILE", help="write all values as JSON")
+    group.add_argument("--csv", type=Path, metavar="FILE", help="write a row of scores per image")
+    group.add_argument(
+        "--workers",
+        type=options.natural,
+        metavar="N",
+        help="processes that read masks (default: the cores, 8 at the most; 1 for few pairs)",
+    )
+    group.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser.parse_args(argv)
+
+
+def _add_input_args(parser: options.argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("masks")
+    group.add_argument(
+        "--prediction", type=Path, required=True, metavar="DIR", help="folder to score"
+    )
+    group.add_argument(
+        "--label", type=Path, required=True, metavar="DIR", help="folder that is right"
+    )
+    group.add_argument(
+        "--versus",
+        type=Path,
+        metavar="DIR",
+        help="second folder to score, B; says whether --prediction, A, is better",
+    )
+    group.add_argument(
+        "--names",
+        type=Path,
+        metavar="FILE",
+        help="score only these pairs, one name a line (default: all; no folder may have more)",
+    )
+    group.add_argument(
+        "--classes",
+        type=Path,
+        metavar="FILE",
+        help="classes.json, or the folder it is in (default: beside the labels or one folder up, "
+        "else SECOND's classes)",
+    )
+
+
+def main(argv: list[str] | None = None) -> dict:
+    """Print the scores; return what ``--json`` writes."""
+    args = parse_args(argv)
+    from datasets.mask_folders import find_jobs
+
+    if MATRIX_NAMES[args.matrix] == "transitions" and args.one_sided == "keep":
+        raise OptionError(
+            "--one-sided keep: a change at one date alone is no transition; use --one-sided "
+            "unchanged, or --matrix dates"
+        )
+    if args.versus and not args.bootstrap:
+        raise OptionError("--versus compares by resampling; give --bootstrap at least 1")
+    classes, source = find_classes(args.classes, args.label)
+    folders = [args.prediction, *([args.versus] if args.versus else [])]
+    jobs = find_jobs(args.label, folders, args.names)
+    counts = count_all(jobs, MaskCounter(classes, args.one_sided), args.workers)
+    return report(args, classes, source, [job.name for job in jobs], counts)
+
+
+def find_classes(path: Path | None, label: Path) -> tuple["ClassList", str]:
+    """Return the class list and where it comes from.
+
+    Raises:
+        DataError: the file is missing or malformed.
+        OptionError: the file has another name.
+    """
+    from datasets.classes import CLASSES_FILE, SECOND_CLASSES, load_classes
+
+    if path is not None:
+        root = path if path.is_dir() else path.parent
+        if path != root and path.name != CLASSES_FILE:
+            raise OptionError(f"--classes {path}: must be called {CLASSES_FILE}; rename the file")
+        if not (root / CLASSES_FILE).exists():
+            raise DataError(f"{root / CLASSES_FILE}: no such file; correct --classes")
+        return load_classes(root), str(root / CLASSES_FILE)
+    for root in (label, label.absolute().parent):
+        if (root / CLASSES_FILE).exists():
+            return load_classes(root), str(root / CLASSES_FILE)
+    return SECOND_CLASSES, "SECOND's"
+
+
+class MaskCounter:
+    """Reads the masks of a pair and counts them.
+
+    Args:
+        classes: the class list.
+        one_sided: what to do with pixels predicted to change at one date alone: ``error``,
+            ``unchanged`` or ``keep``.
+    """
+
+    def __init__(self, classes: "ClassList", one_sided: str) -> None:
+        self.classes = classes
+        self.one_sided = one_sided
+
+    def __call__(self, job: "MaskJob") -> list["PairCounts"]:
+        """Return the counts of the pair for each folder of predictions.
+
+        Raises:
+            DataError: a mask is unreadable, holds what is no class, or differs in size, or the
+                dates disagree on what changed.
+        """
+        from utils.scoring import count_pair, drop_one_sided
+
+        label1, label2 = self._read(job.label, job.label[0])
+        counts = []
+        for paths in job.predictions:
+            masks = self._read(paths, job.label[0], label1.shape)
+            pair = count_pair(*masks, label1, label2, self.classes.num_classes)
+            if pair.one_sided_label:
+                raise DataError(
+                    f"{job.label[0]} and {job.label[1]}: disagree on what changed in "
+                    f"{pair.one_sided_label} pixels (0 in one, a class in the other); correct the "
+                    "labels or leave the pair out with --names"
+                )
+            if pair.one_sided_prediction and self.one_sided == "error":
+                raise DataError(
+                    f"{paths[0]} and {paths[1]}: disagree on what changed in "
+                    f"{pair.one_sided_prediction} pixels (0 in one, a class in the other); correct "
+                    "the masks or choose a rule with --one-sided"
+                )
+            if pair.one_sided_prediction and self.one_sided == "unchanged":
+                masks = drop_one_sided(*masks)
+                pair = count_pair(*masks, label1, label2, self.classes.num_classes)
+            counts.append(pair)
+        return counts
+
+    def _read(
+        self, paths: "PairPaths", reference: Path, shape: tuple[int, ...] | None = None
+    ) -> tuple["np.ndarray", "np.ndarray"]:
+        from datasets.classes import read_label
+
+        masks = []
+        for path in paths:
+            mask = read_label(path, self.classes)
+            shape = shape or mask.shape
+            if mask.shape != shape:
+                raise DataError(
+                    f"{path}: {mask.shape[1]} × {mask.shape[0]} pixels, but {reference} has "
+                    f"{shape[1]} × {shape[0]}; write masks of the labels' size"
+                )
+            masks.append(mask)
+        return masks[0], masks[1]
+
+
+_counter: MaskCounter | None = None  # of a reader process
+
+
+def _start_process(counter: MaskCounter) -> None:
+    global _counter  # noqa: PLW0603 (the pool hands nothing else to its processes just once)
+    _counter = counter
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to report
+
+
+def _count_in_process(job: "MaskJob") -> list["PairCounts"]:
+    return _counter(job)
+
+
+def count_all(
+    jobs: Sequence["MaskJob"], counter: MaskCounter, workers: int | None = None
+) -> list[list["PairCounts"]]:
+    """Count all pairs, in processes where there are many; per folder of predictions one list."""
+    import multiprocessing
+
+    from utils.progress import progress
+
+    if workers is None:
+        workers = options.default_workers("cuda") if len(jobs) >= PAIRS_FOR_PROCESSES else 1
+    if workers <= 1:
+        rows = [counter(job) for job in progress(jobs, "score", "pair")]
+        return [list(column) for column in zip(*rows, strict=True)]
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, _start_process, (counter,)) as pool:
+        try:
+            futures = [pool.submit(_count_in_process, job) for job in jobs]
+            rows = [future.result() for future in progress(futures, "score", "pair")]
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return [list(column) for column in zip(*rows, strict=True)]
+
+
+def report(
+    args: Namespace,
+    classes: "ClassList",
+    classes_source: str,
+    names: Sequence[str],
+    counts: Sequence[Sequence["PairCounts"]],
+) -> dict:
+    """Score the counts, print the tables, write the files; return what ``--json`` writes."""
+    from utils import scoring
+    from utils.files import write_json, write_text
+    from utils.score_report import Report, csv_text
+
+    matrix = MATRIX_NAMES[args.matrix]
+    tallies = [scoring.tally(pairs, matrix) for pairs in counts]
+    samples = scoring.bootstrap(tallies, args.bootstrap, args.seed) if args.bootstrap else []
+    header = {"A": args.prediction, "B": args.versus} if args.versus else {}
+    result = Report(
+        header=(header or {"prediction": args.prediction})
+        | {
+            "label": args.label,
+            "pairs": f"{len(names):,}",
+            "classes": f"unchanged and {classes.num_classes} more, {classes_source}",
+        },
+        matrix=matrix,
+        one_sided=args.one_sided,
+        resampling=(args.bootstrap, args.seed),
+        class_names=classes.names,
+        pair_names=names,
+        counts=counts,
+        tallies=tallies,
+        samples=samples,
+    )
+    print(result.text())
+    if args.json:
+        write_json(args.json, result.to_dict())
+    if args.csv:
+        write_text(args.csv, csv_text(result.rows()))
+    return result.to_dict()
+
+
+if __name__ == "__main__":
+    run(main)
