@@ -1,11 +1,15 @@
-"""Masks on disk that are to be compared: labels and predictions, paired by name."""
+"""Masks on disk that are to be compared: labels and predictions, paired by name and counted."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from datasets.change_detection import IMAGE_FOLDERS, IMAGE_SUFFIXES, LABEL_FOLDERS
+from datasets.classes import ClassList, read_label
 from utils.errors import DataError
+from utils.scoring import PairCounts, count_pair, drop_one_sided
 
 PairPaths = tuple[Path, Path]
 
@@ -114,3 +118,62 @@ def _files_by_stem(folder: Path) -> dict[str, Path]:
             raise DataError(f"{path} and {files[path.stem].name}: same name twice; remove one")
         files[path.stem] = path
     return files
+
+
+class MaskCounter:
+    """Reads the masks of a pair and counts them.
+
+    Args:
+        classes: the class list.
+        one_sided: what to do with pixels predicted to change at one date alone: ``error``,
+            ``unchanged`` or ``keep``.
+    """
+
+    def __init__(self, classes: ClassList, one_sided: str) -> None:
+        self.classes = classes
+        self.one_sided = one_sided
+
+    def __call__(self, job: MaskJob) -> list[PairCounts]:
+        """Return the counts of the pair for each folder of predictions.
+
+        Raises:
+            DataError: a mask is unreadable, holds what is no class, or differs in size, or the
+                dates disagree on what changed.
+        """
+        label1, label2 = self._read(job.label, job.label[0])
+        counts = []
+        for paths in job.predictions:
+            masks = self._read(paths, job.label[0], label1.shape)
+            pair = count_pair(*masks, label1, label2, self.classes.num_classes)
+            if pair.one_sided_label:
+                raise DataError(
+                    f"{job.label[0]} and {job.label[1]}: disagree on what changed in "
+                    f"{pair.one_sided_label} pixels (0 in one, a class in the other); correct the "
+                    "labels or leave the pair out with --names"
+                )
+            if pair.one_sided_prediction and self.one_sided == "error":
+                raise DataError(
+                    f"{paths[0]} and {paths[1]}: disagree on what changed in "
+                    f"{pair.one_sided_prediction} pixels (0 in one, a class in the other); correct "
+                    "the masks or choose a rule with --one-sided"
+                )
+            if pair.one_sided_prediction and self.one_sided == "unchanged":
+                masks = drop_one_sided(*masks)
+                pair = count_pair(*masks, label1, label2, self.classes.num_classes)
+            counts.append(pair)
+        return counts
+
+    def _read(
+        self, paths: PairPaths, reference: Path, shape: tuple[int, ...] | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        masks = []
+        for path in paths:
+            mask = read_label(path, self.classes)
+            shape = shape or mask.shape
+            if mask.shape != shape:
+                raise DataError(
+                    f"{path}: {mask.shape[1]} × {mask.shape[0]} pixels, but {reference} has "
+                    f"{shape[1]} × {shape[0]}; write masks of the labels' size"
+                )
+            masks.append(mask)
+        return masks[0], masks[1]

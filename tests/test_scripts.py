@@ -26,7 +26,7 @@ from utils.options import REPO
 
 SMALL = "mobilenetv2_050"
 FCN = ("--model", "fcn", "--backbone", SMALL)
-FAST = ("--device", "cpu", "--workers", "0")
+FAST = ("--amp", "off", "--device", "cpu", "--workers", "0")
 SCRIPTS = ("train.py", "label.py", "test.py")
 TRAIN_NAMES = [f"{i:05d}" for i in range(12)]
 VAL_NAMES = TRAIN_NAMES[:4]
@@ -498,7 +498,8 @@ def test_prediction_without_labels(tta, outdir, unlabelled_val_root, capsys):
 
 def test_prediction_with_labels_scores_as_in_training(run, sample_root, tmp_path):
     metrics = predict.main(argv(sample_root, tmp_path, "--checkpoints", run.best))
-    assert_metrics(metrics, run.metrics)
+    # Folded batch norm rounds otherwise; a pixel on a border may fall to the other side.
+    assert_metrics(metrics, run.metrics, tolerance=1e-3)
     assert_metrics(score_of(tmp_path / "masks" / "test", sample_root / "val"), metrics)
 
 

@@ -15,10 +15,8 @@ from utils.cli import run
 from utils.errors import DataError, OptionError
 
 if TYPE_CHECKING:  # functions import torch themselves, so that --help starts at once
-    import numpy as np
-
     from datasets import ClassList
-    from datasets.mask_folders import MaskJob, PairPaths
+    from datasets.mask_folders import MaskCounter, MaskJob
     from utils.scoring import PairCounts
 
 EPILOG = """examples:
@@ -107,7 +105,7 @@ def _add_input_args(parser: options.argparse.ArgumentParser) -> None:
 def main(argv: list[str] | None = None) -> dict:
     """Print the scores; return what ``--json`` writes."""
     args = parse_args(argv)
-    from datasets.mask_folders import find_jobs
+    from datasets.mask_folders import MaskCounter, find_jobs
 
     if MATRIX_NAMES[args.matrix] == "transitions" and args.one_sided == "keep":
         raise OptionError(
@@ -145,73 +143,10 @@ def find_classes(path: Path | None, label: Path) -> tuple["ClassList", str]:
     return SECOND_CLASSES, "SECOND's"
 
 
-class MaskCounter:
-    """Reads the masks of a pair and counts them.
-
-    Args:
-        classes: the class list.
-        one_sided: what to do with pixels predicted to change at one date alone: ``error``,
-            ``unchanged`` or ``keep``.
-    """
-
-    def __init__(self, classes: "ClassList", one_sided: str) -> None:
-        self.classes = classes
-        self.one_sided = one_sided
-
-    def __call__(self, job: "MaskJob") -> list["PairCounts"]:
-        """Return the counts of the pair for each folder of predictions.
-
-        Raises:
-            DataError: a mask is unreadable, holds what is no class, or differs in size, or the
-                dates disagree on what changed.
-        """
-        from utils.scoring import count_pair, drop_one_sided
-
-        label1, label2 = self._read(job.label, job.label[0])
-        counts = []
-        for paths in job.predictions:
-            masks = self._read(paths, job.label[0], label1.shape)
-            pair = count_pair(*masks, label1, label2, self.classes.num_classes)
-            if pair.one_sided_label:
-                raise DataError(
-                    f"{job.label[0]} and {job.label[1]}: disagree on what changed in "
-                    f"{pair.one_sided_label} pixels (0 in one, a class in the other); correct the "
-                    "labels or leave the pair out with --names"
-                )
-            if pair.one_sided_prediction and self.one_sided == "error":
-                raise DataError(
-                    f"{paths[0]} and {paths[1]}: disagree on what changed in "
-                    f"{pair.one_sided_prediction} pixels (0 in one, a class in the other); correct "
-                    "the masks or choose a rule with --one-sided"
-                )
-            if pair.one_sided_prediction and self.one_sided == "unchanged":
-                masks = drop_one_sided(*masks)
-                pair = count_pair(*masks, label1, label2, self.classes.num_classes)
-            counts.append(pair)
-        return counts
-
-    def _read(
-        self, paths: "PairPaths", reference: Path, shape: tuple[int, ...] | None = None
-    ) -> tuple["np.ndarray", "np.ndarray"]:
-        from datasets.classes import read_label
-
-        masks = []
-        for path in paths:
-            mask = read_label(path, self.classes)
-            shape = shape or mask.shape
-            if mask.shape != shape:
-                raise DataError(
-                    f"{path}: {mask.shape[1]} × {mask.shape[0]} pixels, but {reference} has "
-                    f"{shape[1]} × {shape[0]}; write masks of the labels' size"
-                )
-            masks.append(mask)
-        return masks[0], masks[1]
+_counter: "MaskCounter | None" = None  # of a reader process
 
 
-_counter: MaskCounter | None = None  # of a reader process
-
-
-def _start_process(counter: MaskCounter) -> None:
+def _start_process(counter: "MaskCounter") -> None:
     global _counter  # noqa: PLW0603 (the pool hands nothing else to its processes just once)
     _counter = counter
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to report
@@ -222,7 +157,7 @@ def _count_in_process(job: "MaskJob") -> list["PairCounts"]:
 
 
 def count_all(
-    jobs: Sequence["MaskJob"], counter: MaskCounter, workers: int | None = None
+    jobs: Sequence["MaskJob"], counter: "MaskCounter", workers: int | None = None
 ) -> list[list["PairCounts"]]:
     """Count all pairs, in processes where there are many; per folder of predictions one list."""
     import multiprocessing
@@ -260,19 +195,16 @@ def report(
     matrix = MATRIX_NAMES[args.matrix]
     tallies = [scoring.tally(pairs, matrix) for pairs in counts]
     samples = scoring.bootstrap(tallies, args.bootstrap, args.seed) if args.bootstrap else []
-    header = {"A": args.prediction, "B": args.versus} if args.versus else {}
     result = Report(
-        header=(header or {"prediction": args.prediction})
-        | {
-            "label": args.label,
-            "pairs": f"{len(names):,}",
-            "classes": f"unchanged and {classes.num_classes} more, {classes_source}",
-        },
+        folders=[args.prediction, *([args.versus] if args.versus else [])],
+        label=args.label,
+        pair_names=names,
+        class_names=classes.names,
+        classes_source=classes_source,
         matrix=matrix,
         one_sided=args.one_sided,
-        resampling=(args.bootstrap, args.seed),
-        class_names=classes.names,
-        pair_names=names,
+        resamples=args.bootstrap,
+        seed=args.seed,
         counts=counts,
         tallies=tallies,
         samples=samples,
