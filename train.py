@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # functions import torch themselves, so that --help starts at
     from torch.utils.data import DataLoader
 
     from datasets import ClassList, Pair
+    from datasets.cache import CachedReader
     from models import ChangeDetector, ModelConfig
     from utils.metrics import Metrics
     from utils.trainer import Trainer
@@ -28,7 +29,7 @@ EPILOG = """examples:
 # What must be the same when a run is resumed; the other options may change between its parts.
 FIXED_OPTIONS = (
     *("model", "backbone", "lightweight", "epochs", "batch_size", "lr", "weight_decay"),
-    *("class_weights", "crop_size", "use_pseudo_label", "seed", "amp"),
+    *("class_weights", "crop_size", "use_pseudo_label", "seed", "amp", "accumulate"),
 )
 
 
@@ -161,6 +162,7 @@ def make_trainer(
     """Return a trainer and, when a run is resumed, the checkpoint it goes on from."""
     import torch
 
+    from models.recompute import checkpoint_activations
     from utils.checkpoint import read_checkpoint
     from utils.losses import ChangeCriterion
     from utils.precision import choose_precision
@@ -176,14 +178,19 @@ def make_trainer(
         print(f"starting anew; {latest} of an earlier run is replaced (--resume goes on with it)")
     model = make_model(args, config, untrained=saved is not None)
     model.to(device=device, memory_format=torch.channels_last)
+    if args.checkpoint_activations:
+        checkpoint_activations(model)
+    if args.compile:
+        model.compile(dynamic=False)
     trainer = Trainer(
         model,
         ChangeCriterion(classes.num_classes, class_weights(args, classes)).to(device),
         lr=args.lr,
         weight_decay=args.weight_decay,
-        steps=args.epochs * steps_per_epoch,
+        steps=args.epochs * (steps_per_epoch // args.accumulate),
         device=device,
         precision=choose_precision(args.amp, device),
+        accumulate=args.accumulate,
     )
     if saved:
         model.load_state_dict(saved["model"])
@@ -265,14 +272,48 @@ def make_train_loader(
         pseudo_label_root = args.pseudo_label_root or args.outdir / "masks" / "train"
         if not pseudo_label_root.is_dir():
             raise OptionError(f"{pseudo_label_root}: no pseudo masks there; run label.py first")
-    if args.model == "pspnet" and min(args.batch_size, len(pairs)) == 1:
-        raise OptionError("pspnet normalises one value per image and channel: --batch-size ≥ 2")
+    if args.batch_size % args.accumulate:
+        raise OptionError(
+            f"--batch-size {args.batch_size} cannot be split into --accumulate {args.accumulate} "
+            "equal parts"
+        )
+    batch_size = min(args.batch_size // args.accumulate, len(pairs))
+    if args.model == "pspnet" and batch_size == 1:
+        raise OptionError(
+            "pspnet normalises one value per image and channel, so a part of a batch needs two "
+            "pairs: raise --batch-size or lower --accumulate"
+        )
+    if batch_size * args.accumulate > len(pairs):
+        raise OptionError(
+            f"--accumulate {args.accumulate}: more parts than {len(pairs)} pairs make"
+        )
     dataset = ChangeDetectionDataset(
-        pairs, classes, TrainTransform(args.crop_size), pseudo_label_root, args.seed
+        pairs,
+        classes,
+        TrainTransform(args.crop_size),
+        pseudo_label_root,
+        args.seed,
+        make_reader(args, pairs, classes, pseudo_label_root),
     )
     return training_loader(
-        dataset, args.batch_size, args.workers, args.seed, pin_memory=device.type == "cuda"
+        dataset, batch_size, args.workers, args.seed, pin_memory=device.type == "cuda"
     )
+
+
+def make_reader(
+    args: Namespace,
+    pairs: "list[Pair]",
+    classes: "ClassList",
+    pseudo_label_root: Path | None = None,
+) -> "CachedReader | None":
+    """Return the decoded cache that --cache asks for, or None."""
+    from datasets.cache import build_cache, cache_folder
+    from utils.progress import progress
+
+    if args.cache == "off":
+        return None
+    folder = cache_folder(args.cache, args.outdir)
+    return build_cache(pairs, classes, folder, pseudo_label_root, args.workers or 1, progress)
 
 
 def make_val_loader(
@@ -281,7 +322,9 @@ def make_val_loader(
     """Return the loader of validation batches."""
     from datasets import ChangeDetectionDataset, evaluation_loader
 
-    dataset = ChangeDetectionDataset(pairs, classes)
+    dataset = ChangeDetectionDataset(
+        pairs, classes, reader=None if args.load_from else make_reader(args, pairs, classes)
+    )
     return evaluation_loader(
         dataset, args.val_batch_size, args.workers, pin_memory=device.type == "cuda"
     )

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,6 +14,9 @@ from datasets.classes import ClassList, read_label
 from datasets.transforms import TrainTransform
 from utils.errors import DataError
 from utils.masks import read_rgb
+
+if TYPE_CHECKING:
+    from datasets.cache import CachedReader
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"})
 IMAGE_FOLDERS = ("im1", "im2")
@@ -98,6 +101,21 @@ def _require_partners(
     )
 
 
+class FileReader:
+    """Decodes images and labels at every access."""
+
+    def __init__(self, classes: ClassList) -> None:
+        self._classes = classes
+
+    def image(self, path: Path) -> np.ndarray:
+        """Return (H, W, 3) uint8."""
+        return read_rgb(path)
+
+    def label(self, path: Path) -> np.ndarray:
+        """Return (H, W) uint8 class indices."""
+        return read_label(path, self._classes)
+
+
 class ChangeDetectionDataset(Dataset):
     """Pairs as dicts: for training, validation, pseudo labelling and testing alike.
 
@@ -112,6 +130,7 @@ class ChangeDetectionDataset(Dataset):
         transform: augmentation; None for evaluation.
         pseudo_label_root: folder with ``im1`` and ``im2`` of masks that replace the labels.
         seed: together with `set_epoch` and the index decides every random draw.
+        reader: has ``image(path)`` and ``label(path)``; None decodes the files at every access.
     """
 
     def __init__(
@@ -121,12 +140,16 @@ class ChangeDetectionDataset(Dataset):
         transform: TrainTransform | None = None,
         pseudo_label_root: Path | None = None,
         seed: int = 0,
+        reader: "FileReader | CachedReader | None" = None,
     ) -> None:
         self.pairs = list(pairs)
         self.classes = classes
         self.transform = transform
         self.pseudo_label_root = pseudo_label_root
         self.seed = seed
+        self.reader = reader or FileReader(classes)
+        if pseudo_label_root is not None:
+            _require_pseudo_masks(self.pairs, pseudo_label_root)
         # Shared memory, so that workers that outlive an epoch see the next one's number.
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
 
@@ -139,9 +162,9 @@ class ChangeDetectionDataset(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         pair = self.pairs[index]
-        sample: dict[str, Any] = {"name": pair.name, **_read_images(pair)}
+        sample: dict[str, Any] = {"name": pair.name, **_read_images(pair, self.reader)}
         if pair.label1 is not None:
-            sample |= _read_labels(pair, self.classes, sample["image1"].shape[:2])
+            sample |= _read_labels(pair, self.reader, sample["image1"].shape[:2])
             if self.pseudo_label_root is not None:
                 sample |= self._read_pseudo_labels(pair, sample["image1"].shape[:2])
         if self.transform is not None:
@@ -156,22 +179,33 @@ class ChangeDetectionDataset(Dataset):
     def _read_pseudo_labels(self, pair: Pair, size: tuple[int, int]) -> dict[str, np.ndarray]:
         masks = {}
         for key, folder in (("label1", "im1"), ("label2", "im2")):
-            path = self.pseudo_label_root / folder / f"{pair.name}.png"
-            if not path.exists():
-                raise DataError(f"{path}: no pseudo mask for this pair; run label.py first")
-            masks[key] = read_label(path, self.classes)
+            path = pseudo_mask(self.pseudo_label_root, folder, pair)
+            masks[key] = self.reader.label(path)
             _require_size(path, masks[key].shape, pair.image1, size)
         return masks
 
 
-def _read_images(pair: Pair) -> dict[str, np.ndarray]:
-    image1, image2 = read_rgb(pair.image1), read_rgb(pair.image2)
+def pseudo_mask(root: Path, folder: str, pair: Pair) -> Path:
+    """Return where label.py writes the mask of a pair; ``folder`` is ``im1`` or ``im2``."""
+    return root / folder / f"{pair.name}.png"
+
+
+def _require_pseudo_masks(pairs: Sequence[Pair], root: Path) -> None:
+    for path in (pseudo_mask(root, date, pair) for pair in pairs for date in IMAGE_FOLDERS):
+        if not path.exists():
+            raise DataError(f"{path}: no pseudo mask for this pair; run label.py first")
+
+
+def _read_images(pair: Pair, reader: "FileReader | CachedReader") -> dict[str, np.ndarray]:
+    image1, image2 = reader.image(pair.image1), reader.image(pair.image2)
     _require_size(pair.image2, image2.shape[:2], pair.image1, image1.shape[:2])
     return {"image1": image1, "image2": image2}
 
 
-def _read_labels(pair: Pair, classes: ClassList, size: tuple[int, int]) -> dict[str, np.ndarray]:
-    label1, label2 = read_label(pair.label1, classes), read_label(pair.label2, classes)
+def _read_labels(
+    pair: Pair, reader: "FileReader | CachedReader", size: tuple[int, int]
+) -> dict[str, np.ndarray]:
+    label1, label2 = reader.label(pair.label1), reader.label(pair.label2)
     _require_size(pair.label1, label1.shape, pair.image1, size)
     _require_size(pair.label2, label2.shape, pair.image1, size)
     change_mask = label1 > 0

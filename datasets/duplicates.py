@@ -134,13 +134,13 @@ def perceptual_hashes(thumbnails: np.ndarray) -> np.ndarray:
     side = thumbnails.shape[-1]
     waves = np.cos(np.pi * np.outer(np.arange(8), 2 * np.arange(side) + 1) / (2 * side))
     coefficients = waves @ thumbnails.astype(np.float64) @ waves.T
-    alternating = (-1.0) ** np.arange(8)
+    alternating, ones = (-1.0) ** np.arange(8), np.ones(8)
     weights = (np.uint64(1) << np.arange(64, dtype=np.uint64)).reshape(8, 8)
     weights[0, 0] = 0  # the mean brightness says nothing
     hashes = []
     for transpose, rows, columns in VIEWS:
         view = coefficients.transpose(0, 2, 1) if transpose else coefficients
-        signs = np.outer(alternating if rows else np.ones(8), alternating if columns else np.ones(8))
+        signs = np.outer(alternating if rows else ones, alternating if columns else ones)
         hashes.append(np.where(view * signs > 0, weights, np.uint64(0)).sum(axis=(1, 2)))
     return np.stack(hashes).astype(np.uint64)
 

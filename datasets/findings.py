@@ -74,7 +74,7 @@ KINDS: dict[str, tuple[str, str, str]] = {
     "leak-exact": (ERROR, "the same image in two splits: scores on it are worthless",
         "remove the pairs from one of the splits"),
     "leak-near": (WARNING, "almost the same image in two splits",
-        "look at them in suspicious.png, and remove the pairs from one split if they show one place"),
+        "look at them in suspicious.png; remove the pairs from one split if they show one place"),
     "duplicate-exact": (WARNING, "the same image in several pairs of a split",
         "remove the surplus pairs, unless one image belongs to several dates on purpose"),
     "duplicate-near": (WARNING, "almost the same image in several pairs of a split",
@@ -249,7 +249,8 @@ def _mixtures(reports: Sequence[PairReport], root: Path) -> Iterable[tuple[str, 
             if name in label_formats.READABLE:
                 folder = relative(file.path.parent, root)
                 formats.setdefault(folder, {}).setdefault(name, []).append(file.path)
-    for kind, groups in (("mixed-sizes", sizes), ("mixed-modes", modes), ("mixed-formats", formats)):
+    mixtures = {"mixed-sizes": sizes, "mixed-modes": modes, "mixed-formats": formats}
+    for kind, groups in mixtures.items():
         for place, files_by_value in groups.items():
             if len(files_by_value) > 1:
                 usual = max(files_by_value, key=lambda value: len(files_by_value[value]))

@@ -77,20 +77,28 @@ class Report:
         return list(dict.fromkeys(report.split for report in self.pairs))
 
 
-def parallel_map(work: Callable, items: Sequence, workers: int) -> Iterator:
-    """Yield ``work(item)`` in order, from a pool of processes where it pays."""
-    workers = min(workers, len(items) // 8)
-    if workers < 2:
-        yield from map(work, items)
-        return
-    # Forked workers share the imported libraries; they only decode, and touch no torch threads.
-    method = "fork" if sys.platform == "linux" else "spawn"
-    context = multiprocessing.get_context(method)
-    pool = ProcessPoolExecutor(workers, mp_context=context)
-    try:
-        yield from pool.map(work, items, chunksize=max(1, min(16, len(items) // (4 * workers))))
-    finally:
-        pool.shutdown(cancel_futures=True)
+class ParallelMap:
+    """``work(item)`` for each item in order, from a pool of processes where it pays."""
+
+    def __init__(self, work: Callable, items: Sequence, workers: int) -> None:
+        self._work, self._items = work, items
+        self._workers = min(workers, len(items) // 8)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __iter__(self) -> Iterator:
+        if self._workers < 2:
+            yield from map(self._work, self._items)
+            return
+        # Forked workers share the imported libraries; they decode, and touch no thread of torch.
+        method = "fork" if sys.platform == "linux" else "spawn"
+        pool = ProcessPoolExecutor(self._workers, multiprocessing.get_context(method))
+        chunk = max(1, min(16, len(self) // (4 * self._workers)))
+        try:
+            yield from pool.map(self._work, self._items, chunksize=chunk)
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def inspect_dataset(
@@ -122,8 +130,7 @@ def inspect_dataset(
     split_of = assign_splits(scans, train_list, val_list)
     pairs = [pair for scan in scans.values() for pair in scan.pairs]
     work = partial(inspect_pair, classes=classes, color_distance=color_distance)
-    results = parallel_map(work, pairs, workers)
-    reports = list(progress(_Sized(results, len(pairs)), "pairs"))
+    reports = list(progress(ParallelMap(work, pairs, workers), "pairs"))
     found = [item for scan in scans.values() for item in scan.found]
     images = []
     for number, report in enumerate(reports):
@@ -146,7 +153,8 @@ def scan_dataset(root: Path) -> dict[str, FolderScan]:
     root = Path(root)
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; name the one that holds train/im1, train/im2, …")
-    scans = {name: scan_folder(root / name, root) for name in SPLIT_FOLDERS if (root / name).is_dir()}
+    names = [name for name in SPLIT_FOLDERS if (root / name).is_dir()]
+    scans = {name: scan_folder(root / name, root) for name in names}
     if not any(scan.pairs or scan.found for scan in scans.values()):
         raise DataError(
             f"{root}: no image pairs in it; expected train/im1 and train/im2, and val or test alike"
@@ -191,10 +199,11 @@ def assign_splits(
         DataError: a list does not fit the pairs.
     """
     split_of = {pair.id: name for name, scan in scans.items() for pair in scan.pairs}
-    ids = [pair.id for pair in scans["train"].pairs] if "train" in scans else []
+    train, val = scans.get("train", FolderScan()), scans.get("val", FolderScan())
+    ids = [pair.id for pair in train.pairs]
     if val_list is not None:
         split = splits.from_lists(ids, train_list, val_list)
-    elif len(ids) > 1 and scans["train"].labelled and not ("val" in scans and scans["val"].labelled):
+    elif len(ids) > 1 and train.labelled and not val.labelled:
         split = splits.every_10th(ids)
     else:
         return split_of
@@ -248,16 +257,3 @@ def _image_keys(number: int, report: PairReport, root: Path) -> Iterator[ImageKe
         if fingerprint is not None:
             path = relative(file.path, root)
             yield ImageKey(path, number, report.split, fingerprint.digest, fingerprint.thumbnail)
-
-
-class _Sized:
-    """An iterator with a known length, for the progress bar."""
-
-    def __init__(self, items: Iterator, length: int) -> None:
-        self._items, self._length = items, length
-
-    def __iter__(self) -> Iterator:
-        return self._items
-
-    def __len__(self) -> int:
-        return self._length

@@ -158,13 +158,18 @@ def _read_header(path: Path) -> FileReport:
         return FileReport(path, error=_reason(error, path))
 
 
-def _describe(path: Path, image: Image.Image) -> FileReport:
-    bits = {"1": 1, "I": 32, "F": 32}.get(image.mode, 16 if "16" in image.mode else 8)
+def file_bits(path: Path, image: Image.Image) -> int:
+    """Return the bits per channel in the file; Pillow hands 16-bit PNG colours out as 8 bits."""
     with open(path, "rb") as file:
         head = file.read(25)
     if head.startswith(PNG_SIGNATURE):
-        bits = head[24]  # Pillow hands 16-bit colours and 4-bit grey out as 8 bits
-    return FileReport(path, image.format or "", image.mode, bits, (image.height, image.width))
+        return head[24]
+    return {"1": 1, "I": 32, "F": 32}.get(image.mode, 16 if "16" in image.mode else 8)
+
+
+def _describe(path: Path, image: Image.Image) -> FileReport:
+    size = (image.height, image.width)
+    return FileReport(path, image.format or "", image.mode, file_bits(path, image), size)
 
 
 def _fingerprint(image: Image.Image) -> Fingerprint:

@@ -26,6 +26,7 @@ def train_one_epoch(
     scheduler: torch.optim.lr_scheduler.LRScheduler,
     device: torch.device,
     precision: Precision,
+    accumulate: int = 1,
 ) -> dict[str, float]:
     """Train over one loader and return the mean of each loss term.
 
@@ -36,17 +37,19 @@ def train_one_epoch(
         loader: yields dicts with uint8 ``image1/image2`` (N, bands, H, W), integer
             ``label1/label2`` and ``change_mask`` (N, H, W), and ``name``.
         criterion: as `utils.losses.ChangeCriterion`.
-        optimizer: steps once per batch.
-        scheduler: steps once per batch.
+        optimizer: steps once per ``accumulate`` batches; batches left over at the end are dropped.
+        scheduler: steps with the optimiser.
         device: where the batches go.
         precision: number format of the forward pass, and the loss scaler.
+        accumulate: batches whose mean gradient makes one step.
 
     Raises:
         NumericalError: a loss is NaN or infinite; names the step and the files of the batch.
     """
     model.train()
     losses = LossReader()
-    for batch in loader:
+    optimizer.zero_grad(set_to_none=True)
+    for number, batch in enumerate(loader, start=1):
         image1 = normalize(batch["image1"].to(device, non_blocking=True))
         image2 = normalize(batch["image2"].to(device, non_blocking=True))
         targets = [
@@ -55,11 +58,12 @@ def train_one_epoch(
         with precision.autocast():
             output = model(image1, image2)
         terms = criterion(output, *targets)
-        optimizer.zero_grad(set_to_none=True)
-        precision.scaler.scale(terms["total"]).backward()
-        precision.scaler.step(optimizer)
-        precision.scaler.update()
-        scheduler.step()
+        precision.scaler.scale(terms["total"] / accumulate).backward()
+        if number % accumulate == 0:
+            precision.scaler.step(optimizer)
+            precision.scaler.update()
+            optimizer.zero_grad(set_to_none=True)
+            scheduler.step()
         losses.add(terms, batch["name"])
     return losses.means()
 

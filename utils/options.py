@@ -249,6 +249,29 @@ def add_training_args(parser: argparse.ArgumentParser) -> None:
         help="go on from this checkpoint, or from this model's latest in OUTDIR/models, if any",
     )
     group.add_argument(
+        "--accumulate",
+        type=positive_int,
+        default=1,
+        metavar="N",
+        help="split each batch into N parts that go through the model one after the other, where "
+        "memory is short (default: 1)",
+    )
+    group.add_argument(
+        "--checkpoint-activations",
+        action="store_true",
+        help="compute the encoder's activations twice instead of storing them",
+    )
+    group.add_argument(
+        "--compile", action="store_true", help="compile the training step (minutes, once per run)"
+    )
+    group.add_argument(
+        "--cache",
+        choices=("ram", "disk", "off"),
+        default="off",
+        help="keep decoded images and labels, in shared memory or in OUTDIR/cache, so that nothing "
+        "is decoded twice (default: off)",
+    )
+    group.add_argument(
         "--seed", type=natural, default=0, metavar="N", help="of all random draws (default: 0)"
     )
     group.add_argument(

@@ -73,23 +73,24 @@ def count_pair(
     if len(shapes) > 1:
         raise ValueError(f"maps of one pair have several shapes: {sorted(shapes)}")
     size = num_classes + 1
-    labelled = _cells(label1, label2, size)
-    predicted = _cells(prediction1, prediction2, size)
-    return PairCounts(
-        confusion=_count(_cells(label1, prediction1, size), size)
-        + _count(_cells(label2, prediction2, size), size),
-        transitions=np.stack(
-            [
-                _count(labelled, size),
-                _count(predicted, size),
-                _count(labelled[labelled == predicted], size),
-            ]
-        ),
+    # Most pixels are unchanged in all four maps: they are counted, the others compared.
+    changed = np.flatnonzero(label1 | label2 | prediction1 | prediction2)
+    unchanged = label1.size - len(changed)
+    first, second, true1, true2 = (
+        mask.ravel()[changed] for mask in (prediction1, prediction2, label1, label2)
     )
+    labelled = _cells(true1, true2, size)
+    predicted = _cells(first, second, size)
+    confusion = _count(_cells(true1, first, size), size) + _count(_cells(true2, second, size), size)
+    confusion[0, 0] += 2 * unchanged
+    cells = (labelled, predicted, labelled[labelled == predicted])
+    transitions = np.stack([_count(part, size) for part in cells])
+    transitions[:, 0, 0] += unchanged
+    return PairCounts(confusion, transitions)
 
 
 def _cells(row: np.ndarray, column: np.ndarray, size: int) -> np.ndarray:
-    return row.ravel().astype(np.uint16) * np.uint16(size) + column.ravel()  # below 2¹⁶
+    return row.astype(np.uint16) * np.uint16(size) + column  # below 2¹⁶
 
 
 def _count(cells: np.ndarray, size: int) -> np.ndarray:

@@ -27,6 +27,7 @@ class Trainer:
         steps: optimiser steps of the whole run.
         device: where batches go.
         precision: number format of the forward pass.
+        accumulate: batches whose mean gradient makes one step.
     """
 
     def __init__(
@@ -38,11 +39,13 @@ class Trainer:
         steps: int,
         device: torch.device,
         precision: Precision,
+        accumulate: int = 1,
     ) -> None:
         self.model = model
         self.criterion = criterion
         self.device = device
         self.precision = precision
+        self.accumulate = accumulate
         self.optimizer = torch.optim.Adam(
             model.parameter_groups(lr), weight_decay=weight_decay, fused=device.type != "mps"
         )
@@ -68,6 +71,7 @@ class Trainer:
             self.scheduler,
             self.device,
             self.precision,
+            self.accumulate,
         )
         self.epoch += 1
         return losses

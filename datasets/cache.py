@@ -1,0 +1,171 @@
+"""Decoded files in one memory-mapped file: after the first epoch nothing is decoded again."""
+
+import atexit
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from datasets.change_detection import IMAGE_FOLDERS, FileReader, Pair, image_size, pseudo_mask
+from datasets.classes import ClassList
+from utils.errors import OptionError
+from utils.files import atomic_path, write_text
+
+FORMAT = 1
+SHARED_MEMORY = Path("/dev/shm")
+
+
+class CachedReader:
+    """Reads what `build_cache` decoded; processes share the memory.
+
+    Args:
+        path: the cache file; its index lies beside it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        index = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        self._entries: dict[str, tuple[int, list[int]]] = index["entries"]
+        self._bytes: np.ndarray | None = None
+
+    def image(self, path: Path) -> np.ndarray:
+        """Return (H, W, 3) uint8; a private view, writing to it changes no file."""
+        return self._read(path)
+
+    def label(self, path: Path) -> np.ndarray:
+        """Return (H, W) uint8 class indices; a private view."""
+        return self._read(path)
+
+    def _read(self, path: Path) -> np.ndarray:
+        if self._bytes is None:
+            self._bytes = np.memmap(self._path, dtype=np.uint8, mode="c")
+        offset, shape = self._entries[str(path)]
+        return self._bytes[offset : offset + int(np.prod(shape))].reshape(shape)
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_bytes": None}  # each process maps the file by itself
+
+
+def cache_folder(mode: str, outdir: Path) -> Path:
+    """Return where a cache lies: ``ram`` in shared memory until the program ends, ``disk`` to stay.
+
+    Where there is no shared-memory folder, ``ram`` takes the system's temporary one.
+    """
+    if mode == "disk":
+        return outdir / "cache"
+    folder = tempfile.mkdtemp(prefix="scd-cache-", dir=_shared_memory())
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
+
+
+def _shared_memory() -> str | None:
+    return str(SHARED_MEMORY) if os.access(SHARED_MEMORY, os.W_OK) else None
+
+
+def build_cache(
+    pairs: Sequence[Pair],
+    classes: ClassList,
+    folder: Path,
+    pseudo_label_root: Path | None = None,
+    threads: int = 2,
+    progress: Callable[[Iterable, str], Iterable] = lambda items, _: items,
+) -> CachedReader:
+    """Decode every file of some pairs into one file, unless that has been done, and open it.
+
+    The file's name follows from the paths, sizes and modification times of all files and from the
+    class list, so that a changed data set gets another cache. It is written under a temporary name
+    and renamed.
+
+    Args:
+        pairs: whose images and labels are decoded.
+        classes: decodes the labels.
+        folder: where the cache goes.
+        pseudo_label_root: folder of pseudo masks to decode as well.
+        threads: decoding threads; the decoders leave the interpreter lock free.
+        progress: wraps the iteration over files, given a description.
+
+    Raises:
+        DataError: a file cannot be decoded.
+        OptionError: the folder has too little room.
+    """
+    files = _files(pairs, pseudo_label_root)
+    path = folder / f"{_key(files, classes)}.bin"
+    if path.exists() and path.with_suffix(".json").exists():
+        return CachedReader(path)
+    entries, total = _layout(files)
+    folder.mkdir(parents=True, exist_ok=True)
+    _require_room(folder, total)
+    with atomic_path(path) as temporary:
+        store = np.memmap(temporary, dtype=np.uint8, mode="w+", shape=(total,))
+        reader = FileReader(classes)
+
+        def decode(item: tuple[Path, bool]) -> None:
+            file, is_image = item
+            array = reader.image(file) if is_image else reader.label(file)
+            offset, shape = entries[str(file)]
+            store[offset : offset + array.size].reshape(shape)[:] = array.reshape(shape)
+
+        with ThreadPoolExecutor(threads) as pool:
+            for _ in progress(_in_order(pool.map(decode, files), len(files)), "cache"):
+                pass
+        store.flush()
+    write_text(path.with_suffix(".json"), json.dumps({"entries": entries}))
+    return CachedReader(path)
+
+
+class _in_order:  # noqa: N801 - a sized view of an iterator, for the progress bar
+    def __init__(self, items: Iterable, length: int) -> None:
+        self._items, self._length = items, length
+
+    def __iter__(self) -> Iterable:
+        return iter(self._items)
+
+    def __len__(self) -> int:
+        return self._length
+
+
+def _files(pairs: Sequence[Pair], pseudo_label_root: Path | None) -> list[tuple[Path, bool]]:
+    """Return every file once, and whether it is an image."""
+    files = []
+    for pair in pairs:
+        files += [(pair.image1, True), (pair.image2, True)]
+        files += [(label, False) for label in (pair.label1, pair.label2) if label]
+        if pseudo_label_root:
+            files += [(pseudo_mask(pseudo_label_root, date, pair), False) for date in IMAGE_FOLDERS]
+    return files
+
+
+def _key(files: Sequence[tuple[Path, bool]], classes: ClassList) -> str:
+    digest = hashlib.sha256(json.dumps([FORMAT, classes.to_dict()]).encode())
+    for path, _ in files:
+        try:
+            state = path.stat()
+        except OSError as error:
+            raise OptionError(f"{path}: cannot be cached ({error.strerror})") from error
+        digest.update(f"{path}\0{state.st_size}\0{state.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:20]
+
+
+def _layout(files: Sequence[tuple[Path, bool]]) -> tuple[dict[str, tuple[int, list[int]]], int]:
+    entries, offset = {}, 0
+    for path, is_image in files:
+        height, width = image_size(path)
+        shape = [height, width, 3] if is_image else [height, width]
+        entries[str(path)] = (offset, shape)
+        offset += int(np.prod(shape))
+    return entries, offset
+
+
+def _require_room(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise OptionError(
+            f"--cache: {folder} has {free / 1e9:.1f} GB free, the decoded data set needs "
+            f"{needed / 1e9:.1f} GB; use --cache off, or disk with another --outdir"
+        )

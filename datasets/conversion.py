@@ -1,0 +1,181 @@
+"""A clean copy of a data set: images as 8-bit PNG, labels as index PNGs."""
+
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from datasets.change_detection import Pair
+from datasets.class_map import ClassMap
+from datasets.classes import CLASSES_FILE, ClassList
+from datasets.findings import Entry, relative
+from datasets.inspection import FolderScan, ParallelMap, scan_dataset
+from datasets.label_formats import BINARY, COLOR_DISTANCE, NEAR_COLORS, inspect_label
+from datasets.pair_report import file_bits
+from utils.errors import DataError, OptionError
+from utils.files import atomic_path, write_json
+from utils.masks import open_image, save_image, save_mask
+
+BROKEN_NAMES = ("no-partner", "partner-case", "same-stem")
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How labels are converted.
+
+    Attributes:
+        classes: the class list of the copy.
+        class_map: meaning of foreign values and colours; None for labels of ``classes``.
+        color_distance: Euclidean RGB distance up to which a colour counts as a class's.
+        unchanged_where_equal: labels become 0 where both dates have the same class.
+        resolve_disagreement: labels become 0 where only one date has a class.
+    """
+
+    classes: ClassList
+    class_map: ClassMap | None = None
+    color_distance: int = COLOR_DISTANCE
+    unchanged_where_equal: bool = False
+    resolve_disagreement: bool = False
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What `convert_dataset` did: number of pairs written, and what was left out and why."""
+
+    written: int
+    left_out: list[Entry]
+
+
+def check_target(root: Path, out: Path) -> None:
+    """Refuse a folder for the copy that could touch the source.
+
+    Raises:
+        OptionError: ``out`` is the source, inside it or around it, is a file, or is not empty.
+    """
+    source, target = Path(root).resolve(), Path(out).resolve()
+    if target == source or target.is_relative_to(source) or source.is_relative_to(target):
+        raise OptionError(f"{out}: inside or around the source {root}; choose a folder beside it")
+    if target.exists() and not target.is_dir():
+        raise OptionError(f"{out}: a file; choose a folder that is empty or does not exist")
+    if target.is_dir() and any(target.iterdir()):
+        raise OptionError(f"{out}: not empty; choose a folder that is empty or does not exist")
+
+
+def convert_dataset(
+    root: Path,
+    out: Path,
+    rules: Rules,
+    workers: int = 1,
+    progress: Callable[[Iterable, str], Iterable] = lambda items, _: items,
+) -> Conversion:
+    """Write train, val and test of a data set, and its ``classes.json``, to an empty folder.
+
+    8-bit PNG images are copied byte by byte, other 8-bit images become PNGs of the same pixels.
+    A pair is written whole or left out.
+
+    Raises:
+        DataError: there is no pair below ``root``.
+        OptionError: ``out`` could touch the source or is not empty.
+        UserError: ``out`` cannot be written.
+    """
+    root, out = Path(root), Path(out)
+    check_target(root, out)
+    pairs, left_out = [], []
+    for scan in scan_dataset(root).values():
+        usable, broken = _usable_pairs(scan)
+        pairs += usable
+        left_out += broken
+    entries = zip(rules.classes.names, rules.classes.colors, strict=True)
+    write_json(out / CLASSES_FILE, [{"name": n, "color": list(c)} for n, c in entries])
+    work = partial(convert_pair, out=out, rules=rules)
+    written = 0
+    reasons = progress(ParallelMap(work, pairs, workers), "pairs")
+    for pair, reason in zip(pairs, reasons, strict=True):
+        if reason:
+            left_out.append(Entry((relative(pair.image1, root),), reason, (pair.id,)))
+        else:
+            written += 1
+    return Conversion(written, left_out)
+
+
+def convert_pair(pair: Pair, out: Path, rules: Rules) -> str:
+    """Write one pair below ``out``; return why it was left out, or an empty text."""
+    try:
+        images = [open_image(path) for path in (pair.image1, pair.image2)]
+        for path, image in zip((pair.image1, pair.image2), images, strict=True):
+            if image.mode.startswith(("I", "F")) or file_bits(path, image) > 8:
+                raise ValueError(f"{path.name}: more than 8 bits per channel; scale it first")
+        labels = _convert_labels(pair, rules) if pair.label1 is not None else []
+    except (DataError, ValueError) as error:
+        return str(error)
+    sizes = {image.size[::-1] for image in images} | {label.shape for label in labels}
+    if len(sizes) > 1:
+        return "its files differ in size"
+    folder = out / pair.id.split("/")[0]
+    for number, path in enumerate((pair.image1, pair.image2)):
+        _write_image(folder / f"im{number + 1}" / f"{pair.name}.png", path, images[number])
+    for number, label in enumerate(labels, start=1):
+        save_mask(folder / f"label{number}" / f"{pair.name}.png", label, rules.classes.colors)
+    return ""
+
+
+def decode_label(image: Image.Image, rules: Rules) -> np.ndarray:
+    """Return a label of any format as (H, W) uint8 indices of ``rules.classes``.
+
+    Raises:
+        ValueError: values or colours that say no class.
+    """
+    if rules.class_map is not None:
+        return rules.class_map.apply(image, rules.color_distance)
+    reading = inspect_label(image, rules.classes, rules.color_distance)
+    if reading.mask is not None:
+        return reading.mask
+    if reading.format == BINARY and rules.classes.num_classes == 1 and image.mode in ("L", "P"):
+        return (np.asarray(image) > 0).astype(np.uint8)
+    values, names = np.asarray(image), rules.classes.names
+    if image.mode.startswith("I") and 0 <= values.min() and values.max() <= len(names) - 1:
+        return values.astype(np.uint8)
+    remedy = "raise --color-distance" if reading.format == NEAR_COLORS else "give a --class-map"
+    raise ValueError(f"{reading.format}, {reading.detail}; {remedy}")
+
+
+def _convert_labels(pair: Pair, rules: Rules) -> list[np.ndarray]:
+    labels = []
+    for path in (pair.label1, pair.label2):
+        try:
+            labels.append(decode_label(open_image(path), rules))
+        except ValueError as error:
+            raise ValueError(f"{path.parent.name}/{path.name}: {error}") from error
+    if labels[0].shape != labels[1].shape:
+        raise ValueError("its files differ in size")
+    unchanged = np.zeros(labels[0].shape, dtype=bool)
+    if rules.unchanged_where_equal:
+        unchanged |= labels[0] == labels[1]
+    disagreeing = (labels[0] > 0) != (labels[1] > 0)
+    if rules.resolve_disagreement:
+        unchanged |= disagreeing
+    elif disagreeing.any():
+        raise ValueError(
+            f"labels disagree on what changed in {int(disagreeing.sum())} pixels; correct them or "
+            "use --resolve-disagreement"
+        )
+    return [np.where(unchanged, 0, label).astype(np.uint8) for label in labels]
+
+
+def _write_image(target: Path, source: Path, image: Image.Image) -> None:
+    if image.format == "PNG":
+        with atomic_path(target) as temporary:
+            shutil.copyfile(source, temporary)
+    else:
+        save_image(target, np.asarray(image.convert("RGB")))
+
+
+def _usable_pairs(scan: FolderScan) -> tuple[list[Pair], list[Entry]]:
+    """Pairs whose partners are certain, and the entries of the names that are not."""
+    broken = [entry for kind, entry in scan.found if kind in BROKEN_NAMES]
+    stems = {Path(file).stem for entry in broken for file in entry.files}
+    return [pair for pair in scan.pairs if pair.name not in stems], broken
