@@ -2,7 +2,7 @@
 
 from argparse import Namespace
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from utils import options
 from utils.cli import run
@@ -12,6 +12,7 @@ if TYPE_CHECKING:  # functions import torch themselves, so that --help starts at
     import torch
 
     from datasets import ClassList
+    from utils.distributed import World
     from utils.inference import Predictor
     from utils.pseudo_label import Coverage
 
@@ -35,9 +36,22 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     return args
 
 
-def main(argv: list[str] | None = None) -> "Coverage":
-    """Label ROOT/train as the command line says and return how much was covered."""
+def main(argv: list[str] | None = None) -> "Coverage | None":
+    """Label ROOT/train as the command line says and return how much was covered.
+
+    With several GPUs, or ``--nproc``, the work is done in processes of their own: returns None.
+    """
     args = parse_args(argv)
+    from utils.distributed import run_script
+
+    def work(world: "World") -> Any:
+        return label_in_world(args, world)
+
+    return run_script(__file__, argv, args.nproc, args.device, work)
+
+
+def label_in_world(args: Namespace, world: "World") -> "Coverage":
+    """Label as one of the world's processes."""
     from datasets import (
         ChangeDetectionDataset,
         evaluation_loader,
@@ -47,12 +61,11 @@ def main(argv: list[str] | None = None) -> "Coverage":
     )
     from models.deploy import build_predictor, compile_predictor
     from models.ensemble import describe, find_best_checkpoints, open_ensemble
-    from utils.device import choose_device
     from utils.precision import choose_precision, set_backend_options
     from utils.progress import progress
 
     set_backend_options()
-    device = choose_device(args.device)
+    device = world.device
     if args.workers is None:
         args.workers = options.default_workers(device.type)
     classes = load_classes(args.data_root)
@@ -61,23 +74,32 @@ def main(argv: list[str] | None = None) -> "Coverage":
         raise DataError(f"{args.data_root / 'train'}: no label1 and label2; nothing tells changes")
     paths = args.checkpoints or find_best_checkpoints(args.outdir / "models")
     checkpoints = open_ensemble(paths, classes.to_dict())
-    print(f"labelling {len(pairs)} pairs with {len(checkpoints)} models on {device}:")
-    for checkpoint in checkpoints:
-        print(f"  {describe(checkpoint)}")
+    world.say(
+        f"labelling {len(pairs)} pairs on {world.size} × {device.type} with "
+        f"{len(checkpoints)} models:"
+    )
+    world.say("\n".join(f"  {describe(checkpoint)}" for checkpoint in checkpoints))
     predictor = build_predictor(checkpoints, device, choose_precision(args.amp, device), args.tta)
     loader = evaluation_loader(
         ChangeDetectionDataset(pairs, classes),
         args.test_batch_size,
         args.workers,
-        pin_memory=device.type == "cuda",
+        device.type == "cuda",
+        world.rank,
+        world.size,
     )
     compile_predictor(
-        predictor, args.compile, loader.dataset, args.test_batch_size, is_one_size(loader)
+        predictor,
+        args.compile,
+        loader.dataset,
+        args.test_batch_size,
+        is_one_size(loader),
+        world.say,
     )
-    batches = progress(loader, "label")
-    coverage = write_pseudo_masks(args, batches, predictor, classes)
-    print(coverage.table(classes.names))
-    print(f"pseudo masks: {args.outdir / 'masks' / 'train'}")
+    batches = progress(loader, "label", world.leads)
+    coverage = write_pseudo_masks(args, batches, predictor, classes).over(world)
+    world.say(coverage.table(classes.names))
+    world.say(f"pseudo masks: {args.outdir / 'masks' / 'train'}")
     return coverage
 
 

@@ -2,7 +2,7 @@
 
 import time
 from argparse import Namespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from utils import options
 from utils.cli import run
@@ -11,6 +11,7 @@ if TYPE_CHECKING:  # functions import torch themselves, so that --help starts at
     from pathlib import Path
 
     from datasets import Pair
+    from utils.distributed import World
     from utils.metrics import Metrics
 
 EPILOG = """example:
@@ -31,9 +32,22 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
 
 
 def main(argv: list[str] | None = None) -> "Metrics | None":
-    """Predict as the command line says; return the scores, or None without labels."""
+    """Predict as the command line says; return the scores, or None without labels.
+
+    With several GPUs, or ``--nproc``, the work is done in processes of their own: returns None.
+    """
     started = time.perf_counter()
     args = parse_args(argv)
+    from utils.distributed import run_script
+
+    def work(world: "World") -> Any:
+        return predict_in_world(args, world, started)
+
+    return run_script(__file__, argv, args.nproc, args.device, work)
+
+
+def predict_in_world(args: Namespace, world: "World", started: float) -> "Metrics | None":
+    """Predict as one of the world's processes; ``started`` is when the time limit began."""
     from datasets import (
         ChangeDetectionDataset,
         evaluation_loader,
@@ -42,7 +56,6 @@ def main(argv: list[str] | None = None) -> "Metrics | None":
     )
     from models.deploy import build_predictor, compile_predictor
     from models.ensemble import describe, find_best_checkpoints, open_ensemble
-    from utils.device import choose_device
     from utils.engine import evaluate
     from utils.files import write_json
     from utils.precision import choose_precision, set_backend_options
@@ -51,40 +64,51 @@ def main(argv: list[str] | None = None) -> "Metrics | None":
     from utils.writer import MaskWriter, write_both_dates
 
     set_backend_options()
-    device = choose_device(args.device)
+    device = world.device
     if args.workers is None:
         args.workers = options.default_workers(device.type)
     classes = load_classes(args.data_root)
     pairs, folder = find_pairs(args)
     paths = args.checkpoints or find_best_checkpoints(args.outdir / "models")
     checkpoints = open_ensemble(paths, classes.to_dict())
-    print(f"predicting {len(pairs)} pairs with {len(checkpoints)} models on {device}:")
-    for checkpoint in checkpoints:
-        print(f"  {describe(checkpoint)}")
+    world.say(
+        f"predicting {len(pairs)} pairs on {world.size} × {device.type} with "
+        f"{len(checkpoints)} models:"
+    )
+    world.say("\n".join(f"  {describe(checkpoint)}" for checkpoint in checkpoints))
     predictor = build_predictor(checkpoints, device, choose_precision(args.amp, device), args.tta)
     loader = evaluation_loader(
         ChangeDetectionDataset(pairs, classes),
         args.test_batch_size,
         args.workers,
-        pin_memory=device.type == "cuda",
+        device.type == "cuda",
+        world.rank,
+        world.size,
     )
     compile_predictor(
-        predictor, args.compile, loader.dataset, args.test_batch_size, is_one_size(loader)
+        predictor,
+        args.compile,
+        loader.dataset,
+        args.test_batch_size,
+        is_one_size(loader),
+        world.say,
     )
-    batches = progress(loader, "predict")
+    batches = progress(loader, "predict", world.leads)
     if args.time_limit:
-        batches = within_time_limit(batches, predictor, len(pairs), started + args.time_limit)
+        own_pairs = sum(len(indices) for indices in loader.batch_sampler)
+        batches = within_time_limit(batches, predictor, own_pairs, started + args.time_limit)
     with MaskWriter(classes.colors) as writer:
         metrics = evaluate(
-            predictor, batches, classes.num_classes, write_both_dates(writer, folder)
+            predictor, batches, classes.num_classes, world, write_both_dates(writer, folder)
         )
     seconds = time.perf_counter() - started
     if metrics:
-        print(details(metrics, classes.names))
-        write_json(folder / "metrics.json", metrics.to_dict())
-    print(f"masks: {folder}  ({seconds:.1f} s, {len(pairs) / seconds:.1f} pairs/s)")
+        world.say(details(metrics, classes.names))
+        if world.leads:
+            write_json(folder / "metrics.json", metrics.to_dict())
+    world.say(f"masks: {folder}  ({seconds:.1f} s, {len(pairs) / seconds:.1f} pairs/s)")
     if args.time_limit and seconds > args.time_limit:
-        print(f"time limit of {args.time_limit:g} s missed, with the fewest views possible")
+        world.say(f"time limit of {args.time_limit:g} s missed, with the fewest views possible")
     return metrics
 
 

@@ -1,11 +1,14 @@
 """Data sets: from a root folder to loaders of bi-temporal pairs."""
 
-from collections.abc import Sequence
+import signal
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import torch
 from torch.utils.data import DataLoader, DistributedSampler
 
 from datasets import splits
+from datasets.cache import CachedReader, build_cache, cache_folder
 from datasets.change_detection import (
     LABEL_FOLDERS,
     ChangeDetectionDataset,
@@ -18,7 +21,9 @@ from datasets.change_detection import (
 from datasets.classes import ClassList, load_classes
 from datasets.splits import Split
 from datasets.transforms import TrainTransform
+from utils.distributed import World
 from utils.errors import DataError, OptionError
+from utils.progress import progress
 
 __all__ = [
     "ChangeDetectionDataset",
@@ -30,6 +35,7 @@ __all__ = [
     "index_pairs",
     "is_one_size",
     "load_classes",
+    "make_reader",
     "set_epoch",
     "split_pairs",
     "training_loader",
@@ -64,12 +70,41 @@ def split_pairs(
     return split, [pairs[name] for name in split.train], [pairs[name] for name in split.val]
 
 
-def training_loader(
-    dataset: ChangeDetectionDataset, batch_size: int, workers: int, seed: int, pin_memory: bool
-) -> DataLoader:
-    """Return shuffled batches; a last incomplete one is dropped where there are others.
+class ResumableSampler(DistributedSampler):
+    """Shuffled indices of one process's share, from any position on.
 
-    The order of an epoch follows from ``seed`` and the epoch's number alone; call `set_epoch`.
+    The order of an epoch follows from the seed and the epoch's number alone. Step by step, the
+    shares of all processes together are what a single process would take.
+    """
+
+    start = 0  # samples of this process's share that are done already
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(list(super().__iter__())[self.start :])
+
+    def __len__(self) -> int:
+        return super().__len__() - self.start
+
+
+def training_loader(
+    dataset: ChangeDetectionDataset,
+    batch_size: int,
+    workers: int,
+    seed: int,
+    pin_memory: bool,
+    rank: int = 0,
+    world_size: int = 1,
+) -> DataLoader:
+    """Return shuffled batches of one process; a last incomplete one is dropped.
+
+    Args:
+        dataset: all training pairs; every process has the same.
+        batch_size: pairs per batch of this process.
+        workers: reader processes.
+        seed: decides the order, together with the epoch; see `set_epoch`.
+        pin_memory: whether batches go to a GPU.
+        rank: number of this process.
+        world_size: number of processes.
 
     Raises:
         DataError: pairs of several sizes without a crop, or smaller than the crop.
@@ -77,27 +112,37 @@ def training_loader(
     _check_training_sizes(dataset)
     return DataLoader(
         dataset,
-        batch_size=min(batch_size, len(dataset)),
-        sampler=DistributedSampler(dataset, num_replicas=1, rank=0, seed=seed),
+        batch_size=min(batch_size, max(1, len(dataset) // world_size)),
+        sampler=ResumableSampler(dataset, world_size, rank, seed=seed, drop_last=True),
         drop_last=True,
         **_worker_options(workers, pin_memory),
     )
 
 
-def set_epoch(loader: DataLoader, epoch: int) -> None:
-    """Choose order and augmentation of the epoch that is iterated next."""
+def set_epoch(loader: DataLoader, epoch: int, skip_batches: int = 0) -> None:
+    """Choose order and augmentation of the epoch that is iterated next, and where it starts."""
     loader.sampler.set_epoch(epoch)
+    loader.sampler.start = skip_batches * loader.batch_size
     loader.dataset.set_epoch(epoch)
 
 
 def evaluation_loader(
-    dataset: ChangeDetectionDataset, batch_size: int, workers: int, pin_memory: bool
+    dataset: ChangeDetectionDataset,
+    batch_size: int,
+    workers: int,
+    pin_memory: bool,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> DataLoader:
-    """Return batches of pairs of one size each, every pair once, in file order per size."""
+    """Return batches of pairs of one size each, in file order per size.
+
+    Several processes share the batches, each pair once; every batch is what a single process would
+    make of it, so that results do not depend on the number of processes.
+    """
     sizes = [image_size(pair.image1) for pair in dataset.pairs]
     return DataLoader(
         dataset,
-        batch_sampler=SameSizeBatches(sizes, batch_size),
+        batch_sampler=SameSizeBatches(sizes, batch_size, rank, world_size),
         **_worker_options(workers, pin_memory),
     )
 
@@ -107,13 +152,52 @@ def is_one_size(loader: DataLoader) -> bool:
     return len(loader.batch_sampler.sizes) == 1
 
 
+def make_reader(
+    mode: str,
+    outdir: Path,
+    pairs: Sequence[Pair],
+    classes: ClassList,
+    world: World,
+    pseudo_label_root: Path | None = None,
+) -> CachedReader | None:
+    """Return the decoded cache of some pairs, or None for ``off``.
+
+    The leading process builds it, the others of its machine open the same file.
+
+    Args:
+        mode: ``ram``, ``disk`` or ``off``.
+        outdir: holds the cache of ``disk``.
+        pairs: whose files are cached.
+        classes: decodes the labels.
+        world: the processes that share it.
+        pseudo_label_root: folder of pseudo masks to cache as well.
+    """
+    if mode == "off":
+        return None
+    folder = world.from_leader(cache_folder(mode, outdir) if world.leads else None)
+    reader = None
+    if world.leads:
+        reader = build_cache(pairs, classes, folder, pseudo_label_root, progress=progress)
+    world.wait()
+    return reader or build_cache(pairs, classes, folder, pseudo_label_root)
+
+
 def _worker_options(workers: int, pin_memory: bool) -> dict:
     return {
         "num_workers": workers,
         "collate_fn": collate,
         "pin_memory": pin_memory,
         "persistent_workers": workers > 0,
+        "worker_init_fn": _leave_signals_to_main,
+        # Without one of its own, a loader draws from the generator that dropout draws from, and a
+        # resumed run would draw once more than an uninterrupted one.
+        "generator": torch.Generator(),
     }
+
+
+def _leave_signals_to_main(_worker: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _check_training_sizes(dataset: ChangeDetectionDataset) -> None:

@@ -96,7 +96,7 @@ def build_cache(
     """
     files = _files(pairs, pseudo_label_root)
     path = folder / f"{_key(files, classes)}.bin"
-    if path.exists() and path.with_suffix(".json").exists():
+    if _is_whole(path):
         return CachedReader(path)
     entries, total = _layout(files)
     folder.mkdir(parents=True, exist_ok=True)
@@ -115,8 +115,16 @@ def build_cache(
             for _ in progress(_in_order(pool.map(decode, files), len(files)), "cache"):
                 pass
         store.flush()
-    write_text(path.with_suffix(".json"), json.dumps({"entries": entries}))
+    write_text(path.with_suffix(".json"), json.dumps({"bytes": total, "entries": entries}))
     return CachedReader(path)
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        index = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        return path.stat().st_size == index["bytes"]
+    except (OSError, ValueError, KeyError):
+        return False
 
 
 class _in_order:  # noqa: N801 - a sized view of an iterator, for the progress bar

@@ -249,18 +249,27 @@ class SameSizeBatches(Sampler[list[int]]):
     Args:
         sizes: (height, width) of every pair.
         batch_size: pairs per batch at the most.
+        rank: number of this process; it takes every ``world_size``-th batch.
+        world_size: number of processes.
     """
 
-    def __init__(self, sizes: Sequence[tuple[int, int]], batch_size: int) -> None:
+    def __init__(
+        self,
+        sizes: Sequence[tuple[int, int]],
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
         by_size: dict[tuple[int, int], list[int]] = {}
         for index, size in enumerate(sizes):
             by_size.setdefault(size, []).append(index)
         self.sizes = tuple(by_size)
-        self.batches = [
+        batches = [
             indices[start : start + batch_size]
             for indices in by_size.values()
             for start in range(0, len(indices), batch_size)
         ]
+        self.batches = batches[rank::world_size]
 
     def __iter__(self) -> Iterator[list[int]]:
         return iter(self.batches)

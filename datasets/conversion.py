@@ -13,12 +13,13 @@ from datasets.change_detection import Pair
 from datasets.class_map import ClassMap
 from datasets.classes import CLASSES_FILE, ClassList
 from datasets.findings import Entry, relative
-from datasets.inspection import FolderScan, ParallelMap, scan_dataset
 from datasets.label_formats import BINARY, COLOR_DISTANCE, NEAR_COLORS, inspect_label
 from datasets.pair_report import file_bits
+from datasets.scan import FolderScan, scan_dataset
 from utils.errors import DataError, OptionError
 from utils.files import atomic_path, write_json
 from utils.masks import open_image, save_image, save_mask
+from utils.parallel import ParallelMap
 
 BROKEN_NAMES = ("no-partner", "partner-case", "same-stem")
 
@@ -137,7 +138,7 @@ def decode_label(image: Image.Image, rules: Rules) -> np.ndarray:
     if reading.format == BINARY and rules.classes.num_classes == 1 and image.mode in ("L", "P"):
         return (np.asarray(image) > 0).astype(np.uint8)
     values, names = np.asarray(image), rules.classes.names
-    if image.mode.startswith("I") and 0 <= values.min() and values.max() <= len(names) - 1:
+    if image.mode.startswith("I") and values.min() >= 0 and values.max() <= len(names) - 1:
         return values.astype(np.uint8)
     remedy = "raise --color-distance" if reading.format == NEAR_COLORS else "give a --class-map"
     raise ValueError(f"{reading.format}, {reading.detail}; {remedy}")

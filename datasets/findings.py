@@ -10,76 +10,11 @@ import numpy as np
 from datasets import label_formats
 from datasets.classes import ClassList
 from datasets.duplicates import Copies
+from datasets.finding_kinds import ERROR, KINDS
 from datasets.pair_report import FileReport, PairReport
 
-ERROR, WARNING = "error", "warning"
 SHOWN = 4  # entries in the text; the JSON has all
 MANY = 0.5  # share of the pairs from which a label without any 0 is a fault of the whole set
-
-# kind: (level, what, remedy). Errors stop training or make its scores worthless.
-KINDS: dict[str, tuple[str, str, str]] = {
-    "unreadable": (ERROR, "files that cannot be decoded",
-        "copy them again, or remove their pairs"),
-    "no-partner": (ERROR, "files without a partner of the same name",
-        "add the missing files, or remove these"),
-    "partner-case": (ERROR, "partners whose names differ in case",
-        "rename them alike"),
-    "name-case": (WARNING, "names that differ only in case; Windows and macOS keep one of them",
-        "rename one"),
-    "same-stem": (ERROR, "names that occur twice with different suffixes",
-        "remove one of each"),
-    "ignored-files": (WARNING, "files that are not read",
-        "save images as PNG, JPEG, BMP or TIFF, or move other files elsewhere"),
-    "no-labels": (ERROR, "a training set without label1 and label2",
-        "add both folders; training needs them"),
-    "size-mismatch": (ERROR, "files of a pair that differ in size",
-        "co-register each pair to one size"),
-    "mixed-sizes": (WARNING, "images of several sizes in one split",
-        "train with --crop-size N, at most the smallest side"),
-    "bit-depth": (ERROR, "images that are not 8 bits per channel",
-        "scale them to 8 bits with the range that suits the sensor"),
-    "bits-dropped": (WARNING, "images of 16 bits, of which only the upper 8 are read",
-        "scale them to 8 bits with the range that suits the sensor"),
-    "mixed-modes": (WARNING, "images of several modes in one folder",
-        "nothing if intended: all are read as RGB; else save them alike"),
-    "blank-image": (WARNING, "images of a single colour",
-        "remove the pairs if these are tiles without data"),
-    "same-image": (WARNING, "pairs with the same image at both dates",
-        "put the right second image there, or remove the pair"),
-    "label-near-colours": (ERROR, "labels whose colours are near class colours (lossy compression)",
-        "write a clean copy with --convert OUT; raise --color-distance if pixels stay beyond it"),
-    "label-binary": (ERROR, "labels with only 0 and 255: a change mask without classes",
-        "give semantic labels; or, for change alone, list two classes in classes.json and use "
-        "--convert OUT"),
-    "label-values": (ERROR, "labels with values beyond the class list",
-        'list the classes in classes.json, or --convert OUT --class-map FILE, as {"255": 0}'),
-    "label-colours": (ERROR, "labels with colours of no class",
-        'list the colours in classes.json, or --convert OUT --class-map FILE, as {"#ff8000": 5}'),
-    "label-palette": (ERROR, "palette labels whose colours contradict their indices",
-        "save them as RGB, or --convert OUT --class-map FILE with the colours"),
-    "label-mode": (ERROR, "labels in a mode that is no label format",
-        "save class indices as 8-bit grey PNG, or try --convert OUT"),
-    "mixed-formats": (WARNING, "labels of several formats in one folder",
-        "nothing if intended; --convert OUT writes all as index PNGs"),
-    "labels-disagree": (ERROR, "pairs whose two labels disagree on what changed",
-        "correct the masks; or --convert OUT --resolve-disagreement makes such pixels unchanged"),
-    "same-class": (WARNING, "pairs with changed pixels of the same class at both dates",
-        "check the masks; --convert OUT --unchanged-where-equal makes such pixels unchanged"),
-    "all-unchanged": (ERROR, "splits in whose labels nothing changed",
-        "check that the labels are class masks, 0 only where nothing changed"),
-    "all-changed": (ERROR, "labels that give every pixel a class, so that everything counts as "
-        "changed", "labels must be 0 where nothing changed: --convert OUT --unchanged-where-equal"),
-    "class-missing": (WARNING, "classes that no training label contains",
-        "take them out of classes.json, or add pairs that show them"),
-    "leak-exact": (ERROR, "the same image in two splits: scores on it are worthless",
-        "remove the pairs from one of the splits"),
-    "leak-near": (WARNING, "almost the same image in two splits",
-        "look at them in suspicious.png; remove the pairs from one split if they show one place"),
-    "duplicate-exact": (WARNING, "the same image in several pairs of a split",
-        "remove the surplus pairs, unless one image belongs to several dates on purpose"),
-    "duplicate-near": (WARNING, "almost the same image in several pairs of a split",
-        "look at them in suspicious.png; keep a place with all its copies in one split"),
-}  # fmt: skip
 
 LABEL_KINDS = {
     label_formats.NEAR_COLORS: "label-near-colours",
@@ -103,8 +38,9 @@ class Entry:
     pairs: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        files = " = ".join(self.files[:SHOWN]) + (" …" if len(self.files) > SHOWN else "")
-        return f"{files} ({self.detail})" if self.detail else files
+        more = f" and {len(self.files) - SHOWN} more" if len(self.files) > SHOWN else ""
+        files = " + ".join(self.files[:SHOWN]) + more
+        return f"{files} ({self.detail})" if files and self.detail else files or self.detail
 
 
 @dataclass(frozen=True)
@@ -129,6 +65,17 @@ class Finding:
         shown = ", ".join(str(entry) for entry in self.entries[:SHOWN])
         more = f" and {len(self.entries) - SHOWN} more" if len(self.entries) > SHOWN else ""
         return f"{what}: {shown}{more}; {remedy}"
+
+    def lines(self) -> list[str]:
+        """Return the finding for reading: what, one line per entry, remedy."""
+        level, what, remedy = KINDS[self.kind]
+        more = len(self.entries) - SHOWN
+        return [
+            f"{level.upper()} {self.kind}, {len(self.entries)} ×: {what}",
+            *(f"    {entry}" for entry in self.entries[:SHOWN]),
+            *([f"    and {more} more"] if more > 0 else []),
+            f"  → {remedy}",
+        ]
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, all entries included."""

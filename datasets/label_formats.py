@@ -55,7 +55,7 @@ class ColorTable:
             self._learn(np.unique(packed[codes == 0]))
             codes = self._table[packed]
         codes -= 1
-        return (codes & 255).astype(np.uint8), codes >> 8
+        return codes.astype(np.uint8), codes >> 8  # the cast keeps the low byte
 
     def _learn(self, packed: np.ndarray) -> None:
         rgb = np.stack([packed & 255, packed >> 8 & 255, packed >> 16], axis=1).astype(np.int32)

@@ -377,16 +377,6 @@ def test_error_in_a_worker_is_the_same_one_line(broken_root, impatient, name, da
     assert one_line(caught.value) == expected
 
 
-def test_missing_pseudo_mask_in_a_worker_is_the_same_one_line(sample_root, impatient, tmp_path):
-    expected = read_error(sample_root / "train", pseudo_label_root=tmp_path)
-    dataset = ChangeDetectionDataset(
-        index_pairs(sample_root / "train"), SECOND_CLASSES, pseudo_label_root=tmp_path
-    )
-    with pytest.raises(DataError) as caught:
-        next(iter(DataLoader(dataset, batch_size=2, num_workers=1, collate_fn=collate)))
-    assert one_line(caught.value) == expected
-
-
 # Sizes from headers
 
 

@@ -19,13 +19,15 @@ from datasets.classes import SECOND_CLASSES, ClassList, load_classes, read_label
 from models import ModelConfig, load_model
 from utils import cli
 from utils.checkpoint import read_checkpoint
+from utils.distributed import World
 from utils.errors import CheckpointError, DataError, OptionError, UserError
-from utils.losses import SECOND_CLASS_WEIGHTS
+from utils.losses import default_class_weights
 from utils.metrics import ConfusionMatrix, Metrics, compute_metrics
 from utils.options import REPO
 
 SMALL = "mobilenetv2_050"
 FCN = ("--model", "fcn", "--backbone", SMALL)
+ALONE = World(0, 1, torch.device("cpu"))
 FAST = ("--amp", "off", "--device", "cpu", "--workers", "0")
 SCRIPTS = ("train.py", "label.py", "test.py")
 TRAIN_NAMES = [f"{i:05d}" for i in range(12)]
@@ -181,22 +183,22 @@ def test_training_changes_all_weights(run):
     trained = load_model(run.outdir / "models" / f"fcn_{SMALL}_latest.pth").state_dict()
     torch.manual_seed(0)
     start = train.make_model(
-        train.parse_args([*FCN]), ModelConfig("fcn", SMALL), untrained=False
+        train.parse_args([*FCN]), ModelConfig("fcn", SMALL), ALONE, fresh=True
     ).state_dict()
     same = [n for n, v in trained.items() if v.is_floating_point() and torch.equal(v, start[n])]
     assert not same
 
 
 def test_the_best_epoch_is_kept_and_only_that(sample_root, tmp_path, monkeypatch, capsys):
-    from utils import engine
+    from utils import fit
 
     scores = iter([0.1, 0.3, 0.2])
-    evaluate = engine.evaluate
+    evaluate = fit.evaluate
 
     def scripted(*args):
         return dataclasses.replace(evaluate(*args), score=next(scores))
 
-    monkeypatch.setattr(engine, "evaluate", scripted)
+    monkeypatch.setattr(fit, "evaluate", scripted)
     best = train.main(train_argv(sample_root, tmp_path, "--epochs", 3))
     assert best.score == 0.3
     (path,) = best_files(tmp_path)
@@ -261,7 +263,8 @@ def assert_same_state(outdir: Path, other: Path) -> None:
             assert torch.equal(value, optimizers[1][index][name])
     assert states[0]["metrics"] == states[1]["metrics"]
     assert states[0]["best_file"] == states[1]["best_file"]
-    assert torch.equal(states[0]["training"]["rng"], states[1]["training"]["rng"])
+    (rng,), (other_rng,) = (state["training"]["rng"] for state in states)
+    assert torch.equal(rng["cpu"], other_rng["cpu"])
 
 
 @pytest.fixture(scope="module")
@@ -272,10 +275,10 @@ def interrupted(sample_root, tmp_path_factory) -> Path:
     outdir = tmp_path_factory.mktemp("interrupted")
     train_epoch = Trainer.train_epoch
 
-    def stop_in_second(self, loader):
-        if self.epoch == 1:
+    def stop_in_second(self, loader, after_step):
+        if self.epoch == 2:
             raise KeyboardInterrupt
-        return train_epoch(self, loader)
+        return train_epoch(self, loader, after_step)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "train_epoch", stop_in_second)
@@ -295,7 +298,7 @@ def test_resumed_run_ends_like_an_uninterrupted_one(
     torch.manual_seed(99)
     resume = ("--resume", latest) if named else ("--resume",)
     metrics = train.main(train_argv(sample_root, outdir, "--epochs", 2, *resume))
-    assert "after epoch 1 of 2" in capsys.readouterr().out
+    assert "in epoch 1 of 2" in capsys.readouterr().out
     assert_metrics(metrics, run.metrics)
     assert_same_state(outdir, run.outdir)
     assert [path.name for path in best_files(outdir)] == [run.best.name]
@@ -375,14 +378,12 @@ def state_rows(outdir: Path) -> list[dict]:
 
 
 def test_class_weights_of_the_published_recipe():
-    custom = ClassList(("same", "open"), ((0, 0, 0), (9, 9, 9)))
-    plain, pseudo = train.parse_args([]), train.parse_args(["--use-pseudo-label"])
-    assert train.class_weights(plain, SECOND_CLASSES) == SECOND_CLASS_WEIGHTS
-    assert SECOND_CLASS_WEIGHTS == (2, 1, 2, 2, 1, 1)
-    assert train.class_weights(pseudo, SECOND_CLASSES) is None  # ones
-    assert train.class_weights(plain, custom) is None
-    given = train.parse_args(["--class-weights", "1,2,3,4,5,6.5", "--use-pseudo-label"])
-    assert train.class_weights(given, SECOND_CLASSES) == (1, 2, 3, 4, 5, 6.5)
+    names = SECOND_CLASSES.names[1:]
+    assert default_class_weights(names, pseudo_labels=False) == (2, 1, 2, 2, 1, 1)
+    assert default_class_weights(names, pseudo_labels=True) is None  # ones
+    assert default_class_weights(("open",), pseudo_labels=False) is None
+    given = train.parse_args(["--class-weights", "1,2,3,4,5,6.5"])
+    assert given.class_weights == (1, 2, 3, 4, 5, 6.5)
 
 
 def test_class_weights_of_wrong_length(sample_root, tmp_path):

@@ -7,15 +7,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from utils import options
 from utils.cli import run
 from utils.errors import OptionError, UserError
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from datasets.classes import ClassList
     from datasets.inspection import Report
 
@@ -112,6 +110,8 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     )
     group.add_argument("--debug", action="store_true", help="show the traceback of an error")
     args = parser.parse_args(argv)
+    if args.train_list and not args.val_list:
+        raise OptionError("--train-list needs --val-list beside it")
     only_for_convert = ("class_map", "classes", "unchanged_where_equal", "resolve_disagreement")
     for name in only_for_convert:
         if getattr(args, name) and args.convert is None:
@@ -127,6 +127,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def check(args: Namespace) -> int:
     """Inspect the data set, print tables and findings, write report and pictures."""
+    from datasets import inspection_tables as tables
     from datasets import load_classes
     from datasets.inspection import inspect_dataset
     from utils.files import write_json
@@ -142,16 +143,15 @@ def check(args: Namespace) -> int:
         args.workers,
         lambda items, unit: progress(items, "checking", unit),
     )
-    for text in (split_table(report), folder_table(report), class_table(report)):
-        print(text, end="\n\n")
+    print(tables.split_table(report), tables.folder_table(report), sep="\n\n", end="\n\n")
     if report.transitions()[1:, 1:].any():
-        print(transition_table(report), end="\n\n")
+        print(tables.class_table(report), tables.transition_table(report), sep="\n\n", end="\n\n")
     for finding in report.findings:
-        print(f"{finding.level}, {finding.kind}: {len(finding.entries)} × {finding}")
+        print("\n".join(finding.lines()), end="\n\n")
     levels = Counter(finding.level for finding in report.findings)
     print(f"{levels['error']} kinds of errors, {levels['warning']} kinds of warnings")
     failed = bool(levels["error"] or (args.strict and levels["warning"]))
-    write_json(args.outdir / "report.json", to_dict(report) | {"passed": not failed})
+    write_json(args.outdir / "report.json", tables.to_dict(report) | {"passed": not failed})
     pictures = draw_pictures(report, args.outdir)
     print(f"written to {args.outdir}: {', '.join(['report.json', *pictures])}")
     return int(failed)
@@ -206,139 +206,9 @@ def target_classes(name: str) -> "ClassList":
     return load_classes(Path(name))
 
 
-def split_table(report: "Report") -> str:
-    """Pairs, sizes and share changed per split."""
-    from utils.logging import table
-
-    rows = []
-    for split in report.splits:
-        pairs = [pair for pair in report.pairs if pair.split == split]
-        sizes = Counter(file.size for pair in pairs for file in pair.images if not file.error)
-        labelled = sum(pair.pair.label1 is not None for pair in pairs)
-        rows.append([split, len(pairs), labelled, usual(sizes, show_size), changed(report, split)])
-    return table(["split", "pairs", "labelled", "size", "changed"], rows)
-
-
-def folder_table(report: "Report") -> str:
-    """File formats, modes and label formats per folder."""
-    from utils.logging import table
-
-    return table(
-        ["folder", "files", "file type", "mode, bits", "label format"],
-        [
-            [folder, sum(facts["types"].values()), *(usual(facts[name]) for name in facts)]
-            for folder, facts in folder_facts(report).items()
-        ],
-    )
-
-
-def folder_facts(report: "Report") -> dict[str, dict[str, Counter]]:
-    """Count file types, modes and label formats per folder."""
-    from datasets.findings import relative
-
-    facts: dict[str, dict[str, Counter]] = {}
-    for pair in report.pairs:
-        formats = [None, None, *pair.formats]
-        for file, label_format in zip(pair.images + pair.labels, formats, strict=True):
-            folder = relative(file.path.parent, report.root)
-            names = ("types", "modes", "label_formats")
-            of_folder = facts.setdefault(folder, {name: Counter() for name in names})
-            of_folder["types"][file.format or "unreadable"] += 1
-            of_folder["modes"][f"{file.mode} {file.bits}" if file.mode else "–"] += 1
-            if label_format:
-                of_folder["label_formats"][label_format] += 1
-    return dict(sorted(facts.items()))
-
-
-def class_table(report: "Report") -> str:
-    """Share of each class in the changed area, per split and date."""
-    from utils.logging import table
-
-    splits = {split: class_shares(report, split) for split in report.splits}
-    header = ["% of changed area", *(f"{split} {date}" for split in splits for date in (1, 2))]
-    return table(
-        header,
-        [
-            [name, *(f"{dates[date][i]:.1f}" for dates in splits.values() for date in (0, 1))]
-            for i, name in enumerate(report.classes.names[1:])
-        ],
-    )
-
-
-def transition_table(report: "Report") -> str:
-    """From class (rows) to class (columns), in percent of the changed area of all splits."""
-    from utils.logging import table
-
-    counts = report.transitions()[1:, 1:]
-    names = report.classes.names[1:]
-    shares = 100 * counts / counts.sum()
-    rows = [
-        [name, *(f"{share:.1f}" for share in row)] for name, row in zip(names, shares, strict=True)
-    ]
-    return table(["from \\ to, %", *names], rows)
-
-
-def class_shares(report: "Report", split: str) -> tuple["np.ndarray", "np.ndarray"]:
-    """Percent of the changed area that each class covers at date 1 and at date 2."""
-    counts = report.transitions(split)
-    dates = (counts.sum(axis=1)[1:], counts.sum(axis=0)[1:])
-    return tuple(100 * date / max(1, date.sum()) for date in dates)
-
-
-def changed(report: "Report", split: str) -> str:
-    """Share of the pixels that changed, or a dash without readable labels."""
-    counts = report.transitions(split)
-    return f"{100 * counts[1:, 1:].sum() / counts.sum():.1f} %" if counts.any() else "–"
-
-
-def usual(counter: Counter, show: Any = str) -> str:
-    """'PNG' where all agree, 'PNG (11), JPEG (1)' where not."""
-    if len(counter) < 2:
-        return "".join(show(value) for value in counter)
-    shown = ", ".join(f"{show(value)} ({n})" for value, n in counter.most_common(3))
-    return shown + (f", {len(counter) - 3} more" if len(counter) > 3 else "")
-
-
-def show_size(size: tuple[int, int]) -> str:
-    """(height, width) -> 'width × height'."""
-    return f"{size[1]} × {size[0]}"
-
-
-def to_dict(report: "Report") -> dict[str, Any]:
-    """Everything as plain values for JSON; pixel counts, not percentages."""
-    splits = {}
-    for split in report.splits:
-        pairs = [pair for pair in report.pairs if pair.split == split]
-        counts = report.transitions(split)
-        splits[split] = {
-            "pairs": len(pairs),
-            "labelled": sum(pair.pair.label1 is not None for pair in pairs),
-            "label_pixels_read": int(counts.sum()),
-            "changed_pixels": int(counts[1:, 1:].sum()),
-            "class_pixels_date1": counts.sum(axis=1).tolist(),
-            "class_pixels_date2": counts.sum(axis=0).tolist(),
-            "transitions": counts.tolist(),
-        }
-    return {
-        "root": str(report.root.resolve()),
-        "classes": list(report.classes.names),
-        "splits": splits,
-        "folders": folder_facts(report),
-        "findings": [finding.to_dict() for finding in report.findings],
-        "pairs": [
-            {
-                "id": pair.pair.id,
-                "split": pair.split,
-                "size": list(pair.images[0].size),
-                "changed": pair.changed,
-            }
-            for pair in report.pairs
-        ],
-    }
-
-
 def draw_pictures(report: "Report", outdir: Path) -> list[str]:
     """Draw what there is to draw; return the names. Pictures of an earlier check go."""
+    from datasets import inspection_tables as tables
     from datasets.suspicious import suspicious_sheet
     from utils import plots
     from utils.masks import save_image
@@ -350,7 +220,7 @@ def draw_pictures(report: "Report", outdir: Path) -> list[str]:
     if counts.any():
         names, colors = report.classes.names[1:], report.classes.colors[1:]
         labelled = [split for split in report.splits if report.transitions(split)[1:, 1:].any()]
-        shares = {split: class_shares(report, split) for split in labelled}
+        shares = {split: tables.class_shares(report, split) for split in labelled}
         try:
             plots.plot_transitions(outdir / PICTURES[0], counts, names)
             plots.plot_class_shares(outdir / PICTURES[1], shares, names, colors)

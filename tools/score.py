@@ -173,13 +173,12 @@ def count_all(
     # glibc would return the memory of every mask and fault it in again: a fourth of the time.
     os.environ.setdefault("MALLOC_TOP_PAD_", str(64 << 20))
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, _start_process, (counter,)) as pool:
-        try:
-            futures = [pool.submit(_count_in_process, job) for job in jobs]
-            rows = [future.result() for future in progress(futures, "score", "pair")]
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    pool = ProcessPoolExecutor(workers, context, _start_process, (counter,))
+    try:
+        futures = [pool.submit(_count_in_process, job) for job in jobs]
+        rows = [future.result() for future in progress(futures, "score", "pair")]
+    finally:
+        pool.shutdown(cancel_futures=True)
     return [list(column) for column in zip(*rows, strict=True)]
 
 

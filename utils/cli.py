@@ -3,27 +3,35 @@
 import sys
 from collections.abc import Callable
 
-from utils.errors import UserError, one_line
-
-EXIT_USER_ERROR = 2
-EXIT_INTERRUPTED = 130
+from utils.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, InterruptionError, UserError, one_line
 
 
 def run(main: Callable[[], object]) -> None:
     """Call ``main()`` and turn what a user can cause into one line on stderr and an exit status.
 
-    Status 2 stands for an error the user can repair, 130 for Ctrl-C. With ``--debug`` on the
-    command line the traceback is shown instead.
+    Status 2 stands for an error the user can repair, 130 for Ctrl-C, 75 for a run that saved its
+    state because a scheduler asked it to end. With ``--debug`` on the command line the traceback is
+    shown instead.
     """
     try:
         main()
     except UserError as error:
         if "--debug" in sys.argv:
             raise
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        sys.exit(EXIT_USER_ERROR)
+        _report(f"error: {one_line(error)}")
+        sys.exit(error.status if isinstance(error, InterruptionError) else EXIT_USER_ERROR)
     except KeyboardInterrupt:
         if "--debug" in sys.argv:
             raise
         print("interrupted", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
+
+
+def _report(line: str) -> None:
+    """Print a line, or hand it to the launcher, so that four processes print it once."""
+    if "torch" in sys.modules:
+        from utils.distributed import report_failure
+
+        if report_failure(line.removeprefix("error: ")):
+            return
+    print(line, file=sys.stderr)

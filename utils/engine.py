@@ -1,10 +1,12 @@
 """One epoch of training, one evaluation. Models, loaders and devices come in as arguments."""
 
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 
 import torch
 from torch import nn
 
+from utils.distributed import World
 from utils.errors import NumericalError
 from utils.images import normalize
 from utils.inference import Predictor, decode
@@ -24,69 +26,76 @@ def train_one_epoch(
     criterion: nn.Module,
     optimizer: torch.optim.Optimizer,
     scheduler: torch.optim.lr_scheduler.LRScheduler,
-    device: torch.device,
+    world: World,
     precision: Precision,
+    losses: "LossReader",
     accumulate: int = 1,
-) -> dict[str, float]:
-    """Train over one loader and return the mean of each loss term.
+    after_step: Callable[[], None] = lambda: None,
+) -> None:
+    """Train over one loader.
 
-    Nothing in a step waits for the device: losses are read every `READ_EVERY` steps.
+    Nothing in a step waits for the device: losses are read every `READ_EVERY` batches.
 
     Args:
-        model: maps two images to logits, on ``device``.
+        model: maps two images to logits, on the world's device; may be distributed.
         loader: yields dicts with uint8 ``image1/image2`` (N, bands, H, W), integer
             ``label1/label2`` and ``change_mask`` (N, H, W), and ``name``.
         criterion: as `utils.losses.ChangeCriterion`.
         optimizer: steps once per ``accumulate`` batches; batches left over at the end are dropped.
         scheduler: steps with the optimiser.
-        device: where the batches go.
+        world: this process's device and place among the others.
         precision: number format of the forward pass, and the loss scaler.
+        losses: collects the loss terms.
         accumulate: batches whose mean gradient makes one step.
+        after_step: called after each optimiser step, for checkpoints and signals.
 
     Raises:
         NumericalError: a loss is NaN or infinite; names the step and the files of the batch.
     """
     model.train()
-    losses = LossReader()
     optimizer.zero_grad(set_to_none=True)
     for number, batch in enumerate(loader, start=1):
-        image1 = normalize(batch["image1"].to(device, non_blocking=True))
-        image2 = normalize(batch["image2"].to(device, non_blocking=True))
+        last_part = number % accumulate == 0
+        image1 = normalize(batch["image1"].to(world.device, non_blocking=True))
+        image2 = normalize(batch["image2"].to(world.device, non_blocking=True))
         targets = [
-            batch[key].to(device, non_blocking=True) for key in ("label1", "label2", "change_mask")
+            batch[key].to(world.device, non_blocking=True)
+            for key in ("label1", "label2", "change_mask")
         ]
-        with precision.autocast():
-            output = model(image1, image2)
-        terms = criterion(output, *targets)
-        precision.scaler.scale(terms["total"] / accumulate).backward()
-        if number % accumulate == 0:
+        with nullcontext() if last_part or world.size == 1 else model.no_sync():
+            with precision.autocast():
+                output = model(image1, image2)
+            terms = criterion(output, *targets)
+            precision.scaler.scale(terms["total"] / accumulate).backward()
+        losses.add(terms, batch["name"])
+        if last_part:
             precision.scaler.step(optimizer)
             precision.scaler.update()
             optimizer.zero_grad(set_to_none=True)
             scheduler.step()
-        losses.add(terms, batch["name"])
-    return losses.means()
+            after_step()
 
 
 class LossReader:
     """Collects loss terms on the device and reads them in bunches.
 
     Args:
-        read_every: steps between two reads; a bad value is noticed that late.
+        world: over whose processes the terms are averaged.
+        read_every: batches between two reads; a bad value is noticed that late.
     """
 
-    def __init__(self, read_every: int = READ_EVERY) -> None:
+    def __init__(self, world: World, read_every: int = READ_EVERY) -> None:
+        self._world = world
         self._read_every = read_every
         self._waiting: list[tuple[torch.Tensor, list[str]]] = []
-        self._keys: list[str] = []
-        self._sums = torch.zeros(0)
-        self.steps = 0
+        self._sums: dict[str, float] = {}
+        self.batches = 0
 
     def add(self, terms: dict[str, torch.Tensor], names: list[str]) -> None:
-        """Remember the terms of one step; ``names`` are the files of its batch.
+        """Remember the terms of one batch; ``names`` are its files.
 
         Raises:
-            NumericalError: a term of this or an earlier step is not finite.
+            NumericalError: a term of this or an earlier batch is not finite.
         """
         self._keys = list(terms)
         self._waiting.append((torch.stack([value.detach() for value in terms.values()]), names))
@@ -94,44 +103,62 @@ class LossReader:
             self._read()
 
     def means(self) -> dict[str, float]:
-        """Return the mean of each term over all steps; none without steps.
+        """Return the mean of each term over all batches; nothing without batches.
 
         Raises:
             NumericalError: as `add`.
         """
         self._read()
-        return {k: s / self.steps for k, s in zip(self._keys, self._sums.tolist(), strict=True)}
+        return {name: value / self.batches for name, value in self._sums.items()}
+
+    def state_dict(self) -> dict:
+        """Return sums and counts, for a checkpoint in the middle of an epoch."""
+        self._read()
+        return {"sums": dict(self._sums), "batches": self.batches}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go on from `state_dict`."""
+        self._sums, self.batches = dict(state["sums"]), state["batches"]
 
     def _read(self) -> None:
         if not self._waiting:
             return
-        values = torch.stack([terms for terms, _ in self._waiting]).double().cpu()
-        for row, (_, names) in zip(values, self._waiting, strict=True):
-            self.steps += 1
+        values = torch.stack([terms for terms, _ in self._waiting]).double()
+        for row, (_, names) in zip(values.cpu(), self._waiting, strict=True):
+            self.batches += 1
             if not row.isfinite().all():
                 found = ", ".join(f"{k} {v:g}" for k, v in zip(self._keys, row, strict=True))
                 raise NumericalError(
-                    f"loss is no finite number in step {self.steps} of this epoch ({found}), files "
-                    f"{', '.join(names)}; lower --lr, try --amp off, or check these files; the "
-                    "last checkpoint is kept"
+                    f"loss is no finite number in step {self.batches} of this epoch ({found}), "
+                    f"files {', '.join(names)}; lower --lr, try --amp off, or check these files; "
+                    "the last checkpoint is kept"
                 )
-        self._sums = values.sum(0) + (self._sums if len(self._sums) else 0)
+        for row in self._world.mean(values).tolist():
+            for key, value in zip(self._keys, row, strict=True):
+                self._sums[key] = self._sums.get(key, 0.0) + value
         self._waiting.clear()
 
 
 def evaluate(
-    predictor: Predictor, loader: Iterable[dict], num_classes: int, on_batch: OnBatch | None = None
+    predictor: Predictor,
+    loader: Iterable[dict],
+    num_classes: int,
+    world: World,
+    on_batch: OnBatch | None = None,
 ) -> Metrics | None:
     """Predict every pair of a loader and score it where labels exist.
+
+    Each process brings its own share of the pairs; the counts are added up over all of them.
 
     Args:
         predictor: models and views.
         loader: yields dicts as for training; ``label1/label2`` may be absent.
         num_classes: semantic classes C.
+        world: the processes that share the work.
         on_batch: receives each batch's names and maps, to write them.
 
     Returns:
-        The scores, or None when the loader has no labels.
+        The scores, or None when the pairs have no labels.
     """
     confusion = ConfusionMatrix(num_classes + 1, predictor.device)
     labelled = False
@@ -143,4 +170,5 @@ def evaluate(
             confusion.update(pred2, batch["label2"])
         if on_batch is not None:
             on_batch(batch["name"], pred1.cpu(), pred2.cpu())
-    return compute_metrics(confusion.counts) if labelled else None
+    counts = world.sum(confusion.counts.cpu())
+    return compute_metrics(counts) if world.any(labelled) else None

@@ -1,5 +1,9 @@
 """Errors a user can cause. Each carries one line: what is wrong, where, and what to do."""
 
+EXIT_USER_ERROR = 2
+EXIT_PREEMPTED = 75  # EX_TEMPFAIL: "try again later", which is what a scheduler should do
+EXIT_INTERRUPTED = 130  # what shells report for Ctrl-C
+
 
 class UserError(Exception):
     """Base of all errors that a user can cause and repair; scripts print it as one line."""
@@ -19,6 +23,18 @@ class OptionError(UserError):
 
 class NumericalError(UserError):
     """Training produced a value that is not a finite number."""
+
+
+class InterruptionError(UserError):
+    """A signal asked a training run to end, and its state was saved.
+
+    Attributes:
+        status: exit status of the process, `EXIT_INTERRUPTED` or `EXIT_PREEMPTED`.
+    """
+
+    def __init__(self, message: str, status: int = EXIT_PREEMPTED) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 def one_line(error: BaseException) -> str:

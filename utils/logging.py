@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.files import write_text
+from utils.metrics import Metrics
 
 
 class RunLog:
@@ -16,29 +17,24 @@ class RunLog:
 
     Args:
         folder: where the files go.
-        rows: rows of the epochs before a resume.
         tensorboard: False turns TensorBoard off.
     """
 
-    def __init__(
-        self, folder: Path, rows: Sequence[Mapping[str, Any]] = (), tensorboard: bool = True
-    ) -> None:
+    def __init__(self, folder: Path, tensorboard: bool = True) -> None:
         self.folder = Path(folder)
-        self.rows = [dict(row) for row in rows]
         self._writer = _tensorboard_writer(self.folder) if tensorboard else None
 
-    def add(self, row: Mapping[str, Any]) -> None:
-        """Append one epoch; ``epoch`` is its number, the other entries are scalars."""
-        self.rows.append(dict(row))
+    def write(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write the rows of all epochs so far; ``epoch`` is a number, the rest are scalars."""
         text = io.StringIO()
-        writer = csv.DictWriter(text, fieldnames=list(self.rows[-1]), extrasaction="ignore")
+        writer = csv.DictWriter(text, fieldnames=list(rows[-1]), extrasaction="ignore")
         writer.writeheader()
-        writer.writerows(self.rows)
+        writer.writerows(rows)
         write_text(self.folder / "metrics.csv", text.getvalue())
         if self._writer is not None:
-            for name, value in row.items():
+            for name, value in rows[-1].items():
                 if name != "epoch":
-                    self._writer.add_scalar(name, value, row["epoch"])
+                    self._writer.add_scalar(name, value, rows[-1]["epoch"])
             self._writer.flush()
 
     def close(self) -> None:
@@ -53,6 +49,29 @@ def _tensorboard_writer(folder: Path) -> Any:
     except ImportError:
         return None
     return SummaryWriter(log_dir=str(folder))
+
+
+def epoch_row(
+    epoch: int,
+    losses: Mapping[str, float],
+    metrics: Metrics,
+    class_names: Sequence[str],
+    lr: float,
+    train_s: float,
+    val_s: float,
+) -> dict[str, Any]:
+    """Return one row of ``metrics.csv``: losses, scores as fractions, rate and seconds."""
+    scores = metrics.to_dict()
+    ious = scores.pop("class_iou")
+    return {
+        "epoch": epoch,
+        **{f"loss_{name}": value for name, value in losses.items()},
+        **scores,
+        **{f"iou_{name}": iou for name, iou in zip(class_names[1:], ious[1:], strict=True)},
+        "lr": lr,
+        "train_s": round(train_s, 3),
+        "val_s": round(val_s, 3),
+    }
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

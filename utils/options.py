@@ -181,6 +181,13 @@ def add_runtime_args(parser: argparse.ArgumentParser, default_outdir: Path = OUT
         metavar="N",
         help="processes that read images (default: cores, 8 at the most; 1 without a GPU)",
     )
+    group.add_argument(
+        "--nproc",
+        type=positive_int,
+        metavar="N",
+        help="processes on this machine (default: one per visible GPU, 1 without; torchrun decides "
+        "by itself)",
+    )
     group.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
 
@@ -240,6 +247,13 @@ def add_training_args(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="DIR",
         help="other folder of pseudo masks, with im1 and im2 (default: OUTDIR/masks/train)",
+    )
+    group.add_argument(
+        "--checkpoint-every",
+        type=positive_int,
+        metavar="STEPS",
+        help="also save the state within an epoch, every so many steps (default: after each epoch, "
+        "and when SIGTERM, SIGUSR1 or Ctrl-C asks the run to end)",
     )
     group.add_argument(
         "--resume",

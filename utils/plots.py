@@ -14,7 +14,10 @@ ROOM_FOR_FIGURES = 20  # classes; more leave no room for a number in each cell
 
 
 def plot_transitions(
-    path: Path, counts: np.ndarray, names: Sequence[str], title: str = "From class to class"
+    path: Path,
+    counts: np.ndarray,
+    names: Sequence[str],
+    title: str = "Changed area, from class to class",
 ) -> None:
     """Draw how much of the changed area went from which class to which, in percent.
 
@@ -54,7 +57,7 @@ def plot_class_shares(
     shares: dict[str, tuple[np.ndarray, np.ndarray]],
     names: Sequence[str],
     colors: Sequence[tuple[int, int, int]],
-    title: str = "Classes of the changed area",
+    title: str = "Changed area",
 ) -> None:
     """Draw the share of each class per split, date 1 above date 2.
 
@@ -71,19 +74,19 @@ def plot_class_shares(
     height = 1.0 + 0.45 * len(names)
     figure, all_axes = _figure(2.0 + 3.6 * len(shares), height, columns=max(1, len(shares)))
     places = np.arange(len(names))
-    fills = np.asarray(colors) / 255
+    strong = np.asarray(colors) / 255
+    fills = (strong, 0.5 + strong / 2)  # paler at date 2
     limit = 1.18 * max((max(a.max(), b.max()) for a, b in shares.values()), default=1) or 1
     for axes, (split, dates) in zip(np.ravel(all_axes), shares.items(), strict=False):
-        for date, offset, alpha in ((0, -0.2, 1.0), (1, 0.2, 0.55)):
+        for date, offset in ((0, -0.2), (1, 0.2)):
             bars = axes.barh(
-                places + offset, dates[date], 0.36, color=fills, alpha=alpha,
-                edgecolor=INK, linewidth=0.5,
+                places + offset, dates[date], 0.36, color=fills[date], edgecolor=INK, linewidth=0.5
             )  # fmt: skip
             axes.bar_label(bars, [f"{v:.1f}" for v in dates[date]], padding=3, fontsize=7)
         axes.set_yticks(places, names)
-        axes.invert_yaxis()
+        axes.set_ylim(len(names) - 0.5, -0.5)  # first class on top
         axes.set_xlim(0, limit)
-        axes.set_xlabel("% of the changed area; upper bar date 1, lower bar date 2", fontsize=8)
+        axes.set_xlabel("% of the changed area; upper bar date 1, paler bar date 2", fontsize=8)
         axes.set_title(f"{title}: {split}", loc="left", color=INK, fontsize=10)
         axes.grid(axis="x", color=GRID, linewidth=0.6)
         axes.set_axisbelow(True)

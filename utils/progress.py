@@ -8,10 +8,14 @@ from tqdm import tqdm
 from utils.metrics import Metrics
 
 
-def progress(items: Iterable[Any], description: str, unit: str = "batch") -> Iterable[Any]:
+def progress(
+    items: Iterable[Any], description: str, show: bool = True, unit: str = "batch"
+) -> Iterable[Any]:
     """Wrap an iterable in a bar that disappears when it ends; no bar where stderr is a file."""
     total = len(items) if isinstance(items, Sized) else None
-    return tqdm(items, desc=description, unit=unit, total=total, leave=False, disable=None)
+    return tqdm(
+        items, desc=description, unit=unit, total=total, leave=False, disable=None if show else True
+    )
 
 
 def summary(metrics: Metrics) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
+from utils.distributed import World
 from utils.logging import table
 
 ABSTAIN = 0
@@ -86,6 +87,12 @@ class Coverage:
         for label in (label1, label2):
             self.labelled += torch.bincount(label.flatten().long(), minlength=entries)
             self.voted += torch.bincount(vote[label == 0].long(), minlength=entries)
+
+    def over(self, world: World) -> "Coverage":
+        """Return the counts of all processes together; every process must call it."""
+        total = Coverage(len(self.labelled) - 1)
+        total.labelled, total.voted = world.sum(self.labelled), world.sum(self.voted)
+        return total
 
     @property
     def before(self) -> float:

@@ -1,10 +1,20 @@
-"""The files of one training run: its best checkpoint and the one to resume from."""
+"""The files of one training run, and whether a run may go on from them."""
 
 import contextlib
+import secrets
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from utils.checkpoint import save_checkpoint
+from utils.checkpoint import read_checkpoint, save_checkpoint
+from utils.errors import CheckpointError, OptionError
+
+# What must be the same when a run is resumed; other options may change between its parts.
+FIXED_OPTIONS = (
+    *("model", "backbone", "lightweight", "epochs", "batch_size", "lr", "weight_decay"),
+    *("class_weights", "crop_size", "use_pseudo_label", "seed", "amp", "accumulate"),
+)
 
 
 class RunFiles:
@@ -13,13 +23,15 @@ class RunFiles:
     Args:
         folder: where checkpoints go.
         prefix: ``<model>_<backbone>``.
-        best: the best so far, when a run is resumed.
+
+    Attributes:
+        best: the best checkpoint so far.
     """
 
-    def __init__(self, folder: Path, prefix: str, best: Path | None = None) -> None:
+    def __init__(self, folder: Path, prefix: str) -> None:
         self.folder = Path(folder)
         self.prefix = prefix
-        self.best = best
+        self.best: Path | None = None
 
     @property
     def latest(self) -> Path:
@@ -27,8 +39,9 @@ class RunFiles:
         return self.folder / f"{self.prefix}_latest.pth"
 
     def save_latest(self, state: dict[str, Any]) -> None:
-        """Replace the checkpoint to resume from."""
-        save_checkpoint(self.latest, state)
+        """Replace the checkpoint to resume from; it remembers which file is the best."""
+        best = self.best.name if self.best else None
+        save_checkpoint(self.latest, {**state, "best_file": best})
 
     def save_best(self, state: dict[str, Any], score: float) -> Path:
         """Save a new best; this run's older one goes after the newer is safely on disk.
@@ -54,3 +67,104 @@ class RunFiles:
             path = self.folder / f"{stem}-{number}.pth"
             number += 1
         return path
+
+
+def run_name(prefix: str) -> str:
+    """Return a name that no other run has, not even one started in the same second."""
+    return f"{prefix}_{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+
+
+def fixed_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that a resumed run must share, as plain values."""
+    fixed = {name: options[name] for name in FIXED_OPTIONS}
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in fixed.items()}
+
+
+def check_resumable(
+    saved: Mapping[str, Any], options: Mapping[str, Any], description: Mapping[str, Any], path: Path
+) -> None:
+    """Raise unless the options and the data describe the run that a checkpoint is of.
+
+    Args:
+        saved: the checkpoint.
+        options: all options of this run.
+        description: ``classes`` and ``split`` of this run, as the checkpoint stores them.
+        path: of the checkpoint, for messages.
+
+    Raises:
+        CheckpointError: there is no training state in it.
+        OptionError: it is of another run.
+    """
+    if "training" not in saved:
+        raise CheckpointError(f"{path}: holds no training state; resume from a …_latest.pth")
+    if saved["classes"]["names"] != description["classes"]["names"]:
+        raise OptionError(f"{path}: is of a data set with other classes; check --data-root")
+    if saved["split"] != description["split"]:
+        raise OptionError(
+            f"{path}: was trained on another split ({saved['split']['protocol']}) or on other "
+            "files; check --data-root, --train-list and --val-list"
+        )
+    asked = fixed_options(options)
+    differing = [name for name, value in saved["options"].items() if asked.get(name) != value]
+    if differing:
+        found = ", ".join(f"{name} {saved['options'][name]}" for name in differing)
+        raise OptionError(
+            f"{path}: the run to resume had {found}; use the same options, another --outdir, or "
+            "no --resume"
+        )
+
+
+def find_resume(
+    resume: str | None,
+    files: RunFiles,
+    options: Mapping[str, Any],
+    description: Mapping[str, Any],
+    say: Callable[[str], None],
+) -> dict[str, Any] | None:
+    """Return the checkpoint that a run goes on from, and tell ``files`` its best; None to start.
+
+    Args:
+        resume: ``auto`` for the latest there is, if any; a path; or None.
+        files: of this run.
+        options: all options of this run.
+        description: ``classes`` and ``split`` of this run.
+        say: told when a latest checkpoint is going to be replaced.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or holds no training state.
+        OptionError: it is of another run.
+    """
+    path = files.latest if resume == "auto" else resume and Path(resume)
+    if not path or (resume == "auto" and not path.exists()):
+        if files.latest.exists():
+            say(f"starting anew; {files.latest} of an earlier run is replaced (--resume goes on)")
+        return None
+    saved = read_checkpoint(path)
+    check_resumable(saved, options, description, path)
+    if saved["best_file"]:
+        files.best = files.folder / saved["best_file"]
+    return saved
+
+
+def batch_size_per_pass(batch_size: int, accumulate: int, world_size: int, pairs: int) -> int:
+    """Return how many pairs each process takes per forward pass.
+
+    Args:
+        batch_size: pairs per optimiser step, over all processes.
+        accumulate: forward passes per step.
+        world_size: processes.
+        pairs: training pairs; fewer than a batch make smaller batches.
+
+    Raises:
+        OptionError: the batch cannot be divided equally, or there are too few pairs.
+    """
+    parts = accumulate * world_size
+    if batch_size % parts:
+        raise OptionError(
+            f"--batch-size {batch_size} cannot be divided among {world_size} processes × "
+            f"--accumulate {accumulate}; use a multiple of {parts}"
+        )
+    size = min(batch_size, pairs) // parts
+    if size == 0:
+        raise OptionError(f"{pairs} training pairs are too few for {parts} parts of a batch")
+    return size

@@ -1,12 +1,14 @@
 """Everything that changes while a model trains, and its way to disk and back."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
-from utils.engine import train_one_epoch
+from utils.distributed import World
+from utils.engine import LossReader, train_one_epoch
 from utils.metrics import Metrics
 from utils.precision import Precision
 
@@ -14,20 +16,27 @@ POLY_POWER = 0.9
 
 
 class Trainer:
-    """A model in training: Adam, poly schedule, epoch counter, best scores, log rows.
+    """A model in training: Adam, poly schedule, position in the run, best scores, log rows.
 
     The recipe is the published one: Adam, heads at ten times the encoder's rate, and
     lr · (1 − step / steps)^0.9 after every step.
 
     Args:
-        model: has ``parameter_groups(lr)``; already on ``device``.
-        criterion: as `utils.losses.ChangeCriterion`, on ``device``.
+        model: has ``parameter_groups(lr)``; already on the world's device.
+        criterion: as `utils.losses.ChangeCriterion`, on that device.
         lr: learning rate of the encoder.
         weight_decay: L2 penalty.
         steps: optimiser steps of the whole run.
-        device: where batches go.
+        world: the processes that train together.
         precision: number format of the forward pass.
         accumulate: batches whose mean gradient makes one step.
+
+    Attributes:
+        epoch: the epoch that runs or ran last, from 1.
+        step: optimiser steps done in it.
+        validated: whether its validation is done.
+        best: the best scores so far.
+        rows: one log row per validated epoch.
     """
 
     def __init__(
@@ -37,73 +46,116 @@ class Trainer:
         lr: float,
         weight_decay: float,
         steps: int,
-        device: torch.device,
+        world: World,
         precision: Precision,
         accumulate: int = 1,
     ) -> None:
         self.model = model
         self.criterion = criterion
-        self.device = device
+        self.world = world
         self.precision = precision
         self.accumulate = accumulate
         self.optimizer = torch.optim.Adam(
-            model.parameter_groups(lr), weight_decay=weight_decay, fused=device.type != "mps"
+            model.parameter_groups(lr),
+            weight_decay=weight_decay,
+            fused=world.device.type != "mps",
         )
         self.scheduler = torch.optim.lr_scheduler.PolynomialLR(
             self.optimizer, total_iters=steps, power=POLY_POWER
         )
-        self.epoch = 0
+        self._parallel = _distribute(model, world)
+        self.epoch, self.step, self.validated = 0, 0, True
         self.best: Metrics | None = None
         self.rows: list[dict[str, Any]] = []
+        self._losses = LossReader(world)
 
     @property
     def lr(self) -> float:
         """Current learning rate of the encoder."""
         return self.optimizer.param_groups[0]["lr"]
 
-    def train_epoch(self, loader: Iterable[dict]) -> dict[str, float]:
-        """Train over one loader and return the mean of each loss term."""
-        losses = train_one_epoch(
-            self.model,
+    def begin_epoch(self) -> int:
+        """Go to the next epoch, or stay in one that was interrupted; return the batches to skip."""
+        if self.validated:
+            self.epoch, self.step, self.validated = self.epoch + 1, 0, False
+            self._losses = LossReader(self.world)
+        return self.step * self.accumulate
+
+    def train_epoch(self, loader: Iterable[dict], after_step: Callable[[], None]) -> dict:
+        """Train over the rest of an epoch and return the mean of each loss term over all of it.
+
+        Args:
+            loader: the batches that `begin_epoch` left.
+            after_step: called after each optimiser step, when `state_dict` may be taken.
+        """
+
+        def count() -> None:
+            self.step += 1
+            after_step()
+
+        train_one_epoch(
+            self._parallel,
             loader,
             self.criterion,
             self.optimizer,
             self.scheduler,
-            self.device,
+            self.world,
             self.precision,
+            self._losses,
             self.accumulate,
+            count,
         )
-        self.epoch += 1
-        return losses
+        return self._losses.means()
 
-    def is_best(self, metrics: Metrics) -> bool:
-        """Remember these scores if their Score is the highest so far, and tell whether it is."""
+    def end_epoch(self, row: dict[str, Any], metrics: Metrics) -> bool:
+        """Remember an epoch's log row and scores; tell whether its Score is the best so far."""
+        self.validated = True
+        self.rows.append(row)
         if self.best is not None and metrics.score <= self.best.score:
             return False
         self.best = metrics
         return True
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all but the weights, as tensors and plain values."""
+        """Return all but the weights, as tensors and plain values; every process must call it."""
+        rng = {"cpu": torch.get_rng_state()}
+        if self.world.device.type == "cuda":
+            rng["cuda"] = torch.cuda.get_rng_state(self.world.device)
         return {
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "scaler": self.precision.scaler.state_dict(),
             "epoch": self.epoch,
+            "step": self.step,
+            "validated": self.validated,
+            "losses": self._losses.state_dict(),
             "best": self.best.to_dict() if self.best else None,
             "rows": self.rows,
-            "rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
+            "rng": self.world.gather(rng),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state_dict` was taken; the weights are loaded by the caller."""
+        """Continue where `state_dict` was taken; the weights are loaded by the caller.
+
+        With more processes than before, the new ones keep the random state they have.
+        """
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.precision.scaler.load_state_dict(state["scaler"])
-        self.epoch = state["epoch"]
+        self.epoch, self.step = state["epoch"], state["step"]
+        self.validated = state["validated"]
+        self._losses.load_state_dict(state["losses"])
         self.best = Metrics(**state["best"]) if state["best"] else None
-        self.rows = state["rows"]
-        torch.set_rng_state(state["rng"])
-        if state["cuda_rng"] and self.device.type == "cuda":
-            torch.cuda.set_rng_state_all(state["cuda_rng"])
+        self.rows = list(state["rows"])
+        if self.world.rank < len(state["rng"]):
+            rng = state["rng"][self.world.rank]
+            torch.set_rng_state(rng["cpu"])
+            if "cuda" in rng and self.world.device.type == "cuda":
+                torch.cuda.set_rng_state(rng["cuda"], self.world.device)
+
+
+def _distribute(model: nn.Module, world: World) -> nn.Module:
+    if world.size == 1:
+        return model
+    devices = [world.device] if world.device.type == "cuda" else None
+    return DistributedDataParallel(model, device_ids=devices)

@@ -1,0 +1,250 @@
+"""Inference and the training step, as published and as this project runs them."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from bench import reference
+from bench.floor import Work, count_work
+from bench.machine import use_defaults
+from datasets import ChangeDetectionDataset, index_pairs, load_classes
+from datasets.change_detection import collate
+from datasets.classes import SECOND_CLASSES
+from datasets.sample import make_scene
+from models import Checkpoint, ModelConfig, build_model, open_checkpoint
+from models.deploy import build_predictor
+from models.recompute import checkpoint_activations
+from utils.device import choose_device
+from utils.distributed import World
+from utils.errors import OptionError
+from utils.images import normalize
+from utils.inference import VIEWS, decode
+from utils.losses import SECOND_CLASS_WEIGHTS, ChangeCriterion
+from utils.precision import Precision, choose_precision, set_backend_options
+from utils.trainer import Trainer
+
+REFERENCE = "reference"
+LR = 1e-4
+ENDLESS_STEPS = 10**6
+CALIBRATION_SIDE = 128
+CALIBRATION_PASSES = 3
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is measured. Names follow the command line of compare.py."""
+
+    what: str
+    backbones: tuple[str, ...]
+    model: str
+    lightweight: bool
+    size: int
+    batch_size: int
+    pairs: int
+    views: int
+    device: str
+    amp: str
+    compile: bool
+    repeat: int
+    checkpoint_activations: bool
+    checkpoints: tuple[Path, ...]
+    data_root: Path | None
+
+    def configs(self) -> list[ModelConfig]:
+        """Return the models of the ensemble."""
+        classes = load_classes(self.data_root) if self.data_root else SECOND_CLASSES
+        return [
+            ModelConfig(self.model, name, self.lightweight, classes.num_classes)
+            for name in self.backbones
+        ]
+
+    def open_device(self) -> tuple[torch.device, Precision]:
+        """Return where our variants run, and in what format."""
+        device = choose_device(self.device)
+        return device, choose_precision(self.amp, device)
+
+    def variants(self) -> tuple[str, ...]:
+        """Return the names of what is compared, the baseline first."""
+        return (REFERENCE, "ours", "compiled") if self.compile else (REFERENCE, "ours")
+
+
+class InferCase:
+    """One batch through an ensemble under all views, files not included."""
+
+    starts_anew = False  # variants keep their models between two calls
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.device, self.precision = options.open_device()
+        self.amp = self.precision.name
+        batch = make_batch(options, options.batch_size)
+        self.images = [batch[key].contiguous().to(self.device) for key in ("image1", "image2")]
+        self.size = self.images[0].shape[-1]
+        self.pairs = len(self.images[0]) * options.repeat
+        self.checkpoints = open_or_draw(options, *self.images)
+
+    def make(self, name: str) -> Callable[[], object]:
+        """Return a call that predicts all pairs and returns the maps of both dates."""
+        if name == REFERENCE:
+            models = [reference.ReferenceDetector(c.build(self.device)) for c in self.checkpoints]
+            use_views(self.options.views)
+            return lambda: self._predict(
+                use_defaults, lambda *images: mean_of(reference.reference_predict(models, *images))
+            )
+        predictor = build_predictor(
+            self.checkpoints, self.device, self.precision, tta=self.options.views > 1
+        )
+        if name == "compiled":
+            predictor.compile()
+        return lambda: self._predict(set_backend_options, predictor)
+
+    def _predict(self, prepare: Callable[[], None], predict: Callable) -> list[torch.Tensor]:
+        prepare()
+        for _ in range(self.options.repeat):
+            maps = decode(predict(*self.images))
+        return [m.cpu() for m in maps]
+
+    def agreement(self, expected: list[torch.Tensor], found: list[torch.Tensor]) -> float:
+        """Return the share of pixels, both dates, with the same class in both predictions."""
+        return agreement(expected, found)
+
+    def works(self) -> list[Work]:
+        """Return what a pair costs in each model."""
+        return [count_work(c.config, self.size, training=False) for c in self.checkpoints]
+
+
+class TrainCase:
+    """Training steps on one batch that is on the device already."""
+
+    starts_anew = False
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.device, self.precision = options.open_device()
+        self.amp = self.precision.name
+        self.batch = {
+            key: value.to(self.device) if isinstance(value, torch.Tensor) else value
+            for key, value in make_batch(options, options.batch_size).items()
+        }
+        self.config = options.configs()[0]
+        self.size = self.batch["image1"].shape[-1]
+        self.pairs = len(self.batch["name"]) * options.repeat
+
+    def make(self, name: str) -> Callable[[], object]:
+        """Return a call that does the steps of one round."""
+        torch.manual_seed(0)
+        model = build_model(self.config).train()
+        weights = SECOND_CLASS_WEIGHTS if self.config.num_classes == 6 else None
+        criterion = ChangeCriterion(self.config.num_classes, weights).to(self.device)
+        if name == REFERENCE:
+            return self._make_reference(model.to(self.device), criterion)
+        model = model.to(self.device, memory_format=torch.channels_last)
+        if self.options.checkpoint_activations:
+            checkpoint_activations(model)
+        if name == "compiled":
+            model.compile(dynamic=False)
+        world = World(0, 1, self.device)
+        precision = self.options.open_device()[1]
+        trainer = Trainer(model, criterion, LR, 0.0, ENDLESS_STEPS, world, precision)
+
+        def steps() -> None:
+            set_backend_options()
+            trainer.train_epoch([self.batch] * self.options.repeat, after_step=lambda: None)
+
+        return steps
+
+    def _make_reference(self, model: nn.Module, criterion: nn.Module) -> Callable[[], object]:
+        optimizer = torch.optim.Adam(model.parameter_groups(LR))
+        detector = reference.ReferenceDetector(model)
+        images = {key: self.batch[key].contiguous() for key in ("image1", "image2")}
+        batch = {**self.batch, **images}
+
+        def steps() -> None:
+            use_defaults()
+            for _ in range(self.options.repeat):
+                reference.reference_train_step(detector, criterion, optimizer, batch)
+
+        return steps
+
+    def works(self) -> list[Work]:
+        """Return what a pair costs in a forward pass."""
+        return [count_work(self.config, self.size, training=True)]
+
+
+def use_views(number: int) -> None:
+    """Let the reference average the first views only; as published it takes all six."""
+    reference.VIEWS = VIEWS[:number]
+
+
+def mean_of(probabilities: Sequence[tuple]) -> tuple:
+    """Return the mean over models, as the published script takes it."""
+    return type(probabilities[0])(
+        *(torch.stack(p).mean(0) for p in zip(*probabilities, strict=True))
+    )
+
+
+def agreement(expected: Sequence[torch.Tensor], found: Sequence[torch.Tensor]) -> float:
+    """Return the share of equal entries over several maps."""
+    equal = sum((a == b).sum().item() for a, b in zip(expected, found, strict=True))
+    return equal / sum(a.numel() for a in expected)
+
+
+def make_batch(options: Options, pairs: int) -> dict:
+    """Return a collated batch: the first pairs of the data set, or generated scenes."""
+    if options.data_root is not None:
+        found = index_pairs(options.data_root / "train")[:pairs]
+        if len(found) < pairs:
+            raise OptionError(f"{options.data_root}: {len(found)} pairs, {pairs} are asked for")
+        dataset = ChangeDetectionDataset(found, load_classes(options.data_root))
+        return collate([dataset[i] for i in range(pairs)])
+    samples = []
+    for seed in range(pairs):
+        scene = make_scene(seed, options.size, options.size)
+        arrays = {"label1": scene.label1, "label2": scene.label2}
+        arrays["change_mask"] = (scene.label1 > 0).astype(np.uint8)
+        sample = {key: torch.from_numpy(array) for key, array in arrays.items()}
+        for key in ("image1", "image2"):
+            sample[key] = torch.from_numpy(getattr(scene, key)).permute(2, 0, 1)
+        samples.append({"name": f"{seed:05d}", **sample})
+    return collate(samples)
+
+
+def open_or_draw(options: Options, image1: torch.Tensor, image2: torch.Tensor) -> list[Checkpoint]:
+    """Open the given checkpoints, or draw models at random, each from another seed."""
+    if options.checkpoints:
+        return [open_checkpoint(path) for path in options.checkpoints]
+    return [
+        draw_checkpoint(config, seed, image1, image2)
+        for seed, config in enumerate(options.configs())
+    ]
+
+
+@torch.no_grad()
+def draw_checkpoint(
+    config: ModelConfig, seed: int, image1: torch.Tensor, image2: torch.Tensor
+) -> Checkpoint:
+    """Draw random weights, with batch statistics of the images: activations of a usual size.
+
+    Args:
+        config: what to build.
+        seed: of the weights.
+        image1: (N, 3, H, W) uint8.
+        image2: the same shape.
+    """
+    torch.manual_seed(seed)
+    model = build_model(config).train()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None  # a plain mean over the passes below
+    crops = [
+        normalize(images[:2, :, :CALIBRATION_SIDE, :CALIBRATION_SIDE].cpu())
+        for images in (image1, image2)
+    ]
+    pair = [crop.expand(2, -1, -1, -1) for crop in crops]
+    for _ in range(CALIBRATION_PASSES):
+        model(*pair)
+    return Checkpoint(Path("random"), config, model.state_dict(), {})

@@ -1,0 +1,77 @@
+"""Batch norm over the batches of all processes."""
+
+from types import MethodType
+from typing import Any
+
+import timm.layers
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import nn
+
+
+class _SumOverProcesses(torch.autograd.Function):
+    """Sum over all processes; the gradient of a sum of all is the sum of all gradients."""
+
+    @staticmethod
+    def forward(_context: Any, value: torch.Tensor) -> torch.Tensor:
+        value = value.clone()
+        dist.all_reduce(value)
+        return value
+
+    @staticmethod
+    def backward(_context: Any, gradient: torch.Tensor) -> torch.Tensor:
+        gradient = gradient.clone()
+        dist.all_reduce(gradient)
+        return gradient
+
+
+def synchronize_batch_norm(model: nn.Module, device_type: str) -> nn.Module:
+    """Let every batch norm see the batches of all processes, so that a rank may hold one pair.
+
+    On GPUs this is torch's SyncBatchNorm (in timm's variant, which keeps activations). It has no
+    CPU implementation; there the same statistics are taken with differentiable all-reduces.
+    """
+    if device_type == "cuda":
+        return timm.layers.convert_sync_batchnorm(model)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.forward = MethodType(_synchronized_forward, module)
+    return model
+
+
+def _synchronized_forward(norm: nn.BatchNorm2d, x: torch.Tensor) -> torch.Tensor:
+    if norm.training and dist.is_initialized():
+        y = _normalize_over_processes(norm, x)
+    else:
+        y = F.batch_norm(
+            x,
+            norm.running_mean,
+            norm.running_var,
+            norm.weight,
+            norm.bias,
+            norm.training,
+            norm.momentum,
+            norm.eps,
+        )
+    # timm's variant carries a dropout and an activation.
+    return norm.act(norm.drop(y)) if hasattr(norm, "act") else y
+
+
+def _normalize_over_processes(norm: nn.BatchNorm2d, x: torch.Tensor) -> torch.Tensor:
+    x32 = x.float()
+    channels = x.shape[1]
+    count = x32.new_tensor([x.numel() / channels])
+    sums = torch.cat([x32.sum((0, 2, 3)), x32.square().sum((0, 2, 3)), count])
+    sums = _SumOverProcesses.apply(sums)
+    count = sums[-1]
+    mean = sums[:channels] / count
+    variance = (sums[channels:-1] / count - mean.square()).clamp(min=0)
+    with torch.no_grad():
+        norm.num_batches_tracked += 1
+        norm.running_mean.lerp_(mean, norm.momentum)
+        norm.running_var.lerp_(variance * (count / (count - 1)), norm.momentum)
+    shape = (1, -1, 1, 1)
+    scale = norm.weight * torch.rsqrt(variance + norm.eps)
+    shift = norm.bias - mean * scale
+    return (x32 * scale.view(shape) + shift.view(shape)).to(x.dtype)

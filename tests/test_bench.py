@@ -1,0 +1,183 @@
+import json
+
+import pytest
+import torch
+
+from bench import compare, reference, report
+from bench.floor import count_work
+from bench.machine import PeakMemory
+from models import ModelConfig
+from utils.errors import OptionError, UserError
+from utils.inference import VIEWS
+
+BACKBONE = "mobilenetv3_small_050"
+SMALL = ["--size", "64", "--rounds", "2", "--device", "cpu", "--amp", "off", "--lightweight"]
+COMMANDS = {
+    "train": ["--backbone", BACKBONE, "--batch-size", "2"],
+    "infer": ["--backbone", BACKBONE, "--models", "2", "--batch-size", "2"],
+    "label": ["--backbones", f"{BACKBONE},{BACKBONE}", "--pairs", "3", "--batch-size", "2"],
+    "load": ["--pairs", "3"],
+}
+
+
+@pytest.fixture(autouse=True)
+def _small_measurements(monkeypatch):
+    from bench import machine
+
+    monkeypatch.setattr(machine, "RATE_SIDES", {"cpu": 64})
+    monkeypatch.setattr(machine, "COPY_BYTES", {"cpu": 2**16})
+    monkeypatch.setattr(reference, "VIEWS", VIEWS)
+
+
+def run(what: str, tmp_path, *more: str) -> dict:
+    out = tmp_path / f"{what}.json"
+    memory = () if "--memory" in more else ("--no-memory",)
+    result = compare.main(
+        ["--what", what, *SMALL, *COMMANDS[what], "--out", str(out), *memory, *more]
+    )
+    written = json.loads(out.read_text(encoding="utf-8"))
+    assert written.keys() == result.keys()
+    return written
+
+
+@pytest.mark.parametrize("what", COMMANDS)
+def test_every_comparison_runs_and_writes_its_figures(what, tmp_path, capsys):
+    result = run(what, tmp_path)
+    assert result["what"] == what
+    assert result["size"] == 64
+    assert result["pairs"] == (3 if what in ("label", "load") else 2)
+    assert {"cpu", "cores", "threads", "ram_gb", "units", "torch"} <= result["machine"].keys()
+    assert result["options"]["batch_size"] >= 1
+    assert list(result["variants"]) == ["reference", "ours"]
+    for variant in result["variants"].values():
+        assert len(variant["seconds"]) == 2
+        assert variant["pairs_per_s"] > 0
+    times = [result["variants"][name]["seconds"] for name in ("reference", "ours")]
+    ratios = sorted(a / b for a, b in zip(*times, strict=True))
+    ratio = result["variants"]["ours"]["ratio"]
+    assert [ratio["min"], ratio["max"]] == pytest.approx(ratios)
+    assert ratio["median"] == pytest.approx(sum(ratios) / 2)
+    if what in ("infer", "label"):
+        # Float32 on both sides: only sums are taken in another order.
+        assert result["variants"]["ours"]["agreement"] > 0.99
+    if what != "load":
+        floor = result["floor"]
+        assert floor["seconds"] == max(floor["arithmetic_s"], floor["memory_s"]) > 0
+    if what == "label":
+        (shares,) = result["waiting_share"].values()
+        assert len(shares) == 2 and all(0 < share < 1 for share in shares)
+    if what == "load":
+        assert result["augmentation_ms_per_pair"] > 0
+    printed = capsys.readouterr().out
+    assert result["machine"]["torch"] in printed
+    assert "round 2: reference" in printed
+
+
+def test_peak_memory_is_measured_in_a_process_of_its_own(tmp_path):
+    result = run("train", tmp_path, "--memory")
+    for variant in result["variants"].values():
+        assert 10**6 < variant["peak_memory_bytes"] < 10**10
+
+
+def test_profile_lists_the_largest_costs(tmp_path, capsys):
+    rows = run("infer", tmp_path, "--profile")["profile"]
+    shares = [row["share"] for row in rows]
+    assert shares == sorted(shares, reverse=True)
+    assert sum(shares) <= 1
+    assert any("conv" in row["name"] for row in rows)
+    assert "Self CPU" in capsys.readouterr().out
+
+
+def test_one_view_on_real_pairs(tmp_path, write_pairs):
+    write_pairs({name: (64, 64) for name in "abcd"}, tmp_path / "data" / "train")
+    result = run("label", tmp_path, "--data-root", str(tmp_path / "data"), "--views", "1")
+    assert result["variants"]["ours"]["agreement"] > 0.99
+    assert str(tmp_path) not in result["command"]
+
+
+def test_labels_in_rgb_are_refused(tmp_path, sample_root):
+    with pytest.raises(OptionError, match=r"RGB; the baseline reads labels of indices only"):
+        run("load", tmp_path, "--data-root", str(sample_root))
+
+
+@pytest.mark.parametrize("what", ["train", "load"])
+def test_checkpoints_are_for_predictions(what, capsys):
+    with pytest.raises(SystemExit):
+        compare.parse_args(["--what", what, "--checkpoints", "a.pth"])
+    assert "--checkpoints is for infer and label" in capsys.readouterr().err
+
+
+# Floors
+
+
+def test_work_of_a_pair_follows_its_area():
+    config = ModelConfig("fcn", "resnet18", True)
+    small, large = count_work(config, 64, False), count_work(config, 128, False)
+    assert large.flops == pytest.approx(4 * small.flops, rel=0.01)
+    assert large.elements == pytest.approx(4 * small.elements, rel=0.01)
+    assert count_work(config, 64, True).elements > small.elements  # batch norms are not folded
+
+
+def test_work_of_a_known_network():
+    # timm gives ResNet-18's convolutions as 1.82 G multiplications at 224²; a pair has two images.
+    config = ModelConfig("fcn", "resnet18", True)
+    with torch.device("meta"):
+        from models import build_model
+
+        heads = build_model(config)
+    del heads
+    work = count_work(config, 224, False)
+    assert work.flops > 2 * 2 * 1.8e9
+
+
+def test_peak_memory_sees_a_large_tensor():
+    with PeakMemory(torch.device("cpu")) as memory:
+        tensor = torch.ones(2**24)  # 64 MiB
+        for _ in range(20):
+            tensor.add_(1)
+    assert 2**25 < memory.peak_bytes < 2**29
+
+
+# Tables
+
+
+def test_tables_are_written_between_the_markers(tmp_path):
+    result = run("infer", tmp_path)
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n", encoding="utf-8")
+    files = [str(tmp_path / "infer.json")]
+    for _ in range(2):
+        report.main([*files, "--into", str(page)])
+    text = page.read_text(encoding="utf-8")
+    assert text.startswith(f"before\n{report.BEGIN}\n**") and text.endswith(
+        f"{report.END}\nafter\n"
+    )
+    assert "old" not in text and text.count(result["command"]) == 1
+    (row,) = [line for line in text.splitlines() if line.startswith("| infer")]
+    assert row.count("|") == len(report.HEADER) + 1
+    assert "random weights, 64²" in row
+    assert f"{100 * result['variants']['ours']['agreement']:.2f} %" in row
+
+
+def test_a_page_without_markers_is_refused(tmp_path):
+    run("load", tmp_path)
+    page = tmp_path / "page.md"
+    page.write_text("nothing\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"page.md: no <!-- bench: begin -->"):
+        report.main([str(tmp_path / "load.json"), "--into", str(page)])
+    assert page.read_text(encoding="utf-8") == "nothing\n"
+
+
+def test_compiling_tells_when_it_pays():
+    options = {"backbones": ["hrnet_w18"], "model": "pspnet", "lightweight": True, "views": 6}
+    result = {
+        "what": "infer",
+        "size": 64,
+        "amp": "bf16",
+        "options": {**options, "batch_size": 4, "checkpoints": []},
+        "variants": {"compiled": {"warmup_s": 30.2, "pays_after_pairs": 121.4}},
+    }
+    assert report.notes_of(result) == [
+        "infer, 1 × w18, pspnet lightweight, batch 4, 6 views, random weights, 64²: "
+        "compiling took 30 s and pays after 121 pairs"
+    ]

@@ -1,0 +1,248 @@
+"""Several processes on torch.distributed: starting them, joining them, adding up over them."""
+
+import json
+import logging
+import os
+import signal
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from utils.device import choose_device
+from utils.errors import (
+    EXIT_INTERRUPTED,
+    EXIT_PREEMPTED,
+    EXIT_USER_ERROR,
+    InterruptionError,
+    OptionError,
+    UserError,
+)
+
+LAUNCHED = "SCD_LAUNCHED"  # set for processes that `launch` started; they leave printing to it
+T = TypeVar("T")
+TIMEOUT = timedelta(minutes=30)
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes that work together; a single one is a world of size 1.
+
+    Attributes:
+        rank: number of this process, 0 leads: it writes checkpoints and logs, and prints.
+        size: number of processes on all nodes.
+        device: this process's device.
+        control: group for messages between hosts, beside the devices' own; None for size 1.
+    """
+
+    rank: int
+    size: int
+    device: torch.device
+    control: dist.ProcessGroup | None = None
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes and prints."""
+        return self.rank == 0
+
+    def say(self, text: str) -> None:
+        """Print on the leading process."""
+        if self.leads:
+            print(text, flush=True)
+
+    def sum(self, value: torch.Tensor) -> torch.Tensor:
+        """Return the sum of a tensor over all processes; every process must call it."""
+        if self.size > 1:
+            value = value.clone()
+            dist.all_reduce(value, group=self.control if value.device.type == "cpu" else None)
+        return value
+
+    def mean(self, value: torch.Tensor) -> torch.Tensor:
+        """Return the mean of a tensor over all processes; every process must call it."""
+        return self.sum(value) / self.size if self.size > 1 else value
+
+    def any(self, flag: bool) -> bool:
+        """Tell whether any process says yes, without waiting for devices; all must call it."""
+        if self.size == 1:
+            return flag
+        value = torch.tensor(int(flag))
+        dist.all_reduce(value, op=dist.ReduceOp.MAX, group=self.control)
+        return bool(value)
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return every process's value, in rank order; every process must call it."""
+        if self.size == 1:
+            return [value]
+        values = [None] * self.size
+        dist.all_gather_object(values, value, group=self.control)
+        return values
+
+    def from_leader(self, value: Any) -> Any:
+        """Return the leading process's value on all; every process must call it."""
+        if self.size == 1:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, src=0, group=self.control)
+        return values[0]
+
+    def wait(self) -> None:
+        """Wait until every process is here."""
+        if self.size > 1:
+            dist.barrier(group=self.control)
+
+
+def processes_to_start(nproc: int | None, device: str) -> int:
+    """Return how many processes a script should start; 1 when it is to do the work itself.
+
+    Under ``torchrun`` (or `launch`) it is 1; else ``--nproc``; else one per visible GPU.
+    """
+    if "RANK" in os.environ:
+        return 1
+    if nproc is not None:
+        return nproc
+    if device in ("auto", "cuda"):
+        return max(1, torch.cuda.device_count())
+    return 1
+
+
+def run_script(
+    script: str,
+    argv: list[str] | None,
+    nproc: int | None,
+    device: str,
+    work: Callable[[World], T],
+) -> T | None:
+    """Do a script's work in as many processes as there should be.
+
+    Args:
+        script: the script's file.
+        argv: its options; None takes those of this process.
+        nproc: processes asked for, or None.
+        device: name of the device, or ``auto``.
+        work: what each process does.
+
+    Returns:
+        What ``work`` returns; None when processes of their own did it.
+    """
+    processes = processes_to_start(nproc, device)
+    if processes > 1:
+        launch(script, argv, processes)
+        return None
+    with join_world(device) as world:
+        return work(world)
+
+
+def launch(script: str, argv: list[str] | None, processes: int) -> None:
+    """Run a script in several processes on this machine, through torch's elastic launcher.
+
+    When one of them fails the others are ended.
+
+    Raises:
+        UserError: the first failure, if it was of that kind.
+        SystemExit: the status of the first failure otherwise.
+    """
+    os.environ[LAUNCHED] = "1"
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        monitor_interval=0.2,
+        signals_to_handle="SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1",
+    )
+    arguments = sys.argv[1:] if argv is None else argv
+    try:
+        elastic_launch(config, sys.executable)("-u", str(Path(script).resolve()), *arguments)
+    except ChildFailedError as error:
+        _, failure = error.get_first_failure()
+        message = failure.message
+        message = message["message"] if isinstance(message, dict) else message
+        if failure.exitcode == EXIT_USER_ERROR:
+            raise UserError(message) from None
+        if failure.exitcode in (EXIT_PREEMPTED, EXIT_INTERRUPTED):
+            raise InterruptionError(message, failure.exitcode) from None
+        sys.exit(failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode)
+    except SignalException as error:
+        status = EXIT_INTERRUPTED if error.sigval == signal.SIGINT else EXIT_PREEMPTED
+        raise InterruptionError("ended by a signal; --resume goes on", status) from None
+    finally:
+        del os.environ[LAUNCHED]
+
+
+def report_failure(message: str) -> bool:
+    """Hand a user's error to the launcher that started this process; False if none did."""
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if LAUNCHED not in os.environ or not path:
+        return False
+    details = {"message": message, "extraInfo": {"timestamp": str(int(time.time()))}}
+    Path(path).write_text(json.dumps({"message": details}), encoding="utf-8")
+    return True
+
+
+@contextmanager
+def join_world(device: str) -> Iterator[World]:
+    """Join the processes of this run for the length of the block.
+
+    Under a launcher (RANK and WORLD_SIZE are set) the process takes the GPU of its local rank, and
+    messages go over NCCL; on CPUs over gloo. Alone, it is a world of size 1 without any messages.
+
+    Raises:
+        OptionError: no such device, or more processes than GPUs.
+    """
+    if "RANK" not in os.environ:
+        yield World(0, 1, choose_device(device))
+        return
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    chosen = choose_device(device)
+    if chosen.type == "cuda":
+        if local_rank >= torch.cuda.device_count():
+            raise OptionError(
+                f"process {local_rank} of this machine has no GPU, {torch.cuda.device_count()} are "
+                "visible; start fewer processes"
+            )
+        chosen = torch.device("cuda", local_rank)
+        torch.cuda.set_device(chosen)
+    backend = "nccl" if chosen.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=TIMEOUT)
+    try:
+        control = dist.new_group(backend="gloo", timeout=TIMEOUT)
+        yield World(dist.get_rank(), dist.get_world_size(), chosen, control)
+    finally:
+        # After a failure peers may be gone; the launcher ends this process either way.
+        if sys.exc_info()[0] is None:
+            dist.destroy_process_group()
+
+
+class StopRequest:
+    """Remembers a signal that asks the run to end, until the run looks.
+
+    SIGTERM and SIGUSR1 (what schedulers send before they take a machine away) and Ctrl-C set it; a
+    second Ctrl-C interrupts at once.
+    """
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        for number in (signal.SIGTERM, getattr(signal, "SIGUSR1", None), signal.SIGINT):
+            if number is not None:
+                signal.signal(number, self._remember)
+
+    def _remember(self, number: int, _frame: Any) -> None:
+        if number == signal.SIGINT and self.signal is not None:
+            raise KeyboardInterrupt
+        self.signal = number

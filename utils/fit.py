@@ -1,0 +1,138 @@
+"""The training loop: epochs, validation, checkpoints, logs, and the signal to end."""
+
+import signal
+import time
+from collections.abc import Callable, Sequence, Sized
+from dataclasses import dataclass
+from typing import Any
+
+from utils.distributed import StopRequest
+from utils.engine import evaluate
+from utils.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, InterruptionError
+from utils.inference import Predictor
+from utils.logging import RunLog, epoch_row
+from utils.metrics import Metrics
+from utils.progress import progress, summary
+from utils.run import RunFiles
+from utils.trainer import Trainer
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a run writes down, and where.
+
+    Attributes:
+        identity: ``config``, ``classes``, ``split`` and ``run`` for every checkpoint.
+        options: those that a resumed run must share.
+        files: its checkpoints.
+        log: its CSV and TensorBoard files; None where another process writes them.
+        checkpoint_every: optimiser steps between two saves within an epoch; None for none.
+    """
+
+    identity: dict[str, Any]
+    options: dict[str, Any]
+    files: RunFiles
+    log: RunLog | None
+    checkpoint_every: int | None = None
+
+    def save_latest(self, trainer: Trainer) -> None:
+        """Save all that a resume needs; every process must call it, the leading one writes."""
+        state = {
+            **self.identity,
+            "model": trainer.model.state_dict(),
+            "epoch": trainer.epoch,
+            "metrics": trainer.best.to_dict() if trainer.best else {},
+            "training": trainer.state_dict(),
+            "options": self.options,
+        }
+        if trainer.world.leads:
+            self.files.save_latest(state)
+
+    def save_epoch(self, trainer: Trainer, metrics: Metrics, is_best: bool) -> None:
+        """Write the log row, the best checkpoint if this epoch's is, and the latest."""
+        if trainer.world.leads:
+            self.log.write(trainer.rows)
+            if is_best:
+                state = {
+                    **self.identity,
+                    "model": trainer.model.state_dict(),
+                    "epoch": trainer.epoch,
+                    "metrics": metrics.to_dict(),
+                }
+                self.files.save_best(state, metrics.score)
+        self.save_latest(trainer)
+
+
+def fit(
+    trainer: Trainer,
+    predictor: Predictor,
+    train_loader: Sized,
+    val_loader: Sized,
+    start_epoch: Callable[[int, int], None],
+    epochs: int,
+    class_names: Sequence[str],
+    record: Record,
+) -> Metrics:
+    """Train up to the last epoch and return the best scores.
+
+    Args:
+        trainer: a fresh or resumed one.
+        predictor: of the trainer's model, for validation.
+        train_loader: this process's training batches.
+        val_loader: this process's validation batches.
+        start_epoch: told the epoch and the batches of it that are done, before each iteration.
+        epochs: the last one's number.
+        class_names: unchanged first.
+        record: what is written.
+
+    Raises:
+        InterruptionError: SIGTERM, SIGUSR1 or Ctrl-C asked the run to end; its state is saved.
+        NumericalError: a loss is no finite number.
+    """
+    world = trainer.world
+    stop = StopRequest()
+
+    def after_step() -> None:
+        ended = world.any(stop.signal is not None)
+        due = record.checkpoint_every and trainer.step % record.checkpoint_every == 0
+        if ended or due:
+            record.save_latest(trainer)
+        if ended:
+            raise _interruption(stop, trainer, record)
+
+    while trainer.epoch < epochs or not trainer.validated:
+        started = time.perf_counter()
+        done = trainer.begin_epoch()
+        start_epoch(trainer.epoch, done)
+        place = f"{trainer.epoch}/{epochs}"
+        losses = trainer.train_epoch(
+            progress(train_loader, f"train {place}", world.leads), after_step
+        )
+        train_s = time.perf_counter() - started
+        trainer.model.eval()
+        metrics = evaluate(
+            predictor,
+            progress(val_loader, f"val {place}", world.leads),
+            len(class_names) - 1,
+            world,
+        )
+        total_s = time.perf_counter() - started
+        row = epoch_row(
+            trainer.epoch, losses, metrics, class_names, trainer.lr, train_s, total_s - train_s
+        )
+        record.save_epoch(trainer, metrics, is_best=trainer.end_epoch(row, metrics))
+        world.say(
+            f"epoch {place}  loss {losses['total']:.4f}  {summary(metrics)}  ({total_s:.1f} s)"
+        )
+        if world.any(stop.signal is not None) and trainer.epoch < epochs:
+            raise _interruption(stop, trainer, record)
+    return trainer.best
+
+
+def _interruption(stop: StopRequest, trainer: Trainer, record: Record) -> InterruptionError:
+    status = EXIT_INTERRUPTED if stop.signal == signal.SIGINT else EXIT_PREEMPTED
+    return InterruptionError(
+        f"asked to end in epoch {trainer.epoch}, after step {trainer.step}; the state is in "
+        f"{record.files.latest}, --resume goes on",
+        status,
+    )

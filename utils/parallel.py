@@ -1,0 +1,36 @@
+"""Work on many files in several processes."""
+
+import multiprocessing
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+
+
+class ParallelMap:
+    """``work(item)`` for each item in order, from a pool of processes where it pays."""
+
+    def __init__(self, work: Callable, items: Sequence, workers: int) -> None:
+        self._work, self._items = work, items
+        self._workers = min(workers, len(items) // 8)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __iter__(self) -> Iterator:
+        if self._workers < 2:
+            yield from map(self._work, self._items)
+            return
+        # Forked workers share the imported libraries; they decode, and touch no thread of torch.
+        method = "fork" if sys.platform == "linux" else "spawn"
+        context = multiprocessing.get_context(method)
+        pool = ProcessPoolExecutor(self._workers, context, _leave_interrupts_to_the_parent)
+        chunk = max(1, min(16, len(self) // (4 * self._workers)))
+        try:
+            yield from pool.map(self._work, self._items, chunksize=chunk)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _leave_interrupts_to_the_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
