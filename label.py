@@ -1,7 +1,8 @@
 """Write pseudo masks: an ensemble votes a class for every pixel the ground truth leaves out."""
 
 from argparse import Namespace
-from collections.abc import Iterable
+from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from utils import options
@@ -10,8 +11,10 @@ from utils.errors import DataError
 
 if TYPE_CHECKING:  # functions import torch themselves, so that --help starts at once
     import torch
+    from torch.utils.data import DataLoader
 
-    from datasets import ClassList
+    from datasets import ClassList, Pair
+    from models import Checkpoint
     from utils.distributed import World
     from utils.inference import Predictor
     from utils.pseudo_label import Coverage
@@ -25,10 +28,11 @@ EPILOG = """example:
 def parse_args(argv: list[str] | None = None) -> Namespace:
     """Parse the command line."""
     parser = options.make_parser(__doc__, EPILOG)
-    options.add_data_args(parser, split=False)
+    options.add_data_args(parser)
     options.add_checkpoints_arg(parser)
     options.add_labelling_args(parser)
     options.add_compile_arg(parser)
+    options.add_overwrite_arg(parser)
     options.add_runtime_args(parser)
     args = parser.parse_args(argv)
     if args.min_confidence and args.vote == "hard":
@@ -52,76 +56,122 @@ def main(argv: list[str] | None = None) -> "Coverage | None":
 
 def label_in_world(args: Namespace, world: "World") -> "Coverage":
     """Label as one of the world's processes."""
-    from datasets import (
-        ChangeDetectionDataset,
-        evaluation_loader,
-        index_pairs,
-        is_one_size,
-        load_classes,
-    )
+    from datasets import ChangeDetectionDataset, evaluation_loader, is_one_size, load_classes
     from models.deploy import build_predictor, compile_predictor
-    from models.ensemble import describe, find_best_checkpoints, open_ensemble
+    from models.ensemble import choose_ensemble, describe
+    from utils.manifest import Manifest, file_signature, work_key
     from utils.precision import choose_precision, set_backend_options
-    from utils.progress import progress
 
     set_backend_options()
-    device = world.device
     if args.workers is None:
-        args.workers = options.default_workers(device.type)
+        args.workers = options.default_workers(world.device.type)
     classes = load_classes(args.data_root)
-    pairs = index_pairs(args.data_root / "train")
-    if pairs[0].label1 is None:
-        raise DataError(f"{args.data_root / 'train'}: no label1 and label2; nothing tells changes")
-    paths = args.checkpoints or find_best_checkpoints(args.outdir / "models")
-    checkpoints = open_ensemble(paths, classes.to_dict())
+    pairs = find_labelled_pairs(args)
+    checkpoints = choose_ensemble(args.checkpoints, args.outdir / "models", classes.to_dict())
     world.say(
-        f"labelling {len(pairs)} pairs on {world.size} × {device.type} with "
-        f"{len(checkpoints)} models:"
+        f"labelling {len(pairs)} pairs with {len(checkpoints)} models, "
+        f"{world.size} × {world.device.type}:"
     )
     world.say("\n".join(f"  {describe(checkpoint)}" for checkpoint in checkpoints))
-    predictor = build_predictor(checkpoints, device, choose_precision(args.amp, device), args.tta)
+    warn_of_seen_pairs(args, checkpoints, world)
+
+    precision = choose_precision(args.amp, world.device)
+    choices = (args.vote, args.min_confidence, args.tta, precision.name, args.compile)
+    folder = args.outdir / "masks" / "train"
+    key = work_key({"choices": choices, **classes.to_dict()}, [c.path for c in checkpoints])
+    manifest = Manifest(folder, key, world, args.overwrite)
+    signatures = {pair.name: file_signature(pair.files) for pair in pairs}
     loader = evaluation_loader(
         ChangeDetectionDataset(pairs, classes),
         args.test_batch_size,
         args.workers,
-        device.type == "cuda",
+        world.device.type == "cuda",
         world.rank,
         world.size,
+        skip=[
+            index
+            for index, pair in enumerate(pairs)
+            if manifest.is_finished(pair.name, signatures[pair.name])
+        ],
     )
-    compile_predictor(
+    predictor = build_predictor(checkpoints, world.device, precision, args.tta)
+    if len(loader):
+        compile_predictor(
+            predictor,
+            args.compile,
+            loader.dataset,
+            args.test_batch_size,
+            is_one_size(loader),
+            world.say,
+        )
+    coverage = write_pseudo_masks(
+        args,
+        loader,
         predictor,
-        args.compile,
-        loader.dataset,
-        args.test_batch_size,
-        is_one_size(loader),
-        world.say,
+        classes,
+        folder,
+        lambda name: manifest.add(name, signatures[name]),
+        world,
     )
-    batches = progress(loader, "label", world.leads)
-    coverage = write_pseudo_masks(args, batches, predictor, classes).over(world)
-    world.say(coverage.table(classes.names))
-    world.say(f"pseudo masks: {args.outdir / 'masks' / 'train'}")
+    manifest.close()
+    world.say(f"{coverage.table(classes.names)}\npseudo masks: {folder}")
     return coverage
+
+
+def find_labelled_pairs(args: Namespace) -> "list[Pair]":
+    """Return the pairs of ROOT/train, which must have labels."""
+    from datasets import index_pairs
+
+    pairs = index_pairs(args.data_root / "train")
+    if pairs[0].label1 is None:
+        raise DataError(f"{args.data_root / 'train'}: no label1 and label2; nothing tells changes")
+    return pairs
+
+
+def warn_of_seen_pairs(args: Namespace, checkpoints: "list[Checkpoint]", world: "World") -> None:
+    """Warn of teachers that know the validation pairs of the student to come."""
+    from datasets import split_pairs
+    from models.ensemble import warn_of_leakage
+
+    split, _, _ = split_pairs(args.data_root, args.train_list, args.val_list)
+    warn_of_leakage(checkpoints, split.val, world.say)
 
 
 def write_pseudo_masks(
-    args: Namespace, batches: Iterable[dict], predictor: "Predictor", classes: "ClassList"
+    args: Namespace,
+    loader: "DataLoader",
+    predictor: "Predictor",
+    classes: "ClassList",
+    folder: Path,
+    when_written: Callable[[str], None],
+    world: "World",
 ) -> "Coverage":
     """Vote on every batch, write both dates' masks, and return the counts per class."""
+    import torch
+
+    from datasets.classes import read_label
+    from utils.progress import progress
     from utils.pseudo_label import Coverage, merge_labels
-    from utils.writer import MaskWriter, write_both_dates
+    from utils.writer import MaskWriter
 
     coverage = Coverage(classes.num_classes)
-    with MaskWriter(classes.colors) as writer:
-        write = write_both_dates(writer, args.outdir / "masks" / "train")
-        for batch in batches:
+    with MaskWriter(folder, classes.colors, when_written) as writer:
+        for batch in progress(loader, "label", world.leads):
+            label1, label2 = batch["label1"], batch["label2"]
             vote = vote_batch(args, batch, predictor, classes.num_classes).cpu()
-            coverage.update(batch["label1"], batch["label2"], vote)
-            write(
-                batch["name"],
-                merge_labels(batch["label1"], vote),
-                merge_labels(batch["label2"], vote),
-            )
-    return coverage
+            coverage.update(label1, label2, vote)
+            writer.write(batch["name"], merge_labels(label1, vote), merge_labels(label2, vote))
+    skipped = loader.batch_sampler.skipped
+    if skipped:
+        world.say(f"{len(skipped)} pairs were finished already (--overwrite makes them again)")
+    for index in skipped:
+        pair = loader.dataset.pairs[index]
+        label1, label2, mask1 = (
+            torch.from_numpy(read_label(path, classes))
+            for path in (pair.label1, pair.label2, folder / "im1" / f"{pair.name}.png")
+        )
+        coverage.update(label1, label2, mask1)
+    return coverage.over(world)
 
 
 def vote_batch(

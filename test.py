@@ -2,17 +2,20 @@
 
 import time
 from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from utils import options
 from utils.cli import run
 
 if TYPE_CHECKING:  # functions import torch themselves, so that --help starts at once
-    from pathlib import Path
+    from torch.utils.data import DataLoader
 
-    from datasets import Pair
+    from datasets import ClassList, Pair
     from utils.distributed import World
-    from utils.metrics import Metrics
+    from utils.inference import Predictor
+    from utils.metrics import ConfusionMatrix, Metrics
 
 EPILOG = """example:
   python test.py --tta --time-limit 400 --checkpoints outdir/models/pspnet_hrnet_w40_39.37.pth \\
@@ -27,6 +30,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     options.add_checkpoints_arg(parser)
     options.add_testing_args(parser)
     options.add_compile_arg(parser)
+    options.add_overwrite_arg(parser)
     options.add_runtime_args(parser)
     return parser.parse_args(argv)
 
@@ -48,68 +52,137 @@ def main(argv: list[str] | None = None) -> "Metrics | None":
 
 def predict_in_world(args: Namespace, world: "World", started: float) -> "Metrics | None":
     """Predict as one of the world's processes; ``started`` is when the time limit began."""
-    from datasets import (
-        ChangeDetectionDataset,
-        evaluation_loader,
-        is_one_size,
-        load_classes,
-    )
+    from datasets import ChangeDetectionDataset, evaluation_loader, is_one_size, load_classes
     from models.deploy import build_predictor, compile_predictor
-    from models.ensemble import describe, find_best_checkpoints, open_ensemble
-    from utils.engine import evaluate
-    from utils.files import write_json
+    from models.ensemble import choose_ensemble, describe, warn_of_leakage
+    from utils.manifest import Manifest, file_signature, work_key
     from utils.precision import choose_precision, set_backend_options
-    from utils.progress import details, progress
-    from utils.time_limit import within_time_limit
-    from utils.writer import MaskWriter, write_both_dates
 
     set_backend_options()
-    device = world.device
     if args.workers is None:
-        args.workers = options.default_workers(device.type)
+        args.workers = options.default_workers(world.device.type)
     classes = load_classes(args.data_root)
     pairs, folder = find_pairs(args)
-    paths = args.checkpoints or find_best_checkpoints(args.outdir / "models")
-    checkpoints = open_ensemble(paths, classes.to_dict())
+    checkpoints = choose_ensemble(args.checkpoints, args.outdir / "models", classes.to_dict())
     world.say(
-        f"predicting {len(pairs)} pairs on {world.size} × {device.type} with "
-        f"{len(checkpoints)} models:"
+        f"predicting {len(pairs)} pairs with {len(checkpoints)} models, "
+        f"{world.size} × {world.device.type}:"
     )
     world.say("\n".join(f"  {describe(checkpoint)}" for checkpoint in checkpoints))
-    predictor = build_predictor(checkpoints, device, choose_precision(args.amp, device), args.tta)
+    if pairs[0].label1 is not None:
+        warn_of_leakage(checkpoints, [pair.id for pair in pairs], world.say)
+
+    precision = choose_precision(args.amp, world.device)
+    choices = (args.tta, precision.name, args.compile, args.time_limit)
+    key = work_key({"choices": choices, **classes.to_dict()}, [c.path for c in checkpoints])
+    manifest = Manifest(folder, key, world, args.overwrite)
+    signatures = {pair.name: file_signature(pair.files) for pair in pairs}
     loader = evaluation_loader(
         ChangeDetectionDataset(pairs, classes),
         args.test_batch_size,
         args.workers,
-        device.type == "cuda",
+        world.device.type == "cuda",
         world.rank,
         world.size,
+        skip=[
+            index
+            for index, pair in enumerate(pairs)
+            if manifest.is_finished(pair.name, signatures[pair.name])
+        ],
     )
-    compile_predictor(
+    predictor = build_predictor(checkpoints, world.device, precision, args.tta)
+    if len(loader):
+        compile_predictor(
+            predictor,
+            args.compile,
+            loader.dataset,
+            args.test_batch_size,
+            is_one_size(loader),
+            world.say,
+        )
+    metrics = write_predictions(
+        args,
+        loader,
         predictor,
-        args.compile,
-        loader.dataset,
-        args.test_batch_size,
-        is_one_size(loader),
-        world.say,
+        classes,
+        folder,
+        lambda name: manifest.add(name, signatures[name]),
+        world,
+        started,
     )
+    manifest.close()
+    report(args, metrics, classes, len(pairs), folder, time.perf_counter() - started, world)
+    return metrics
+
+
+def write_predictions(
+    args: Namespace,
+    loader: "DataLoader",
+    predictor: "Predictor",
+    classes: "ClassList",
+    folder: Path,
+    when_written: Callable[[str], None],
+    world: "World",
+    started: float,
+) -> "Metrics | None":
+    """Predict every batch, write both dates' masks, and return the scores if there are labels."""
+    from utils.engine import evaluate
+    from utils.progress import progress
+    from utils.time_limit import within_time_limit
+    from utils.writer import MaskWriter
+
     batches = progress(loader, "predict", world.leads)
     if args.time_limit:
         own_pairs = sum(len(indices) for indices in loader.batch_sampler)
-        batches = within_time_limit(batches, predictor, own_pairs, started + args.time_limit)
-    with MaskWriter(classes.colors) as writer:
-        metrics = evaluate(
-            predictor, batches, classes.num_classes, world, write_both_dates(writer, folder)
+        batches = within_time_limit(
+            batches, predictor, own_pairs, started + args.time_limit, world.say
         )
-    seconds = time.perf_counter() - started
+    confusion = count_finished(loader, classes, folder)
+    if loader.batch_sampler.skipped:
+        done = len(loader.batch_sampler.skipped)
+        world.say(f"{done} pairs were finished already (--overwrite makes them again)")
+    with MaskWriter(folder, classes.colors, when_written) as writer:
+        return evaluate(predictor, batches, classes.num_classes, world, writer.write, confusion)
+
+
+def count_finished(loader: "DataLoader", classes: "ClassList", folder: Path) -> "ConfusionMatrix":
+    """Return the counts of the pairs whose masks an earlier start has finished."""
+    import torch
+
+    from datasets.classes import read_label
+    from utils.metrics import ConfusionMatrix
+
+    confusion = ConfusionMatrix(classes.num_classes + 1)
+    for index in loader.batch_sampler.skipped:
+        pair = loader.dataset.pairs[index]
+        for label, date in ((pair.label1, "im1"), (pair.label2, "im2")):
+            if label is not None:
+                mask = read_label(folder / date / f"{pair.name}.png", classes)
+                truth = read_label(label, classes)
+                confusion.update(torch.from_numpy(mask), torch.from_numpy(truth))
+    return confusion
+
+
+def report(
+    args: Namespace,
+    metrics: "Metrics | None",
+    classes: "ClassList",
+    pairs: int,
+    folder: Path,
+    seconds: float,
+    world: "World",
+) -> None:
+    """Print scores, place and speed, and leave the scores beside the masks."""
+    from utils.files import write_json
+    from utils.progress import details
+
     if metrics:
         world.say(details(metrics, classes.names))
         if world.leads:
             write_json(folder / "metrics.json", metrics.to_dict())
-    world.say(f"masks: {folder}  ({seconds:.1f} s, {len(pairs) / seconds:.1f} pairs/s)")
+    world.say(f"masks: {folder}  ({seconds:.1f} s, {pairs / seconds:.1f} pairs/s)")
     if args.time_limit and seconds > args.time_limit:
         world.say(f"time limit of {args.time_limit:g} s missed, with the fewest views possible")
-    return metrics
 
 
 def find_pairs(args: Namespace) -> "tuple[list[Pair], Path]":

@@ -1,5 +1,7 @@
 """Train a semantic change detector, or evaluate one with --load-from."""
 
+import sys
+import time
 from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,6 +68,8 @@ def run_in_world(args: Namespace, world: "World") -> "Metrics":
         f"(split {split.protocol}), {classes.num_classes} classes, "
         f"{world.size} × {world.device.type}"
     )
+    if world.leads:
+        check_quickly(train_pairs, classes)
     val_loader = make_val_loader(args, val_pairs, classes, world)
     if args.load_from:
         return evaluate_checkpoint(args, args.load_from, val_loader, classes, world)
@@ -76,6 +80,17 @@ def run_in_world(args: Namespace, world: "World") -> "Metrics":
     if args.save_mask:
         evaluate_checkpoint(args, best_path, val_loader, classes, world)
     return best
+
+
+def check_quickly(pairs: "list[Pair]", classes: "ClassList") -> None:
+    """Warn of what a look at a few pairs shows to be wrong with a data set."""
+    from datasets.inspection import quick_check
+
+    started = time.perf_counter()
+    warnings = quick_check(pairs, classes)
+    for warning in warnings:
+        print(f"warning: {warning}; see tools/check_data.py", file=sys.stderr)
+    print(f"data: {len(warnings)} warnings ({time.perf_counter() - started:.1f} s)")
 
 
 def train(
@@ -259,7 +274,7 @@ def evaluate_checkpoint(
     from utils.inference import IDENTITY, VIEWS, Predictor
     from utils.precision import choose_precision
     from utils.progress import details, progress
-    from utils.writer import MaskWriter, write_both_dates
+    from utils.writer import MaskWriter
 
     checkpoint = open_ensemble([path], classes.to_dict())[0]
     # As in training, batch norm unfolded, so that the scores are those of the training log.
@@ -268,8 +283,8 @@ def evaluate_checkpoint(
     predictor = Predictor([checkpoint.build(world.device)], views, autocast)
     folder = args.outdir / "masks" / "val"
     batches = progress(loader, "evaluate", world.leads)
-    with MaskWriter(classes.colors) if args.save_mask else nullcontext() as writer:
-        on_batch = write_both_dates(writer, folder) if writer else None
+    with MaskWriter(folder, classes.colors) if args.save_mask else nullcontext() as writer:
+        on_batch = writer.write if writer else None
         metrics = evaluate(predictor, batches, classes.num_classes, world, on_batch)
     world.say(f"{path}\n{details(metrics, classes.names)}")
     if args.save_mask:

@@ -1,7 +1,7 @@
 """Data sets: from a root folder to loaders of bi-temporal pairs."""
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -133,16 +133,18 @@ def evaluation_loader(
     pin_memory: bool,
     rank: int = 0,
     world_size: int = 1,
+    skip: Collection[int] = (),
 ) -> DataLoader:
     """Return batches of pairs of one size each, in file order per size.
 
     Several processes share the batches, each pair once; every batch is what a single process would
-    make of it, so that results do not depend on the number of processes.
+    make of it, so that results do not depend on the number of processes. Batches of nothing but
+    pairs of ``skip`` (indices) are left out.
     """
     sizes = [image_size(pair.image1) for pair in dataset.pairs]
     return DataLoader(
         dataset,
-        batch_sampler=SameSizeBatches(sizes, batch_size, rank, world_size),
+        batch_sampler=SameSizeBatches(sizes, batch_size, skip, rank, world_size),
         **_worker_options(workers, pin_memory),
     )
 

@@ -1,6 +1,6 @@
 """Bi-temporal pairs on disk: index a folder, read one pair, return one dict."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +38,11 @@ class Pair:
     image2: Path
     label1: Path | None = None
     label2: Path | None = None
+
+    @property
+    def files(self) -> tuple[Path | None, ...]:
+        """All files of the pair; None for a label there is not."""
+        return self.image1, self.image2, self.label1, self.label2
 
     @property
     def name(self) -> str:
@@ -249,14 +254,22 @@ class SameSizeBatches(Sampler[list[int]]):
     Args:
         sizes: (height, width) of every pair.
         batch_size: pairs per batch at the most.
+        skip: indices that need no work; a batch of nothing else is left out, the others stay as
+            they are, so that their results do too.
         rank: number of this process; it takes every ``world_size``-th batch.
         world_size: number of processes.
+
+    Attributes:
+        batches: indices of this process's batches.
+        skipped: indices in the batches that were left out, this process's share of them.
+        sizes: the sizes there are.
     """
 
     def __init__(
         self,
         sizes: Sequence[tuple[int, int]],
         batch_size: int,
+        skip: Collection[int] = (),
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
@@ -269,6 +282,9 @@ class SameSizeBatches(Sampler[list[int]]):
             for indices in by_size.values()
             for start in range(0, len(indices), batch_size)
         ]
+        done = [batch for batch in batches if set(batch) <= set(skip)]
+        batches = [batch for batch in batches if not set(batch) <= set(skip)]
+        self.skipped = [index for batch in done[rank::world_size] for index in batch]
         self.batches = batches[rank::world_size]
 
     def __iter__(self) -> Iterator[list[int]]:

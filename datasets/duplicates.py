@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 MAX_HAMMING = 6  # of 63 bits
-MIN_CORRELATION = 0.98  # of the thumbnails; two dates of one place reach about 0.9
+MIN_CORRELATION = 0.98  # of the thumbnails; two dates of one place may reach it, and leak as well
 MIN_CONTRAST = 3.0  # grey levels; flatter images have no structure to compare
 ROWS = 256  # compared with all others at a time
 

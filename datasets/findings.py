@@ -14,7 +14,7 @@ from datasets.finding_kinds import ERROR, KINDS
 from datasets.pair_report import FileReport, PairReport
 
 SHOWN = 4  # entries in the text; the JSON has all
-MANY = 0.5  # share of the pairs from which a label without any 0 is a fault of the whole set
+MANY = 0.5  # share of the pairs from which something is said of the whole set
 
 LABEL_KINDS = {
     label_formats.NEAR_COLORS: "label-near-colours",
@@ -140,12 +140,15 @@ def set_entries(
             files = tuple(relative(file.path, root) for file in report.labels)
             yield "all-changed", Entry(files, "", (report.pair.id,))
     for split in dict.fromkeys(report.split for report in labelled):
+        if not _mostly_readable(reports, split):
+            continue
         of_split = [report for report in labelled if report.split == split]
         if not any(report.transitions[1:].any() or report.transitions[:, 1:].any()
                    for report in of_split):  # fmt: skip
             files = tuple(relative(r.labels[0].path, root) for r in of_split)
             yield "all-unchanged", Entry(files, f"{split}, {len(of_split)} pairs")
-    yield from _missing_classes(labelled, classes)
+    if _mostly_readable(reports, "train"):
+        yield from _missing_classes(labelled, classes)
     yield from _mixtures(reports, root)
 
 
@@ -167,6 +170,12 @@ def copy_entries(copies: Iterable[Copies], ids: Sequence[str]) -> Iterable[tuple
 def relative(path: Path, root: Path) -> str:
     """Return a path below the data set's root, with forward slashes."""
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
+
+
+def _mostly_readable(reports: Sequence[PairReport], split: str) -> bool:
+    """Whether enough labels could be read to say that something never occurs."""
+    readable = [r.transitions is not None for r in reports if r.split == split and r.labels]
+    return sum(readable) > MANY * len(readable)
 
 
 def _missing_classes(

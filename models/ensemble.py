@@ -1,6 +1,6 @@
 """Which checkpoints form an ensemble, and whether they may."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from models import Checkpoint, open_checkpoint
@@ -31,6 +31,36 @@ def find_best_checkpoints(folder: Path) -> list[Path]:
             f"{folder}: no checkpoints in it; train a model first, or name files with --checkpoints"
         )
     return sorted(path for _, path in best.values())
+
+
+def choose_ensemble(paths: Sequence[Path] | None, folder: Path, classes: dict) -> list[Checkpoint]:
+    """Open the named checkpoints, or else the best of every run in a folder.
+
+    Raises:
+        CheckpointError: as `find_best_checkpoints` and `open_ensemble`.
+    """
+    return open_ensemble(paths or find_best_checkpoints(folder), classes)
+
+
+def seen_in_training(checkpoint: Checkpoint, ids: Collection[str]) -> int:
+    """Return how many of these pairs (``train/<stem>``) a checkpoint was trained on.
+
+    Foreign checkpoints do not say what they were trained on; for them it is 0.
+    """
+    return len(set(checkpoint.info.get("split", {}).get("train", ())) & set(ids))
+
+
+def warn_of_leakage(
+    checkpoints: Sequence[Checkpoint], ids: Collection[str], say: Callable[[str], None]
+) -> None:
+    """Say which checkpoints were trained on pairs that scores are taken on."""
+    for checkpoint in checkpoints:
+        seen = seen_in_training(checkpoint, ids)
+        if seen:
+            say(
+                f"warning: leakage: {checkpoint.path} was trained on {seen} of the {len(ids)} "
+                "validation pairs; scores on them will be too high"
+            )
 
 
 def open_ensemble(paths: Sequence[Path], classes: dict) -> list[Checkpoint]:

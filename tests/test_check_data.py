@@ -95,6 +95,14 @@ def test_unlabelled_val_is_a_test_set_and_every_10th_is_held_out(unlabelled_val_
     assert report.findings == []
 
 
+def test_few_readable_labels_say_nothing_about_the_whole_set(broken_root):
+    binary_labels(broken_root)
+    for date in (1, 2):
+        blank_label = np.full((64, 64, 3), 255, np.uint8)
+        write(broken_root / f"train/label{date}/00004.png", blank_label)
+    assert set(kinds(broken_root)) == {"label-binary"}
+
+
 def test_lists_decide_what_leaks(broken_root, tmp_path):
     shutil.copy(broken_root / "train/im1/00003.png", broken_root / "train/im1/00004.png")
     assert set(kinds(broken_root)) == {"duplicate-exact"}

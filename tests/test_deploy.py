@@ -40,7 +40,9 @@ def samples(number: int) -> list[dict]:
     return [{"image1": image1[0], "image2": image2[0]}] * number
 
 
-@pytest.mark.parametrize("backbone", ["mobilenetv3_small_050", "hrnet_w18_small", "resnet18"])
+@pytest.mark.parametrize(
+    "backbone", ["mobilenetv3_small_050", "hrnet_w18_small", "mobilenetv2_050"]
+)
 @pytest.mark.parametrize("tta", [False, True])
 def test_the_predictor_equals_the_plain_models(backbone, tta):
     checkpoints = [make_checkpoint(backbone, seed) for seed in range(2)]

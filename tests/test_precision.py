@@ -40,6 +40,7 @@ def test_auto_on_cpus(units, expected, monkeypatch):
     ("capability", "expected"),
     [((7, 0), "fp16"), ((7, 5), "fp16"), ((8, 0), "bf16"), ((9, 0), "bf16")],
 )
+@pytest.mark.filterwarnings("ignore:torch.cuda.amp.GradScaler is enabled")
 def test_auto_on_gpus(capability, expected, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     precision = choose_precision("auto", CUDA)

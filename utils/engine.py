@@ -145,6 +145,7 @@ def evaluate(
     num_classes: int,
     world: World,
     on_batch: OnBatch | None = None,
+    confusion: ConfusionMatrix | None = None,
 ) -> Metrics | None:
     """Predict every pair of a loader and score it where labels exist.
 
@@ -156,12 +157,13 @@ def evaluate(
         num_classes: semantic classes C.
         world: the processes that share the work.
         on_batch: receives each batch's names and maps, to write them.
+        confusion: counts of pairs that need no prediction any more.
 
     Returns:
         The scores, or None when the pairs have no labels.
     """
-    confusion = ConfusionMatrix(num_classes + 1, predictor.device)
-    labelled = False
+    confusion = confusion or ConfusionMatrix(num_classes + 1, predictor.device)
+    labelled = bool(confusion.counts.any())
     for batch in loader:
         pred1, pred2 = decode(predictor(batch["image1"], batch["image2"]))
         if "label1" in batch:

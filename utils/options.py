@@ -151,6 +151,16 @@ def add_checkpoints_arg(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_overwrite_arg(parser: argparse.ArgumentParser) -> None:
+    """Add whether finished masks are made again."""
+    parser.add_argument_group("restart").add_argument(
+        "--overwrite",
+        action="store_true",
+        help="make all masks again (default: skip those that the same checkpoints and options have "
+        "made from the same files)",
+    )
+
+
 def add_runtime_args(parser: argparse.ArgumentParser, default_outdir: Path = OUTDIR) -> None:
     """Add where to write and what to run on."""
     group = parser.add_argument_group("run")

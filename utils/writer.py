@@ -11,31 +11,47 @@ import torch
 
 from utils.masks import Palette, save_mask
 
-MAX_PENDING = 64  # masks that wait in memory before the caller has to wait
+MAX_PENDING = 32  # pairs that wait in memory before the caller has to wait
 
 
 class MaskWriter:
     """A context that writes palette PNGs in threads; leaving it waits for all of them.
 
     Args:
+        folder: gets ``{im1,im2}/<name>.png``.
         palette: one RGB colour per index.
+        when_written: told the name of each pair whose two masks are in place, from a thread.
         threads: encoding threads; zlib leaves the interpreter lock free.
     """
 
-    def __init__(self, palette: Palette, threads: int = 2) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        palette: Palette,
+        when_written: Callable[[str], None] = lambda name: None,
+        threads: int = 2,
+    ) -> None:
+        self._folder = Path(folder)
         self._palette = palette
+        self._when_written = when_written
         self._pool = ThreadPoolExecutor(threads)
         self._pending: deque[Future] = deque()
 
-    def write(self, path: Path, mask: np.ndarray) -> None:
-        """Queue an (H, W) uint8 map of indices.
+    def write(self, names: list[str], pred1: torch.Tensor, pred2: torch.Tensor) -> None:
+        """Queue a batch's maps of both dates: (N, H, W) uint8 indices, on the CPU.
 
         Raises:
             UserError: an earlier mask could not be written.
         """
-        self._pending.append(self._pool.submit(save_mask, path, mask, self._palette))
+        for name, mask1, mask2 in zip(names, pred1.numpy(), pred2.numpy(), strict=True):
+            self._pending.append(self._pool.submit(self._write_pair, name, mask1, mask2))
         while len(self._pending) > MAX_PENDING or (self._pending and self._pending[0].done()):
             self._pending.popleft().result()
+
+    def _write_pair(self, name: str, mask1: np.ndarray, mask2: np.ndarray) -> None:
+        save_mask(self._folder / "im1" / f"{name}.png", mask1, self._palette)
+        save_mask(self._folder / "im2" / f"{name}.png", mask2, self._palette)
+        self._when_written(name)
 
     def __enter__(self) -> "MaskWriter":
         return self
@@ -47,16 +63,3 @@ class MaskWriter:
         if kind is None:
             for future in self._pending:
                 future.result()
-
-
-def write_both_dates(
-    writer: MaskWriter, folder: Path
-) -> Callable[[list[str], torch.Tensor, torch.Tensor], None]:
-    """Return a callback that queues a batch's maps as ``folder/{im1,im2}/<name>.png``."""
-
-    def on_batch(names: list[str], pred1: torch.Tensor, pred2: torch.Tensor) -> None:
-        for name, mask1, mask2 in zip(names, pred1.numpy(), pred2.numpy(), strict=True):
-            writer.write(folder / "im1" / f"{name}.png", mask1)
-            writer.write(folder / "im2" / f"{name}.png", mask2)
-
-    return on_batch

@@ -1,0 +1,105 @@
+"""Which masks of a folder are done, from which inputs and options: what a restart may skip."""
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from utils.distributed import World
+from utils.files import write_text
+
+
+def work_key(options: Mapping[str, Any], files: Iterable[Path]) -> str:
+    """Return a digest of everything that decides the masks of all pairs alike.
+
+    Args:
+        options: plain values.
+        files: read as a whole, such as the checkpoints of the ensemble.
+    """
+    digest = hashlib.sha256(json.dumps(options, sort_keys=True, default=str).encode())
+    for path in files:
+        with open(path, "rb") as file:
+            digest.update(_digest(file))
+    return digest.hexdigest()
+
+
+def _digest(file: BinaryIO) -> bytes:
+    digest = hashlib.sha256()  # hashlib.file_digest needs Python 3.11
+    while chunk := file.read(1 << 20):
+        digest.update(chunk)
+    return digest.digest()
+
+
+def file_signature(paths: Iterable[Path | None]) -> str:
+    """Return a digest of the sizes and modification times of a pair's files."""
+    states = [(p.stat().st_size, p.stat().st_mtime_ns) if p else None for p in paths]
+    return hashlib.sha256(json.dumps(states).encode()).hexdigest()[:16]
+
+
+class Manifest:
+    """A journal of finished pairs beside their masks, one file per process, a line per pair.
+
+    A line is written when both masks of a pair are in place, so that whatever ends the program
+    leaves a journal that says too little at the worst.
+
+    Args:
+        folder: holds the masks as ``{im1,im2}/<name>.png``.
+        key: of this work; entries under another key do not count.
+        world: the processes that share the work; every one must call this.
+        overwrite: forget what is finished.
+    """
+
+    def __init__(self, folder: Path, key: str, world: World, overwrite: bool = False) -> None:
+        self._folder = Path(folder)
+        self._lock = threading.Lock()
+        self._finished = world.from_leader({} if overwrite else self._read(key))
+        world.wait()
+        if world.leads:
+            # All that is known goes into one journal before the others are removed.
+            self._write_journal(key, 0, self._finished)
+            for path in self._journals():
+                if path != self._path(0):
+                    path.unlink()
+        world.wait()
+        if not world.leads:
+            self._write_journal(key, world.rank, {})
+        self._file = open(self._path(world.rank), "a", encoding="utf-8")  # noqa: SIM115
+
+    def is_finished(self, name: str, signature: str) -> bool:
+        """Tell whether both masks of a pair are there, made from these very files."""
+        return self._finished.get(name) == signature and all(
+            (self._folder / date / f"{name}.png").exists() for date in ("im1", "im2")
+        )
+
+    def add(self, name: str, signature: str) -> None:
+        """Note a pair whose masks are in place; safe to call from several threads."""
+        with self._lock:
+            self._file.write(json.dumps([name, signature]) + "\n")
+            self._file.flush()
+
+    def close(self) -> None:
+        """Close the journal."""
+        self._file.close()
+
+    def _path(self, rank: int) -> Path:
+        return self._folder / f"manifest.{rank}.jsonl"
+
+    def _journals(self) -> list[Path]:
+        return sorted(self._folder.glob("manifest.*.jsonl"))
+
+    def _read(self, key: str) -> dict[str, str]:
+        finished: dict[str, str] = {}
+        for path in self._journals():
+            lines = path.read_text(encoding="utf-8").split("\n")
+            if lines[0] != json.dumps({"key": key}):
+                continue
+            for line in lines[1:-1]:  # a last line without a line break was cut off
+                name, signature = json.loads(line)
+                finished[name] = signature
+        return finished
+
+    def _write_journal(self, key: str, rank: int, finished: dict[str, str]) -> None:
+        lines = [{"key": key}, *(list(item) for item in finished.items())]
+        write_text(self._path(rank), "".join(json.dumps(line) + "\n" for line in lines))
