@@ -56,8 +56,8 @@ def main(argv: list[str] | None = None) -> "Coverage | None":
 
 def label_in_world(args: Namespace, world: "World") -> "Coverage":
     """Label as one of the world's processes."""
-    from datasets import ChangeDetectionDataset, evaluation_loader, is_one_size, load_classes
-    from models.deploy import build_predictor, compile_predictor
+    from datasets import is_one_size, load_classes, remaining_loader
+    from models.deploy import prepare_predictor
     from models.ensemble import choose_ensemble, describe
     from utils.manifest import Manifest, file_signature, work_key
     from utils.precision import choose_precision, set_backend_options
@@ -79,38 +79,21 @@ def label_in_world(args: Namespace, world: "World") -> "Coverage":
     choices = (args.vote, args.min_confidence, args.tta, precision.name, args.compile)
     folder = args.outdir / "masks" / "train"
     key = work_key({"choices": choices, **classes.to_dict()}, [c.path for c in checkpoints])
-    manifest = Manifest(folder, key, world, args.overwrite)
     signatures = {pair.name: file_signature(pair.files) for pair in pairs}
-    loader = evaluation_loader(
-        ChangeDetectionDataset(pairs, classes),
-        args.test_batch_size,
-        args.workers,
-        world.device.type == "cuda",
-        world.rank,
-        world.size,
-        skip=[
-            index
-            for index, pair in enumerate(pairs)
-            if manifest.is_finished(pair.name, signatures[pair.name])
-        ],
+    manifest = Manifest(folder, key, signatures, world, args.overwrite)
+    loader = remaining_loader(
+        pairs, classes, manifest.finished, args.test_batch_size, args.workers, world
     )
-    predictor = build_predictor(checkpoints, world.device, precision, args.tta)
-    if len(loader):
-        compile_predictor(
-            predictor,
-            args.compile,
-            loader.dataset,
-            args.test_batch_size,
-            is_one_size(loader),
-            world.say,
-        )
+    predictor = prepare_predictor(
+        checkpoints, precision, args.tta, args.compile, loader, is_one_size(loader), world
+    )
     coverage = write_pseudo_masks(
         args,
         loader,
         predictor,
         classes,
         folder,
-        lambda name: manifest.add(name, signatures[name]),
+        manifest.add,
         world,
     )
     manifest.close()

@@ -10,6 +10,7 @@ from utils import options
 from utils.cli import run
 
 if TYPE_CHECKING:  # functions import torch themselves, so that --help starts at once
+    import torch
     from torch.utils.data import DataLoader
 
     from datasets import ClassList, Pair
@@ -52,8 +53,8 @@ def main(argv: list[str] | None = None) -> "Metrics | None":
 
 def predict_in_world(args: Namespace, world: "World", started: float) -> "Metrics | None":
     """Predict as one of the world's processes; ``started`` is when the time limit began."""
-    from datasets import ChangeDetectionDataset, evaluation_loader, is_one_size, load_classes
-    from models.deploy import build_predictor, compile_predictor
+    from datasets import is_one_size, load_classes, remaining_loader
+    from models.deploy import prepare_predictor
     from models.ensemble import choose_ensemble, describe, warn_of_leakage
     from utils.manifest import Manifest, file_signature, work_key
     from utils.precision import choose_precision, set_backend_options
@@ -75,38 +76,21 @@ def predict_in_world(args: Namespace, world: "World", started: float) -> "Metric
     precision = choose_precision(args.amp, world.device)
     choices = (args.tta, precision.name, args.compile, args.time_limit)
     key = work_key({"choices": choices, **classes.to_dict()}, [c.path for c in checkpoints])
-    manifest = Manifest(folder, key, world, args.overwrite)
     signatures = {pair.name: file_signature(pair.files) for pair in pairs}
-    loader = evaluation_loader(
-        ChangeDetectionDataset(pairs, classes),
-        args.test_batch_size,
-        args.workers,
-        world.device.type == "cuda",
-        world.rank,
-        world.size,
-        skip=[
-            index
-            for index, pair in enumerate(pairs)
-            if manifest.is_finished(pair.name, signatures[pair.name])
-        ],
+    manifest = Manifest(folder, key, signatures, world, args.overwrite)
+    loader = remaining_loader(
+        pairs, classes, manifest.finished, args.test_batch_size, args.workers, world
     )
-    predictor = build_predictor(checkpoints, world.device, precision, args.tta)
-    if len(loader):
-        compile_predictor(
-            predictor,
-            args.compile,
-            loader.dataset,
-            args.test_batch_size,
-            is_one_size(loader),
-            world.say,
-        )
+    predictor = prepare_predictor(
+        checkpoints, precision, args.tta, args.compile, loader, is_one_size(loader), world
+    )
     metrics = write_predictions(
         args,
         loader,
         predictor,
         classes,
         folder,
-        lambda name: manifest.add(name, signatures[name]),
+        manifest.add,
         world,
         started,
     )
@@ -137,7 +121,7 @@ def write_predictions(
         batches = within_time_limit(
             batches, predictor, own_pairs, started + args.time_limit, world.say
         )
-    confusion = count_finished(loader, classes, folder)
+    confusion = count_finished(loader, classes, folder, predictor.device)
     if loader.batch_sampler.skipped:
         done = len(loader.batch_sampler.skipped)
         world.say(f"{done} pairs were finished already (--overwrite makes them again)")
@@ -145,14 +129,16 @@ def write_predictions(
         return evaluate(predictor, batches, classes.num_classes, world, writer.write, confusion)
 
 
-def count_finished(loader: "DataLoader", classes: "ClassList", folder: Path) -> "ConfusionMatrix":
+def count_finished(
+    loader: "DataLoader", classes: "ClassList", folder: Path, device: "torch.device"
+) -> "ConfusionMatrix":
     """Return the counts of the pairs whose masks an earlier start has finished."""
     import torch
 
     from datasets.classes import read_label
     from utils.metrics import ConfusionMatrix
 
-    confusion = ConfusionMatrix(classes.num_classes + 1)
+    confusion = ConfusionMatrix(classes.num_classes + 1, device)
     for index in loader.batch_sampler.skipped:
         pair = loader.dataset.pairs[index]
         for label, date in ((pair.label1, "im1"), (pair.label2, "im2")):

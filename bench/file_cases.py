@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -76,20 +77,22 @@ class LabelCase:
         if name == REFERENCE:
             return lambda: self._label_as_published(out)
         options = self.options
+        device = "cuda:0" if self.device == torch.device("cuda") else str(self.device)
         arguments = ["--data-root", self.root, "--outdir", out, "--checkpoints", *self.paths]
-        arguments += ["--device", options.device, "--amp", options.amp]
+        arguments += ["--device", device, "--amp", options.amp]
         arguments += ["--test-batch-size", options.batch_size]
         arguments += ["--compile", "on" if name == "compiled" else "off"]
         arguments += ["--tta" if options.views > 1 else "--no-tta"]
         return lambda: self._label([str(a) for a in arguments], out, name)
 
     def _label(self, arguments: list[str], out: Path, name: str) -> Path:
+        shutil.rmtree(out, ignore_errors=True)  # label.py goes on where it was interrupted
         waits = Waits()
         quiet = contextlib.redirect_stdout(io.StringIO())
         with mock.patch.object(utils.progress, "progress", waits), quiet:
             total = seconds(lambda: label.main(arguments), self.device)
         if not waits.batches:
-            raise RuntimeError("label.py no longer wraps its loader in utils.progress.progress")
+            raise RuntimeError("label.py does not wrap its loader in utils.progress.progress")
         self.waiting.setdefault(name, []).append(waits.total_s / total)
         return out / "masks" / "train"
 
@@ -200,8 +203,8 @@ class Waits:
         self.total_s = 0.0
         self.batches = 0
 
-    def __call__(self, items: Iterable, description: str, unit: str = "batch") -> Iterator:
-        """Iterate as without it."""
+    def __call__(self, items: Iterable, *appearance: object) -> Iterator:
+        """Iterate as without it, and show nothing."""
         started = time.perf_counter()
         for item in items:
             self.total_s += time.perf_counter() - started

@@ -36,6 +36,7 @@ __all__ = [
     "is_one_size",
     "load_classes",
     "make_reader",
+    "remaining_loader",
     "set_epoch",
     "split_pairs",
     "training_loader",
@@ -149,6 +150,26 @@ def evaluation_loader(
     )
 
 
+def remaining_loader(
+    pairs: Sequence[Pair],
+    classes: ClassList,
+    finished: Collection[str],
+    batch_size: int,
+    workers: int,
+    world: World,
+) -> DataLoader:
+    """Return the evaluation batches that hold a pair whose name is not ``finished``."""
+    return evaluation_loader(
+        ChangeDetectionDataset(pairs, classes),
+        batch_size,
+        workers,
+        world.device.type == "cuda",
+        world.rank,
+        world.size,
+        skip={index for index, pair in enumerate(pairs) if pair.name in finished},
+    )
+
+
 def is_one_size(loader: DataLoader) -> bool:
     """Tell whether all pairs of an evaluation loader have the same height and width."""
     return len(loader.batch_sampler.sizes) == 1
@@ -198,8 +219,11 @@ def _worker_options(workers: int, pin_memory: bool) -> dict:
 
 
 def _leave_signals_to_main(_worker: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    # Schedulers and launchers signal the whole process group. A worker that died of it would take
+    # the main process down before it has saved; orphaned workers end by themselves.
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 def _check_training_sizes(dataset: ChangeDetectionDataset) -> None:

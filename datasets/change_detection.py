@@ -282,8 +282,9 @@ class SameSizeBatches(Sampler[list[int]]):
             for indices in by_size.values()
             for start in range(0, len(indices), batch_size)
         ]
-        done = [batch for batch in batches if set(batch) <= set(skip)]
-        batches = [batch for batch in batches if not set(batch) <= set(skip)]
+        needless = set(skip)
+        done = [batch for batch in batches if needless.issuperset(batch)]
+        batches = [batch for batch in batches if not needless.issuperset(batch)]
         self.skipped = [index for batch in done[rank::world_size] for index in batch]
         self.batches = batches[rank::world_size]
 

@@ -6,8 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch.utils.data import DataLoader
 
 from models import Checkpoint
+from utils.distributed import World
 from utils.errors import OptionError
 from utils.fold import fold_batch_norm
 from utils.inference import IDENTITY, VIEWS, Predictor
@@ -19,6 +21,34 @@ EXAMPLE_SIDE = 128
 # at the least; `docs/performance.md` has the figures. They only decide what `auto` does.
 COMPILE_S = 75.0
 COMPILE_SAVES = 0.4
+
+
+def prepare_predictor(
+    checkpoints: Sequence[Checkpoint],
+    precision: Precision,
+    tta: bool,
+    compile_mode: str,
+    loader: DataLoader,
+    one_size: bool,
+    world: World,
+) -> Predictor:
+    """Build an ensemble's predictor for the batches of a loader, compiled where that is wanted.
+
+    Arguments as `build_predictor` and `compile_predictor` take them.
+    """
+    predictor = build_predictor(checkpoints, world.device, precision, tta)
+    if world.any(len(loader) > 0):
+        batch_size = max((len(batch) for batch in loader.batch_sampler.batches), default=1)
+        compile_predictor(
+            predictor,
+            compile_mode,
+            loader.dataset,
+            batch_size,
+            one_size,
+            world.say,
+            world.from_leader,
+        )
+    return predictor
 
 
 def build_predictor(
@@ -51,6 +81,7 @@ def compile_predictor(
     batch_size: int,
     one_size: bool,
     say: Callable[[str], None] = print,
+    from_leader: Callable[[float], float] = lambda value: value,
 ) -> None:
     """Compile a predictor's models if asked to, or if ``auto`` finds that it pays.
 
@@ -65,6 +96,7 @@ def compile_predictor(
         one_size: whether all pairs have the same height and width; each further size would be
             compiled anew.
         say: told what was decided, and what the warm-up took.
+        from_leader: gives all processes the leading one's value, so that they decide alike.
 
     Raises:
         OptionError: ``on`` without a compiler, or with pairs of several sizes.
@@ -78,12 +110,10 @@ def compile_predictor(
         return
     image1, image2 = (dataset[0][key][None] for key in ("image1", "image2"))
     if mode == "auto":
-        pair_s = _pair_seconds(predictor, image1, image2)
-        saving = COMPILE_SAVES * pair_s * len(dataset)
-        cost = COMPILE_S * len(predictor.models)
-        if saving <= cost:
+        total_s = from_leader(_pair_seconds(predictor, image1, image2)) * len(dataset)
+        if COMPILE_SAVES * total_s <= COMPILE_S * len(predictor.models):
             return
-        say(f"compiling: saves about {saving:.0f} s of {pair_s * len(dataset):.0f} s")
+        say(f"compiling: saves about {COMPILE_SAVES * total_s:.0f} s of {total_s:.0f} s")
     started = time.perf_counter()
     predictor.compile()
     pairs = min(batch_size, len(dataset))

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm  # also the base of SyncBatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from models.change_detector import ChangeDetector
@@ -55,7 +56,7 @@ def _recomputing(block: nn.Module, forward: Callable[..., Any]) -> Callable[...,
 @contextmanager
 def _frozen_statistics(block: nn.Module) -> Iterator[None]:
     """Keep the second forward pass from counting a batch twice in the running statistics."""
-    norms = [m for m in block.modules() if isinstance(m, nn.BatchNorm2d)]
+    norms = [m for m in block.modules() if isinstance(m, _BatchNorm)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.momentum = 0.0

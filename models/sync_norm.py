@@ -61,17 +61,23 @@ def _synchronized_forward(norm: nn.BatchNorm2d, x: torch.Tensor) -> torch.Tensor
 def _normalize_over_processes(norm: nn.BatchNorm2d, x: torch.Tensor) -> torch.Tensor:
     x32 = x.float()
     channels = x.shape[1]
-    count = x32.new_tensor([x.numel() / channels])
-    sums = torch.cat([x32.sum((0, 2, 3)), x32.square().sum((0, 2, 3)), count])
-    sums = _SumOverProcesses.apply(sums)
-    count = sums[-1]
-    mean = sums[:channels] / count
-    variance = (sums[channels:-1] / count - mean.square()).clamp(min=0)
+    shape = (1, -1, 1, 1)
+    # Sums of squares would cancel where a mean is large beside its deviation; sums of squared
+    # distances to each process's own mean, and the distances between those means, do not.
+    own_mean = x32.mean((0, 2, 3))
+    own_squares = (x32 - own_mean.view(shape)).square().sum((0, 2, 3))
+    own = torch.cat([own_mean, own_squares, x32.new_tensor([x.numel() / channels])])
+    rows = [torch.zeros_like(own)] * dist.get_world_size()
+    rows[dist.get_rank()] = own
+    rows = _SumOverProcesses.apply(torch.stack(rows))
+    means, squares, counts = rows[:, :channels], rows[:, channels:-1], rows[:, -1:]
+    count = counts.sum()
+    mean = (means * counts).sum(0) / count
+    variance = (squares + (means - mean).square() * counts).sum(0) / count
     with torch.no_grad():
         norm.num_batches_tracked += 1
         norm.running_mean.lerp_(mean, norm.momentum)
         norm.running_var.lerp_(variance * (count / (count - 1)), norm.momentum)
-    shape = (1, -1, 1, 1)
     scale = norm.weight * torch.rsqrt(variance + norm.eps)
-    shift = norm.bias - mean * scale
-    return (x32 * scale.view(shape) + shift.view(shape)).to(x.dtype)
+    y = (x32 - mean.view(shape)) * scale.view(shape) + norm.bias.view(shape)
+    return y.to(x.dtype)

@@ -24,6 +24,9 @@ def transfer_weights(model: nn.Module, checkpoint: Checkpoint) -> list[str]:
                 f"{checkpoint.path}: has {name} {there}, this run {here}; use the same options"
             )
     own = model.state_dict()
+    if own.keys() != checkpoint.tensors.keys():
+        name = min(own.keys() ^ checkpoint.tensors.keys())
+        raise CheckpointError(f"{checkpoint.path}: tensors are missing or unknown, {name} first")
     fitting = {
         name: value for name, value in checkpoint.tensors.items() if own[name].shape == value.shape
     }

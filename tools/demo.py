@@ -47,7 +47,8 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     started = time.perf_counter()
     clear_earlier_demo(args.outdir)
     data, work = args.outdir / "data", ["--data-root", str(args.outdir / "data")]
-    work += ["--outdir", str(args.outdir)]
+    # One process: a batch of 8 pairs cannot be divided among any number of GPUs.
+    work += ["--outdir", str(args.outdir), "--nproc", "1"]
     sizes = ["--train-pairs", str(args.train_pairs), "--val-pairs", str(args.val_pairs)]
     script("tools/make_sample_data.py", "--out", str(data), *sizes, "--size", str(args.size))
     rows = [untrained_row(args.outdir, work)]

@@ -1,15 +1,13 @@
 """Checkpoints: written atomically, read without running code that a file might carry."""
 
 import pickle
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from utils.errors import CheckpointError
+from utils.errors import CheckpointError, UserError
 from utils.files import atomic_path
 
 FORMAT = 1
@@ -24,8 +22,15 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     Raises:
         UserError: the folder cannot be written, or the disk is full.
     """
-    with atomic_path(Path(path), durable=True) as temporary:
-        torch.save({"format": FORMAT, **state}, temporary)
+    path = Path(path)
+    with atomic_path(path, durable=True) as temporary:
+        try:
+            torch.save({"format": FORMAT, **state}, temporary)
+        except RuntimeError as error:  # torch's zip writer does not raise OSError
+            raise UserError(
+                f"cannot write {path}: disk full or gone ({str(error).splitlines()[0]}); the "
+                "checkpoint that was there is kept"
+            ) from error
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -48,9 +53,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
                 "tensors as a plain state dict or as .safetensors"
             ) from error
         raise CheckpointError(_damaged(path)) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise CheckpointError(_damaged(path)) from error
-    except SafetensorError as error:
+    except Exception as error:  # damage surfaces as whatever the unpickler stumbles over
         raise CheckpointError(_damaged(path)) from error
     if not isinstance(state, dict):
         raise CheckpointError(f"{path}: holds a {type(state).__name__}, not a state dict")

@@ -3,15 +3,15 @@
 import sys
 from collections.abc import Callable
 
-from utils.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, InterruptionError, UserError, one_line
+from utils.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError, one_line
 
 
 def run(main: Callable[[], object]) -> None:
     """Call ``main()`` and turn what a user can cause into one line on stderr and an exit status.
 
     Status 2 stands for an error the user can repair, 130 for Ctrl-C, 75 for a run that saved its
-    state because a scheduler asked it to end. With ``--debug`` on the command line the traceback is
-    shown instead.
+    state because a scheduler asked it to end, and 137 for a run of several processes one of which
+    was killed. With ``--debug`` on the command line the traceback is shown instead.
     """
     try:
         main()
@@ -19,11 +19,11 @@ def run(main: Callable[[], object]) -> None:
         if "--debug" in sys.argv:
             raise
         _report(f"error: {one_line(error)}")
-        sys.exit(error.status if isinstance(error, InterruptionError) else EXIT_USER_ERROR)
+        sys.exit(getattr(error, "status", EXIT_USER_ERROR))
     except KeyboardInterrupt:
         if "--debug" in sys.argv:
             raise
-        print("interrupted", file=sys.stderr)
+        _report("interrupted")
         sys.exit(EXIT_INTERRUPTED)
 
 

@@ -1,10 +1,13 @@
 """Several processes on torch.distributed: starting them, joining them, adding up over them."""
 
+import contextlib
 import json
 import logging
 import os
 import signal
 import sys
+import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -16,6 +19,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -30,9 +34,24 @@ from utils.errors import (
     UserError,
 )
 
-LAUNCHED = "SCD_LAUNCHED"  # set for processes that `launch` started; they leave printing to it
+# Set for processes that `launch` started, to the launcher's number; they leave printing to it.
+LAUNCHED = "SCD_LAUNCHED"
 T = TypeVar("T")
 TIMEOUT = timedelta(minutes=30)
+GRACE_S = 30  # what a process has between a signal and its end by force
+PEER_GRACE_S = 3  # by then the process that failed has ended, and the launcher knows the cause
+
+
+class PeerError(UserError):
+    """Another process of this run failed, was killed, or cannot be reached any more.
+
+    Attributes:
+        status: exit status of the process.
+    """
+
+    def __init__(self, message: str, status: int = 1) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 @dataclass(frozen=True)
@@ -150,11 +169,21 @@ def launch(script: str, argv: list[str] | None, processes: int) -> None:
 
     Raises:
         UserError: the first failure, if it was of that kind.
+        InterruptionError: a signal ended the processes.
+        PeerError: a process was killed.
         SystemExit: the status of the first failure otherwise.
     """
-    os.environ[LAUNCHED] = "1"
+    os.environ[LAUNCHED] = str(os.getpid())
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    with tempfile.TemporaryDirectory(prefix="scd-launch-") as folder:
+        try:
+            _launch(script, sys.argv[1:] if argv is None else argv, processes, folder)
+        finally:
+            del os.environ[LAUNCHED]
+
+
+def _launch(script: str, arguments: list[str], processes: int, folder: str) -> None:
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -165,24 +194,40 @@ def launch(script: str, argv: list[str] | None, processes: int) -> None:
         max_restarts=0,
         monitor_interval=0.2,
         signals_to_handle="SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1",
+        logs_specs=DefaultLogsSpecs(log_dir=folder),
+        shutdown_timeout=GRACE_S,
     )
-    arguments = sys.argv[1:] if argv is None else argv
     try:
         elastic_launch(config, sys.executable)("-u", str(Path(script).resolve()), *arguments)
     except ChildFailedError as error:
-        _, failure = error.get_first_failure()
+        rank, failure = error.get_first_failure()
+        if failure.exitcode < 0:
+            raise PeerError(
+                f"process {rank} was killed by {failure.signal_name()}; where nobody did it, the "
+                "machine ran out of memory: use a smaller --batch-size or fewer --workers",
+                128 - failure.exitcode,
+            ) from None
         message = failure.message
-        message = message["message"] if isinstance(message, dict) else message
+        if not isinstance(message, dict):  # no user's error: the process has shown its traceback
+            sys.exit(failure.exitcode)
+        message = message["message"]
         if failure.exitcode == EXIT_USER_ERROR:
             raise UserError(message) from None
         if failure.exitcode in (EXIT_PREEMPTED, EXIT_INTERRUPTED):
             raise InterruptionError(message, failure.exitcode) from None
-        sys.exit(failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode)
+        raise PeerError(message, failure.exitcode) from None
     except SignalException as error:
         status = EXIT_INTERRUPTED if error.sigval == signal.SIGINT else EXIT_PREEMPTED
-        raise InterruptionError("ended by a signal; --resume goes on", status) from None
-    finally:
-        del os.environ[LAUNCHED]
+        message = _reported_failure(Path(folder)) or f"ended by {error.sigval.name}"
+        raise InterruptionError(message, status) from None
+
+
+def _reported_failure(folder: Path) -> str | None:
+    """Return what a process of the lowest rank handed over with `report_failure`, if any did."""
+    for path in sorted(folder.rglob("error.json")):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            return json.loads(path.read_text(encoding="utf-8"))["message"]["message"]
+    return None
 
 
 def report_failure(message: str) -> bool:
@@ -191,7 +236,10 @@ def report_failure(message: str) -> bool:
     if LAUNCHED not in os.environ or not path:
         return False
     details = {"message": message, "extraInfo": {"timestamp": str(int(time.time()))}}
-    Path(path).write_text(json.dumps({"message": details}), encoding="utf-8")
+    try:
+        Path(path).write_text(json.dumps({"message": details}), encoding="utf-8")
+    except OSError:  # the launcher is gone
+        return False
     return True
 
 
@@ -204,10 +252,13 @@ def join_world(device: str) -> Iterator[World]:
 
     Raises:
         OptionError: no such device, or more processes than GPUs.
+        PeerError: another process is gone.
     """
     if "RANK" not in os.environ:
         yield World(0, 1, choose_device(device))
         return
+    if LAUNCHED in os.environ:
+        _end_with_launcher(int(os.environ[LAUNCHED]))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     chosen = choose_device(device)
     if chosen.type == "cuda":
@@ -219,28 +270,63 @@ def join_world(device: str) -> Iterator[World]:
         chosen = torch.device("cuda", local_rank)
         torch.cuda.set_device(chosen)
     backend = "nccl" if chosen.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=TIMEOUT)
     try:
+        dist.init_process_group(backend, timeout=TIMEOUT)
         control = dist.new_group(backend="gloo", timeout=TIMEOUT)
         yield World(dist.get_rank(), dist.get_world_size(), chosen, control)
-    finally:
-        # After a failure peers may be gone; the launcher ends this process either way.
-        if sys.exc_info()[0] is None:
-            dist.destroy_process_group()
+    except RuntimeError as error:
+        if not _is_lost_contact(error):
+            raise
+        # The process that failed tells why. Until the launcher ends this one, leave that to it.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        time.sleep(PEER_GRACE_S)
+        raise PeerError(
+            "lost contact with another process of this run, which failed or was killed"
+        ) from error
+    # After a failure peers may be gone; the launcher ends this process either way.
+    dist.destroy_process_group()
+
+
+def _is_lost_contact(error: RuntimeError) -> bool:
+    return isinstance(error, dist.DistError) or "gloo/" in str(error)
+
+
+def _end_with_launcher(launcher: int) -> None:
+    """Ask this process to end once its launcher has been killed, as nobody else would then."""
+
+    def watch() -> None:
+        while os.getppid() == launcher:
+            time.sleep(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(GRACE_S)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 class StopRequest:
-    """Remembers a signal that asks the run to end, until the run looks.
+    """A context that remembers a signal that asks the run to end, until the run looks.
 
     SIGTERM and SIGUSR1 (what schedulers send before they take a machine away) and Ctrl-C set it; a
-    second Ctrl-C interrupts at once.
+    second Ctrl-C interrupts at once. Behind the block signals do what they did before.
+
+    Attributes:
+        signal: number of the last signal, or None.
     """
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopRequest":
         for number in (signal.SIGTERM, getattr(signal, "SIGUSR1", None), signal.SIGINT):
             if number is not None:
-                signal.signal(number, self._remember)
+                self._before[number] = signal.signal(number, self._remember)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _remember(self, number: int, _frame: Any) -> None:
         if number == signal.SIGINT and self.signal is not None:

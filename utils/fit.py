@@ -2,7 +2,7 @@
 
 import signal
 import time
-from collections.abc import Callable, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,8 +89,33 @@ def fit(
         InterruptionError: SIGTERM, SIGUSR1 or Ctrl-C asked the run to end; its state is saved.
         NumericalError: a loss is no finite number.
     """
+    with StopRequest() as stop:
+        _fit(
+            trainer,
+            predictor,
+            train_loader,
+            val_loader,
+            start_epoch,
+            epochs,
+            class_names,
+            record,
+            stop,
+        )
+    return trainer.best
+
+
+def _fit(
+    trainer: Trainer,
+    predictor: Predictor,
+    train_loader: Sized,
+    val_loader: Sized,
+    start_epoch: Callable[[int, int], None],
+    epochs: int,
+    class_names: Sequence[str],
+    record: Record,
+    stop: StopRequest,
+) -> None:
     world = trainer.world
-    stop = StopRequest()
 
     def after_step() -> None:
         ended = world.any(stop.signal is not None)
@@ -112,10 +137,14 @@ def fit(
         trainer.model.eval()
         metrics = evaluate(
             predictor,
-            progress(val_loader, f"val {place}", world.leads),
+            _until(stop, progress(val_loader, f"val {place}", world.leads)),
             len(class_names) - 1,
             world,
         )
+        if world.any(stop.signal is not None):
+            # The scores are of a part of the pairs; a resumed run validates this epoch anew.
+            record.save_latest(trainer)
+            raise _interruption(stop, trainer, record)
         total_s = time.perf_counter() - started
         row = epoch_row(
             trainer.epoch, losses, metrics, class_names, trainer.lr, train_s, total_s - train_s
@@ -126,11 +155,20 @@ def fit(
         )
         if world.any(stop.signal is not None) and trainer.epoch < epochs:
             raise _interruption(stop, trainer, record)
-    return trainer.best
+
+
+def _until(stop: StopRequest, batches: Iterable[dict]) -> Iterator[dict]:
+    """Yield batches until a signal asks the run to end."""
+    for batch in batches:
+        if stop.signal is not None:
+            return
+        yield batch
 
 
 def _interruption(stop: StopRequest, trainer: Trainer, record: Record) -> InterruptionError:
-    status = EXIT_INTERRUPTED if stop.signal == signal.SIGINT else EXIT_PREEMPTED
+    # The signal may have reached one process alone; all end with the same status.
+    by_user = signal.SIGINT in trainer.world.gather(stop.signal)
+    status = EXIT_INTERRUPTED if by_user else EXIT_PREEMPTED
     return InterruptionError(
         f"asked to end in epoch {trainer.epoch}, after step {trainer.step}; the state is in "
         f"{record.files.latest}, --resume goes on",

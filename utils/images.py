@@ -1,5 +1,6 @@
 """From uint8 batches to what a model reads, on the device."""
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -20,8 +21,14 @@ def normalize(
         mean: C means in the images' own units.
         std: C standard deviations in the images' own units.
     """
-    shape = (1, -1, 1, 1)
-    mean = torch.tensor(mean, device=images.device).view(shape)
-    std = torch.tensor(std, device=images.device).view(shape)
     images = images.to(torch.float32, memory_format=torch.channels_last)
-    return images.sub_(mean).div_(std)
+    return images.sub_(_constant(tuple(mean), images.device)).div_(
+        _constant(tuple(std), images.device)
+    )
+
+
+@functools.lru_cache(maxsize=32)
+def _constant(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
+    # Kept, since copying a Python list to a GPU waits for all its queued work.
+    with torch.inference_mode(False):
+        return torch.tensor(values, device=device).view(1, -1, 1, 1)

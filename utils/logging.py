@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from utils.errors import UserError
 from utils.files import write_text
 from utils.metrics import Metrics
 
@@ -48,7 +49,12 @@ def _tensorboard_writer(folder: Path) -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         return None
-    return SummaryWriter(log_dir=str(folder))
+    try:
+        return SummaryWriter(log_dir=str(folder))
+    except OSError as error:
+        raise UserError(
+            f"cannot write {folder}: {error.strerror or error}; free or change --outdir"
+        ) from error
 
 
 def epoch_row(

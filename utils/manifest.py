@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from utils.distributed import World
+from utils.errors import UserError
 from utils.files import write_text
 
 
@@ -47,18 +48,31 @@ class Manifest:
     Args:
         folder: holds the masks as ``{im1,im2}/<name>.png``.
         key: of this work; entries under another key do not count.
+        signatures: name and `file_signature` of every pair there is to do.
         world: the processes that share the work; every one must call this.
         overwrite: forget what is finished.
+
+    Attributes:
+        finished: names of the pairs whose masks are there, made from these very files.
     """
 
-    def __init__(self, folder: Path, key: str, world: World, overwrite: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        key: str,
+        signatures: Mapping[str, str],
+        world: World,
+        overwrite: bool = False,
+    ) -> None:
         self._folder = Path(folder)
+        self._signatures = signatures
         self._lock = threading.Lock()
-        self._finished = world.from_leader({} if overwrite else self._read(key))
+        known = world.from_leader(self._read(key) if world.leads and not overwrite else {})
+        self.finished = {name for name, entry in known.items() if self._holds(name, entry)}
         world.wait()
         if world.leads:
             # All that is known goes into one journal before the others are removed.
-            self._write_journal(key, 0, self._finished)
+            self._write_journal(key, 0, known)
             for path in self._journals():
                 if path != self._path(0):
                     path.unlink()
@@ -67,21 +81,34 @@ class Manifest:
             self._write_journal(key, world.rank, {})
         self._file = open(self._path(world.rank), "a", encoding="utf-8")  # noqa: SIM115
 
-    def is_finished(self, name: str, signature: str) -> bool:
-        """Tell whether both masks of a pair are there, made from these very files."""
-        return self._finished.get(name) == signature and all(
-            (self._folder / date / f"{name}.png").exists() for date in ("im1", "im2")
-        )
+    def add(self, name: str) -> None:
+        """Note a pair whose masks are in place; safe to call from several threads.
 
-    def add(self, name: str, signature: str) -> None:
-        """Note a pair whose masks are in place; safe to call from several threads."""
-        with self._lock:
-            self._file.write(json.dumps([name, signature]) + "\n")
-            self._file.flush()
+        Raises:
+            UserError: the journal cannot be written.
+        """
+        line = json.dumps([name, self._entry(name)]) + "\n"
+        try:
+            with self._lock:
+                self._file.write(line)
+                self._file.flush()
+        except OSError as error:
+            raise UserError(f"cannot write in {self._folder}: {error.strerror}") from error
 
     def close(self) -> None:
         """Close the journal."""
         self._file.close()
+
+    def _entry(self, name: str) -> str:
+        """Return a digest of a pair's files and of its masks, which others may write as well."""
+        masks = [self._folder / date / f"{name}.png" for date in ("im1", "im2")]
+        return f"{self._signatures[name]}-{file_signature(masks)}"
+
+    def _holds(self, name: str, entry: str) -> bool:
+        try:
+            return name in self._signatures and self._entry(name) == entry
+        except OSError:  # a mask is gone
+            return False
 
     def _path(self, rank: int) -> Path:
         return self._folder / f"manifest.{rank}.jsonl"

@@ -189,7 +189,7 @@ def add_runtime_args(parser: argparse.ArgumentParser, default_outdir: Path = OUT
         type=natural,
         default=None,
         metavar="N",
-        help="processes that read images (default: cores, 8 at the most; 1 without a GPU)",
+        help="reader processes per GPU (default: its share of the cores, at most 8; 1 on a CPU)",
     )
     group.add_argument(
         "--nproc",
@@ -202,9 +202,10 @@ def add_runtime_args(parser: argparse.ArgumentParser, default_outdir: Path = OUT
 
 
 def default_workers(device_type: str) -> int:
-    """Return how many reader processes suit a device: without a GPU the cores are busy anyway."""
+    """Return how many readers each process needs: without a GPU the cores are busy anyway."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return min(8, cores or 1) if device_type == "cuda" else 1
+    own = (cores or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(1, min(8, own)) if device_type == "cuda" else 1
 
 
 def add_training_args(parser: argparse.ArgumentParser) -> None:

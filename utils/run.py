@@ -141,7 +141,7 @@ def find_resume(
         return None
     saved = read_checkpoint(path)
     check_resumable(saved, options, description, path)
-    if saved["best_file"]:
+    if saved["best_file"] and path.parent.resolve() == files.folder.resolve():
         files.best = files.folder / saved["best_file"]
     return saved
 

@@ -9,6 +9,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from utils.distributed import World
 from utils.engine import LossReader, train_one_epoch
+from utils.errors import NumericalError
 from utils.metrics import Metrics
 from utils.precision import Precision
 
@@ -87,6 +88,9 @@ class Trainer:
         Args:
             loader: the batches that `begin_epoch` left.
             after_step: called after each optimiser step, when `state_dict` may be taken.
+
+        Raises:
+            NumericalError: a loss or, in the end, a weight is no finite number.
         """
 
         def count() -> None:
@@ -105,7 +109,9 @@ class Trainer:
             self.accumulate,
             count,
         )
-        return self._losses.means()
+        means = self._losses.means()
+        self._require_finite_weights()
+        return means
 
     def end_epoch(self, row: dict[str, Any], metrics: Metrics) -> bool:
         """Remember an epoch's log row and scores; tell whether its Score is the best so far."""
@@ -117,7 +123,13 @@ class Trainer:
         return True
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all but the weights, as tensors and plain values; every process must call it."""
+        """Return all but the weights, as tensors and plain values; every process must call it.
+
+        Raises:
+            NumericalError: a loss or a weight is no finite number; such a state is none to keep.
+        """
+        losses = self._losses.state_dict()
+        self._require_finite_weights()
         rng = {"cpu": torch.get_rng_state()}
         if self.world.device.type == "cuda":
             rng["cuda"] = torch.cuda.get_rng_state(self.world.device)
@@ -128,7 +140,7 @@ class Trainer:
             "epoch": self.epoch,
             "step": self.step,
             "validated": self.validated,
-            "losses": self._losses.state_dict(),
+            "losses": losses,
             "best": self.best.to_dict() if self.best else None,
             "rows": self.rows,
             "rng": self.world.gather(rng),
@@ -152,6 +164,17 @@ class Trainer:
             torch.set_rng_state(rng["cpu"])
             if "cuda" in rng and self.world.device.type == "cuda":
                 torch.cuda.set_rng_state(rng["cuda"], self.world.device)
+
+    def _require_finite_weights(self) -> None:
+        # A finite loss may have an infinite gradient; only the next loss would tell.
+        state = self.model.state_dict()
+        names = [name for name, value in state.items() if value.is_floating_point()]
+        finite = torch.stack([state[name].isfinite().all() for name in names]).tolist()
+        if not all(finite):
+            raise NumericalError(
+                f"{names[finite.index(False)]} is no finite number after step {self.step} of epoch "
+                f"{self.epoch}; lower --lr, or try --amp off; the last checkpoint is kept"
+            )
 
 
 def _distribute(model: nn.Module, world: World) -> nn.Module:

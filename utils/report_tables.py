@@ -1,0 +1,182 @@
+"""Tables of a report as HTML: runs, scores, heat maps. All text that comes from data is escaped."""
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+
+import numpy as np
+
+from utils.report_runs import UNKNOWN, Run
+from utils.score_tables import SCORES
+
+STAGE_SCORES = {"score": "Score", "miou": "mIoU", "sek": "SeK", "f_scd": "F_scd", "oa": "OA"}
+TILE_SCORES = ("score", "miou", "sek", "f_scd", "oa", "kappa")
+SHOWN_CLASSES = 24  # rows of a heat map
+HOT = (0.7, 0.6)  # share of the highest value where the figures change colour: light, dark
+PROTOCOLS = {
+    "every-10th": "every 10th training name",
+    "folders": "the labelled val folder",
+    "lists": "lists of names",
+}
+
+
+def percent(value: float | None) -> str:
+    """Return a fraction in percent with two decimals, as all tables of this project do."""
+    return "–" if value is None else f"{100 * value:.2f}"
+
+
+def stage_tables(groups: Sequence[Sequence[Run]]) -> str:
+    """Return a table per split, and above them, where there are several, that they differ."""
+    notice = ""
+    if len(groups) > 1:
+        notice = (
+            f'<p class="notice" role="note"><strong>{len(groups)} different validation splits.'
+            "</strong> Scores of different splits are not comparable: compare runs within one "
+            "table only. In the curves, the letter before a run tells its split.</p>"
+        )
+    elif groups[0][0].split.val is None and len(groups[0]) > 1:
+        notice = (
+            '<p class="notice" role="note"><strong>Split not recorded.</strong> No checkpoint and '
+            "no data tell which pairs these runs were validated on; the options agree.</p>"
+        )
+    tables = [
+        _stage_table(group, letter(i) if len(groups) > 1 else "") for i, group in enumerate(groups)
+    ]
+    return notice + "\n".join(tables)
+
+
+def letter(index: int) -> str:
+    """Return A, B, … Z, A2, … for a split."""
+    name = chr(ord("A") + index % 26)
+    return name if index < 26 else f"{name}{index // 26 + 1}"
+
+
+def describe_split(run: Run) -> str:
+    """Say what a run was validated on."""
+    split = run.split
+    parts = Path(str(run.options.get("data_root", ""))).parts[-2:]
+    data = f" of {'/'.join(part.strip('/') for part in parts)}" if parts else ""
+    if split.protocol == UNKNOWN:
+        return f"Validation split unknown{data} ({split.source})"
+    meaning = PROTOCOLS.get(split.protocol)
+    pairs = "" if split.val is None else f", {len(split.val):,} pairs"
+    return (
+        f"Validation split {split.protocol}{f' ({meaning})' if meaning else ''}{pairs}{data}, "
+        f"known from the {split.source}"
+    )
+
+
+def _stage_table(runs: Sequence[Run], group: str) -> str:
+    header = ("Run", "Best epoch", *STAGE_SCORES.values(), "Seconds")
+    highest = {
+        name: max((run.best[name] for run in runs if run.best.get(name) is not None), default=None)
+        for name in STAGE_SCORES
+    }
+    rows = []
+    for run in runs:
+        best = run.best
+        cells = [
+            f'<th scope="row"><span class="key" data-run="{escape(run.name)}"></span>'
+            f"{escape(run.name)}<small>{escape(describe_training(run))}</small></th>",
+            f"<td>{best['epoch']:g} of {run.rows[-1]['epoch']:g}</td>",
+        ]
+        for name in STAGE_SCORES:
+            value = best.get(name)
+            top = len(runs) > 1 and value is not None and value == highest[name]
+            cells.append(
+                f'<td data-column="{name}"{" class=top" if top else ""}>{percent(value)}</td>'
+            )
+        seconds = "–" if run.seconds is None else f"{run.seconds:,.0f}"
+        cells.append(f'<td data-column="seconds">{seconds}</td>')
+        rows.append(f'<tr data-run="{escape(run.name)}">{"".join(cells)}</tr>')
+    title = f"<strong>{group}.</strong> " if group else ""
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in header)
+    return (
+        f'<div class="scroll"><table class="stages"><caption>{title}'
+        f"{escape(describe_split(runs[0]))}</caption><thead><tr>{head}</tr></thead>"
+        f"<tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
+def describe_training(run: Run) -> str:
+    """Say in a few words what was trained."""
+    options = run.options
+    words = [str(options[name]) for name in ("model", "backbone") if options.get(name)]
+    if options.get("lightweight"):
+        words.append("lightweight")
+    if options.get("use_pseudo_label"):
+        words.append("pseudo labels")
+    return ", ".join(words) or "–"
+
+
+def tiles(values: Mapping[str, np.ndarray]) -> str:
+    """Return the main scores as large figures, in percent."""
+    cells = [
+        f"<div><dt>{escape(SCORES[name].removesuffix(', all pixels'))}</dt>"
+        f'<dd data-score="{name}">{percent(float(values[name]))}</dd></div>'
+        for name in TILE_SCORES
+    ]
+    return f'<dl class="tiles">{"".join(cells)}</dl>'
+
+
+def heat_map(
+    name: str,
+    caption: str,
+    names: Sequence[str],
+    shares: np.ndarray,
+    pixels: np.ndarray,
+    axes: tuple[str, str],
+) -> str:
+    """Return a matrix as a table with coloured cells.
+
+    Args:
+        name: ``data-map`` of the table.
+        caption: what the cells hold.
+        names: of rows and columns.
+        shares: (n, n) fractions, NaN for a cell without a value.
+        pixels: (n, n) counts, told when the pointer rests on a cell.
+        axes: what rows and columns are.
+    """
+    shown = np.sort(np.argsort(-(pixels.sum(0) + pixels.sum(1)), kind="stable")[:SHOWN_CLASSES])
+    left_out = len(names) - len(shown)
+    names = [names[i] for i in shown]
+    shares, pixels = shares[np.ix_(shown, shown)], pixels[np.ix_(shown, shown)]
+    highest = np.nanmax(shares, initial=0) or 1
+    rows = []
+    for row, row_name in enumerate(names):
+        cells = []
+        for column, column_name in enumerate(names):
+            value = shares[row, column]
+            title = f"{row_name} → {column_name}: {int(pixels[row, column]):,} pixels"
+            if np.isnan(value):
+                cells.append(f'<td class="none" title="{escape(title)}">·</td>')
+                continue
+            heat = value / highest
+            ink = "hot" if heat > HOT[0] else "warm" if heat > HOT[1] else ""
+            text = "·" if value == 0 else "<0.1" if value < 0.001 else f"{100 * value:.1f}"
+            cells.append(
+                f'<td style="--share:{100 * heat:.1f}"{f" class={ink}" if ink else ""} '
+                f'title="{escape(title)}">{escape(text)}</td>'
+            )
+        rows.append(f'<tr><th scope="row">{escape(row_name)}</th>{"".join(cells)}</tr>')
+    head = "".join(f'<th scope="col"><span>{escape(n)}</span></th>' for n in names)
+    more = f" The {len(names)} most frequent classes; {left_out} more." if left_out else ""
+    return (
+        f'<div class="scroll" data-map="{name}"><table class="heat">'
+        f"<caption>{escape(caption + more)}</caption><thead><tr>"
+        f'<th class="axes"><span>{escape(axes[1])} →</span><span>{escape(axes[0])} ↓</span></th>'
+        f"{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
+def class_table(names: Sequence[str], ious: np.ndarray) -> str:
+    """Return the IoU of every class as a table with bars, in percent."""
+    rows = [
+        f'<tr><th scope="row"><span class="swatch" data-class="{i}"></span>{escape(name)}</th>'
+        f'<td><span class="bar" style="--share:{iou:.4f}"></span></td><td>{percent(iou)}</td></tr>'
+        for i, (name, iou) in enumerate(zip(names, ious.tolist(), strict=True))
+    ]
+    return (
+        '<div class="scroll"><table class="classes"><caption>IoU per class over both dates, %'
+        f"</caption><tbody>{''.join(rows)}</tbody></table></div>"
+    )

@@ -1,0 +1,96 @@
+"""Panels of a few validation pairs, as TensorBoard shows them after each epoch."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from utils.error_map import ERROR_KINDS, draw_errors, error_map
+from utils.panels import contact_sheet
+
+TITLES = (
+    *("image 1", "image 2", "label 1", "label 2"),
+    *("prediction 1", "prediction 2", "errors, both dates"),
+)
+SHOWN_PAIRS = 6
+
+
+class Classes(Protocol):
+    """Names and colours by index, *unchanged* first."""
+
+    names: Sequence[str]
+    colors: Sequence[tuple[int, int, int]]
+
+
+def fixed_pairs(pairs: int, shown: int = SHOWN_PAIRS) -> list[int]:
+    """Return the same few indices each epoch, evenly spread over a validation set."""
+    shown = min(pairs, shown)
+    return [i * pairs // shown for i in range(shown)]
+
+
+def validation_panels(
+    samples: Sequence[Mapping[str, Any]],
+    pred1: Sequence[Any],
+    pred2: Sequence[Any],
+    classes: Classes,
+    cell: int = 160,
+) -> np.ndarray:
+    """Draw a row per pair: images, labels, predictions, and where either date is wrong.
+
+    Args:
+        samples: dicts as the dataset gives them: ``image1/image2`` (bands, H, W) or (H, W, bands),
+            tensors or arrays; ``label1/label2`` (H, W), absent where there is none.
+        pred1: predicted maps of date 1, (H, W), in the samples' order.
+        pred2: those of date 2.
+        classes: the class list.
+        cell: side of a picture in pixels.
+
+    Returns:
+        (height, width, 3) uint8.
+
+    Raises:
+        ValueError: there are not as many predictions as samples.
+    """
+    palette = np.asarray(classes.colors, dtype=np.uint8)
+    rows = []
+    for sample, *masks in zip(samples, pred1, pred2, strict=True):
+        predictions = [np.asarray(mask) for mask in masks]
+        labels = [_label(sample, key, predictions[0]) for key in ("label1", "label2")]
+        both = [
+            error_map(mask, label)
+            for mask, label in zip(predictions, labels, strict=True)
+            if label is not None
+        ]
+        blank = np.zeros((*predictions[0].shape, 3), dtype=np.uint8)
+        rows.append(
+            [
+                *(to_picture(sample[key]) for key in ("image1", "image2")),
+                *(blank if label is None else palette[label] for label in labels),
+                *(palette[mask] for mask in predictions),
+                draw_errors(np.maximum.reduce(both)) if both else blank,
+            ]
+        )
+    legend = [*zip(classes.names, classes.colors, strict=True), *ERROR_KINDS[1:]]
+    return contact_sheet(TITLES, rows, cell, legend)
+
+
+def _label(sample: Mapping[str, Any], key: str, like: np.ndarray) -> np.ndarray | None:
+    label = sample.get(key)
+    return None if label is None else np.asarray(label).astype(like.dtype)
+
+
+def to_picture(image: Any) -> np.ndarray:
+    """Show an image of any number of bands and bits: (bands, H, W) or (H, W, bands) → RGB uint8.
+
+    One or two bands are shown as grey, of more the first three; values of other types than uint8
+    are stretched over the image's range.
+    """
+    array = np.asarray(image)
+    array = array[..., None] if array.ndim == 2 else array
+    if array.shape[-1] > min(array.shape[0], 4):  # the bands come first
+        array = array.transpose(1, 2, 0)
+    array = array[..., :3] if array.shape[-1] >= 3 else np.repeat(array[..., :1], 3, axis=2)
+    if array.dtype != np.uint8:
+        values = array.astype(np.float64)
+        array = (255 * (values - values.min()) / (np.ptp(values) or 1)).astype(np.uint8)
+    return array
