@@ -1,6 +1,8 @@
 """Data sets: from a root folder to loaders of bi-temporal pairs."""
 
+import os
 import signal
+import socket
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
@@ -185,7 +187,7 @@ def make_reader(
 ) -> CachedReader | None:
     """Return the decoded cache of some pairs, or None for ``off``.
 
-    The leading process builds it, the others of its machine open the same file.
+    One process per node builds it, the others of that node open the same file.
 
     Args:
         mode: ``ram``, ``disk`` or ``off``.
@@ -197,12 +199,16 @@ def make_reader(
     """
     if mode == "off":
         return None
-    folder = world.from_leader(cache_folder(mode, outdir) if world.leads else None)
+    leads_node = os.environ.get("LOCAL_RANK", "0") == "0"
+    host, own = socket.gethostname(), cache_folder(mode, outdir) if leads_node else None
+    folder = next(path for node, path in world.gather((host, own)) if node == host and path)
     reader = None
-    if world.leads:
-        reader = build_cache(pairs, classes, folder, pseudo_label_root, progress=progress)
-    world.wait()
-    return reader or build_cache(pairs, classes, folder, pseudo_label_root)
+    # The leading process first, then one of each node where the file is not seen, then the others.
+    for turn, shown in ((world.leads, progress), (leads_node, None), (True, None)):
+        if turn and reader is None:
+            reader = build_cache(pairs, classes, folder, pseudo_label_root, progress=shown)
+        world.wait()
+    return reader
 
 
 def _worker_options(workers: int, pin_memory: bool) -> dict:

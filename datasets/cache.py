@@ -74,7 +74,7 @@ def build_cache(
     folder: Path,
     pseudo_label_root: Path | None = None,
     threads: int = 2,
-    progress: Callable[[Iterable, str], Iterable] = lambda items, _: items,
+    progress: Callable[..., Iterable] | None = None,
 ) -> CachedReader:
     """Decode every file of some pairs into one file, unless that has been done, and open it.
 
@@ -88,7 +88,7 @@ def build_cache(
         folder: where the cache goes.
         pseudo_label_root: folder of pseudo masks to decode as well.
         threads: decoding threads; the decoders leave the interpreter lock free.
-        progress: wraps the iteration over files, given a description.
+        progress: `utils.progress.progress`, or None for no bar.
 
     Raises:
         DataError: a file cannot be decoded.
@@ -102,6 +102,9 @@ def build_cache(
     folder.mkdir(parents=True, exist_ok=True)
     _require_room(folder, total)
     with atomic_path(path) as temporary:
+        with open(temporary, "wb") as file:
+            if hasattr(os, "posix_fallocate"):  # a full disk is an error here, not a crash later
+                os.posix_fallocate(file.fileno(), 0, total)
         store = np.memmap(temporary, dtype=np.uint8, mode="w+", shape=(total,))
         reader = FileReader(classes)
 
@@ -112,7 +115,10 @@ def build_cache(
             store[offset : offset + array.size].reshape(shape)[:] = array.reshape(shape)
 
         with ThreadPoolExecutor(threads) as pool:
-            for _ in progress(_in_order(pool.map(decode, files), len(files)), "cache"):
+            decoded = pool.map(decode, files)
+            if progress:
+                decoded = progress(decoded, "cache", unit="file", total=len(files))
+            for _ in decoded:
                 pass
         store.flush()
     write_text(path.with_suffix(".json"), json.dumps({"bytes": total, "entries": entries}))
@@ -125,17 +131,6 @@ def _is_whole(path: Path) -> bool:
         return path.stat().st_size == index["bytes"]
     except (OSError, ValueError, KeyError):
         return False
-
-
-class _in_order:  # noqa: N801 - a sized view of an iterator, for the progress bar
-    def __init__(self, items: Iterable, length: int) -> None:
-        self._items, self._length = items, length
-
-    def __iter__(self) -> Iterable:
-        return iter(self._items)
-
-    def __len__(self) -> int:
-        return self._length
 
 
 def _files(pairs: Sequence[Pair], pseudo_label_root: Path | None) -> list[tuple[Path, bool]]:

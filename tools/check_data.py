@@ -141,7 +141,7 @@ def check(args: Namespace) -> int:
         args.color_distance,
         args.hash_distance,
         args.workers,
-        lambda items, unit: progress(items, "checking", unit),
+        lambda items, unit: progress(items, "checking", unit=unit),
     )
     print(tables.split_table(report), tables.folder_table(report), sep="\n\n", end="\n\n")
     if report.transitions()[1:, 1:].any():
@@ -180,7 +180,7 @@ def convert(args: Namespace) -> int:
         args.convert,
         rules,
         args.workers,
-        lambda items, unit: progress(items, "converting", unit),
+        lambda items, unit: progress(items, "converting", unit=unit),
     )
     left_out = [{"files": list(entry.files), "reason": entry.detail} for entry in result.left_out]
     for entry in result.left_out[:20]:

@@ -168,7 +168,7 @@ def count_all(
     if workers is None:
         workers = options.default_workers("cuda") if len(jobs) >= PAIRS_FOR_PROCESSES else 1
     if workers <= 1:
-        rows = [counter(job) for job in progress(jobs, "score", "pair")]
+        rows = [counter(job) for job in progress(jobs, "score", unit="pair")]
         return [list(column) for column in zip(*rows, strict=True)]
     # glibc would return the memory of every mask and fault it in again: a fourth of the time.
     os.environ.setdefault("MALLOC_TOP_PAD_", str(64 << 20))
@@ -176,7 +176,7 @@ def count_all(
     pool = ProcessPoolExecutor(workers, context, _start_process, (counter,))
     try:
         futures = [pool.submit(_count_in_process, job) for job in jobs]
-        rows = [future.result() for future in progress(futures, "score", "pair")]
+        rows = [future.result() for future in progress(futures, "score", unit="pair")]
     finally:
         pool.shutdown(cancel_futures=True)
     return [list(column) for column in zip(*rows, strict=True)]

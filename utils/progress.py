@@ -9,12 +9,30 @@ from utils.metrics import Metrics
 
 
 def progress(
-    items: Iterable[Any], description: str, show: bool = True, unit: str = "batch"
+    items: Iterable[Any],
+    description: str,
+    show: bool = True,
+    unit: str = "batch",
+    total: int | None = None,
 ) -> Iterable[Any]:
-    """Wrap an iterable in a bar that disappears when it ends; no bar where stderr is a file."""
-    total = len(items) if isinstance(items, Sized) else None
+    """Wrap an iterable in a bar that disappears when it ends; no bar where stderr is a file.
+
+    Args:
+        items: what to iterate over.
+        description: stands before the bar.
+        show: False for no bar at all.
+        unit: what an item is.
+        total: number of items, where ``items`` has no length.
+    """
+    if total is None and isinstance(items, Sized):
+        total = len(items)
     return tqdm(
-        items, desc=description, unit=unit, total=total, leave=False, disable=None if show else True
+        items,
+        desc=description,
+        unit=unit,
+        total=total,
+        leave=False,
+        disable=None if show else True,
     )
 
 
