@@ -76,7 +76,7 @@ def _stage_table(runs: Sequence[Run], group: str) -> str:
     for run in runs:
         best = run.best
         cells = [
-            f'<th scope="row"><span class="key" data-run="{escape(run.name)}"></span>'
+            f'<th scope="row"><span class="key"></span>'
             f"{escape(run.name)}<small>{escape(describe_training(run))}</small></th>",
             f"<td>{best['epoch']:g} of {run.rows[-1]['epoch']:g}</td>",
         ]

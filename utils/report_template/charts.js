@@ -35,6 +35,8 @@
   const tickText = (value) =>
     Math.abs(value) < 1e-3 && value !== 0 ? value.toExponential(0) : String(+value.toPrecision(6));
 
+  const shorten = (name) => (name.length > 26 ? `${name.slice(0, 12)}…${name.slice(-11)}` : name);
+
   const runsOf = (chart) => RUNS.filter((run) => run.shown && run.values[chart.column]);
 
   function draw(holder, chart) {
@@ -119,7 +121,7 @@
       ...rows.map(([run, value]) => {
         const key = element("span", { className: "key" });
         key.style.background = run.color;
-        return element("div", {}, key, element("b", { textContent: format(value, chart) }), ` ${run.name}`);
+        return element("div", {}, key, element("b", { textContent: format(value, chart) }), ` ${shorten(run.name)}`);
       }));
     const right = x(epoch) > width / 2;
     tip.style.left = right ? "" : `${x(epoch) + 12}px`;
@@ -160,10 +162,9 @@
     });
     legend.append(button);
   }
-  for (const key of document.querySelectorAll(".stages .key")) {
-    const run = RUNS.find((each) => each.name === key.dataset.run);
-    if (run) key.style.background = run.color;
-  }
+  document.querySelectorAll(".stages .key").forEach((key, i) => { // the tables list runs in order
+    key.style.background = RUNS[i].color;
+  });
 
   addCharts(document.getElementById("main-charts"), DATA.charts.filter((chart) => chart.main));
   const more = document.getElementById("more");

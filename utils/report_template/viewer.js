@@ -28,7 +28,9 @@
     const context = canvas.getContext("2d", { willReadFrequently: true });
     context.drawImage(image, 0, 0);
     const grey = context.getImageData(0, 0, image.width, image.height).data;
-    return Uint8Array.from({ length: grey.length / 4 }, (_, i) => Math.round(grey[4 * i] / DATA.step));
+    const mask = new Uint8Array(grey.length / 4);
+    for (let i = 0; i < mask.length; i++) mask[i] = Math.round(grey[4 * i] / DATA.step);
+    return mask;
   }
 
   const compare = (prediction, label) => prediction.map((found, i) => {
@@ -56,10 +58,10 @@
     const canvas = canvasOf(width, height);
     const context = canvas.getContext("2d");
     const image = context.createImageData(width, height);
-    const colors = colorsOf(layer);
-    mask.forEach((value, i) => {
-      if (value) image.data.set([...(colors[value] ?? [255, 0, 255]), 255], 4 * i);
-    });
+    const colors = new Uint32Array(256); // index → bytes of red, green, blue, alpha; 0 is clear
+    colorsOf(layer).forEach((color, i) => i && new Uint8Array(colors.buffer).set([...color, 255], 4 * i));
+    const pixels = new Uint32Array(image.data.buffer);
+    for (let i = 0; i < mask.length; i++) pixels[i] = colors[mask[i]];
     context.putImageData(image, 0, 0);
     return canvas;
   }

@@ -1,0 +1,294 @@
+import base64
+import csv
+import io
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from datasets.classes import SECOND_CLASSES, read_label
+from tools import report, score
+from utils.checkpoint import save_checkpoint
+from utils.errors import UserError
+from utils.report_gallery import mask_step
+from utils.report_page import script_json
+from utils.report_runs import find_run_folders, read_run
+from utils.report_tables import percent
+
+REPO = Path(__file__).resolve().parents[1]
+COLUMNS = ("score", "miou", "sek", "f_scd", "oa")
+# Of the 64 rows of each pair; the order by error is 00002, 00000, 00003, 00001.
+SPOILT_ROWS = {"00000": 20, "00001": 0, "00002": 44, "00003": 8}
+
+
+def write_run(outdir: Path, name: str, data_root: Path, seed: int = 0, **options) -> Path:
+    rng = np.random.default_rng(seed)
+    folder = outdir / "logs" / name
+    folder.mkdir(parents=True)
+    names = ("epoch", "loss_total", *COLUMNS, "iou_water", "lr", "train_s", "val_s")
+    with open(folder / "metrics.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(names)
+        writer.writerows([epoch, *rng.random(len(names) - 1)] for epoch in range(1, 6))
+    options = {"data_root": str(data_root), "model": "fcn", "backbone": "resnet18"} | options
+    (folder / "options.json").write_text(json.dumps(options))
+    return folder
+
+
+def write_masks(folder: Path, labels: Path) -> None:
+    """Predict the labels, but call the first rows of some pairs changed to playground."""
+    for name, rows in SPOILT_ROWS.items():
+        for date in (1, 2):
+            mask = read_label(labels / f"label{date}" / f"{name}.png", SECOND_CLASSES).copy()
+            mask[:rows] = 6
+            path = folder / f"im{date}" / f"{name}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(mask).save(path)
+
+
+@pytest.fixture(scope="module")
+def outdir(sample_root, tmp_path_factory) -> Path:
+    """Two runs and masks of the test set. Read only."""
+    outdir = tmp_path_factory.mktemp("reported") / "out"
+    write_run(outdir, "fcn_a_20260101-000000-aaaa", sample_root)
+    write_run(outdir, "fcn_b_20260102-000000-bbbb", sample_root, seed=1, use_pseudo_label=True)
+    write_masks(outdir / "masks" / "test", sample_root / "val")
+    return outdir
+
+
+@pytest.fixture(scope="module")
+def page(outdir) -> str:
+    return report.main([str(outdir)]).read_text(encoding="utf-8")
+
+
+def data_of(page: str) -> dict:
+    return json.loads(re.search(r'id="data">(.*?)</script>', page, re.S)[1])
+
+
+def rows_of(page: str) -> dict[str, str]:
+    return dict(re.findall(r'<tr data-run="(.*?)">(.*?)</tr>', page, re.S))
+
+
+def decode(uri: str) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(uri.split(",", 1)[1])))
+
+
+def test_page_needs_nothing_but_itself(page):
+    assert not re.search(r"(?i)\b(https?|file|ftp|wss?)://", page)
+    assert not re.search(r"(?i)@import|url\(|<link|<iframe|<script src|\bfetch\(|XMLHttp", page)
+    assert all(target.startswith("#") for target in re.findall(r'href="(.*?)"', page))
+    assert "default-src 'none'" in page
+    assert "{{" not in page
+
+
+def test_table_holds_the_best_epoch_of_each_csv(page, outdir):
+    rows = rows_of(page)
+    assert len(rows) == 2
+    for name, html in rows.items():
+        with open(outdir / "logs" / name / "metrics.csv", newline="") as file:
+            lines = list(csv.DictReader(file))
+        best = max(lines, key=lambda line: float(line["score"]))
+        for column in COLUMNS:
+            shown = re.search(rf'data-column="{column}".*?>(.*?)<', html)[1]
+            assert shown == f"{100 * float(best[column]):.2f}"
+        assert f"<td>{best['epoch']} of 5</td>" in html
+        seconds = sum(float(line["train_s"]) + float(line["val_s"]) for line in lines)
+        assert re.search(r'data-column="seconds">(.*?)<', html)[1] == f"{seconds:,.0f}"
+    assert "pseudo labels" in rows["fcn_b_20260102-000000-bbbb"]
+
+
+def test_curves_hold_every_value(page, outdir):
+    for run in data_of(page)["runs"]:
+        with open(outdir / "logs" / run["name"] / "metrics.csv", newline="") as file:
+            lines = list(csv.DictReader(file))
+        for column, values in run["values"].items():
+            assert values == [float(line[column]) for line in lines]
+
+
+def test_runs_of_one_split_share_a_table(page):
+    assert page.count('<table class="stages">') == 1
+    assert "Validation split folders" in page
+    assert "different validation splits" not in page
+
+
+def test_runs_of_different_splits_are_shown_apart(outdir, sample_root, tmp_path, capsys):
+    names = tmp_path / "val.txt"
+    names.write_text("00001\n00002\n")
+    other = tmp_path / "other"
+    write_run(other, "fcn_c_20260103-000000-cccc", sample_root, val_list=str(names))
+    page = report.main([str(outdir), str(other)]).read_text(encoding="utf-8")
+    assert page.count('<table class="stages">') == 2
+    assert "2 different validation splits" in page
+    assert "Validation split lists" in page
+    assert [run["group"] for run in data_of(page)["runs"]] == ["A", "A", "B"]
+    assert "not to be compared" in capsys.readouterr().out
+
+
+def test_checkpoint_tells_the_split_where_the_data_is_gone(tmp_path):
+    for name, val in (("a", ["train/1"]), ("b", ["train/1"]), ("c", ["train/2"])):
+        write_run(tmp_path, name, tmp_path / "gone")
+        split = {"protocol": "every-10th", "train": [], "val": val}
+        state = {"run": name, "split": split, "model": {"weight": torch.zeros(1)}}
+        save_checkpoint(tmp_path / "models" / f"{name}_30.00.pth", state)
+    (tmp_path / "models" / "broken.pth").write_bytes(b"no checkpoint")
+    page = report.main([str(tmp_path)]).read_text(encoding="utf-8")
+    assert page.count("known from the checkpoint") == 2
+    assert [run["group"] for run in data_of(page)["runs"]] == ["A", "A", "B"]
+
+
+def test_unknown_split_is_said(tmp_path):
+    folders = [write_run(tmp_path, name, tmp_path / "gone") for name in "ab"]
+    (folders[1] / "options.json").unlink()
+    page = report.main([str(tmp_path)]).read_text(encoding="utf-8")
+    assert page.count("Validation split unknown") == 2
+    assert data_of(page)["gallery"] is None
+
+
+def test_gallery_is_sorted_by_error_and_embeds_the_masks(page, outdir, sample_root):
+    gallery = data_of(page)["gallery"]
+    assert [pair["name"] for pair in gallery["pairs"]] == ["00002", "00000", "00003", "00001"]
+    assert gallery["step"] == mask_step(7)
+    for pair in gallery["pairs"]:
+        wrong = 0
+        for date in (1, 2):
+            label = read_label(
+                sample_root / "val" / f"label{date}" / f"{pair['name']}.png", SECOND_CLASSES
+            )
+            mask = read_label(
+                outdir / "masks" / "test" / f"im{date}" / f"{pair['name']}.png", SECOND_CLASSES
+            )
+            wrong += (mask != label).mean() / 2
+            for uri, expected in (("labels", label), ("predictions", mask)):
+                grey = np.asarray(decode(pair[uri][date - 1]).convert("L"))
+                assert np.array_equal(grey // gallery["step"], expected)
+            assert decode(pair["images"][date - 1]).size == (64, 64)
+        assert pair["error"] == pytest.approx(wrong)
+    assert gallery["pairs"][-1]["error"] == 0
+
+
+def test_scores_are_those_of_the_scoring_tool(page, outdir, sample_root):
+    found = score.main(
+        [
+            *("--prediction", str(outdir / "masks" / "test"), "--bootstrap", "0"),
+            *("--label", str(sample_root / "val")),
+        ]
+    )
+    tiles = dict(re.findall(r'data-score="(\w+)">(.*?)<', page))
+    assert set(tiles) == {*COLUMNS, "kappa"}
+    for name, shown in tiles.items():
+        assert shown == percent(found["scores"][name]["value"])
+    for row in found["transitions"]:
+        assert f"{row['from']} → {row['to']}: {row['labelled']:,} pixels" in page
+
+
+def test_pairs_and_names_limit_the_gallery(outdir, tmp_path):
+    names = tmp_path / "names.txt"
+    names.write_text("00001\n00003\n00000\n")
+    argv = [str(outdir), "--names", str(names), "--pairs", "2", "--out", str(tmp_path / "a.html")]
+    gallery = data_of(report.main(argv).read_text(encoding="utf-8"))["gallery"]
+    assert [pair["name"] for pair in gallery["pairs"]] == ["00000", "00003"]
+    assert gallery["total"] == 3
+
+
+def test_masks_of_an_unlabelled_set_are_shown(outdir, unlabelled_val_root, tmp_path):
+    argv = [str(outdir), "--data-root", str(unlabelled_val_root), "--out", str(tmp_path / "a.html")]
+    page = report.main(argv).read_text(encoding="utf-8")
+    pairs = data_of(page)["gallery"]["pairs"]
+    assert [pair["error"] for pair in pairs] == [None] * 4
+    changed = [pair["changed"] for pair in pairs]
+    assert changed == sorted(changed, reverse=True)
+    assert "without labels" in page
+
+
+def test_names_cannot_break_out_of_the_page(tmp_path):
+    write_run(tmp_path, "a<script>&", tmp_path / "gone", model="</script><b>")
+    page = report.main([str(tmp_path)]).read_text(encoding="utf-8")
+    assert "a<script>" not in page
+    assert "</script><b>" not in page
+    assert data_of(page)["runs"][0]["name"] == "a<script>&"
+    assert json.loads(script_json("</script>\u2028")) == "</script>\u2028"
+
+
+def test_missing_scores_are_absent_rather_than_zero(tmp_path):
+    folder = write_run(tmp_path, "a", tmp_path / "gone")
+    text = "epoch,loss_total,miou,sek\n1,nan,0.5,\n2,1.5,0.75,\n"
+    (folder / "metrics.csv").write_text(text)
+    run = read_run(folder)
+    assert run.rows[0] == {"epoch": 1, "loss_total": None, "miou": 0.5, "sek": None}
+    assert run.best["epoch"] == 2
+    assert run.seconds is None
+    html = rows_of(report.main([str(tmp_path)]).read_text(encoding="utf-8"))["a"]
+    assert 'data-column="sek">–<' in html
+    assert 'data-column="score">–<' in html
+
+
+def test_runs_may_be_log_folders_or_outdirs(outdir, tmp_path):
+    one = outdir / "logs" / "fcn_b_20260102-000000-bbbb"
+    assert find_run_folders([one])[0] == [one]
+    assert len(find_run_folders([one, outdir, outdir / "logs"])[0]) == 2
+    shutil.copytree(outdir / "logs", tmp_path / "logs")
+    (tmp_path / "logs" / one.name / "metrics.csv").unlink()
+    found, empty = find_run_folders([tmp_path])
+    assert [len(found), len(empty)] == [1, 1]
+
+
+# Errors
+
+
+def spoil(text: str):
+    return lambda out: next(out.glob("logs/*a/metrics.csv")).write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("damage", "argv", "message"),
+    [
+        (lambda out: shutil.rmtree(out / "logs"), [], "no run with a metrics.csv"),
+        (shutil.rmtree, [], "no such folder"),
+        (spoil(""), [], "no epochs in it"),
+        (spoil("a,b\n1,2\n"), [], "no epochs in it"),
+        (spoil("epoch,score\n1,high\n"), [], "line 2: .* must be a number"),
+        (spoil("epoch,score\n1,0.5,3\n"), [], "line 2"),
+        (lambda out: next(out.glob("logs/*a/options.json")).write_text("{"), [], "options.json"),
+        (lambda out: (out / "masks/test/im1/00001.png").unlink(), [], "no partner"),
+        (
+            lambda out: [path.unlink() for path in out.glob("masks/test/*/00001.png")],
+            [],
+            "no masks for pair 00001; predict all",
+        ),
+        (lambda out: None, ["--masks", "nowhere"], "no folders im1 and im2"),
+        (lambda out: None, ["--data-root", "nowhere"], "no such folder"),
+        (lambda out: None, ["--split", "train"], "pseudo masks"),
+        (lambda out: None, ["--out", "."], "is a folder"),
+        (
+            lambda out: Image.new("L", (8, 8)).save(out / "masks/test/im2/00001.png"),
+            [],
+            "8 × 8 pixels, but",
+        ),
+        (
+            lambda out: Image.new("L", (64, 64), 9).save(out / "masks/test/im2/00001.png"),
+            [],
+            "label value 9",
+        ),
+    ],
+)
+def test_errors_name_the_file_and_the_remedy(outdir, tmp_path, damage, argv, message):
+    copy = tmp_path / "out"
+    shutil.copytree(outdir, copy, ignore=shutil.ignore_patterns("*.html"))
+    damage(copy)
+    with pytest.raises(UserError, match=message):
+        report.main([str(copy), *argv])
+    assert not (copy / "report.html").exists()
+
+
+def test_script_ends_with_status_2():
+    command = [sys.executable, str(REPO / "tools" / "report.py"), "nowhere"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert result.stderr == ("error: nowhere: no such folder; name outdir or outdir/logs/<run>\n")

@@ -1,0 +1,272 @@
+"""Write one HTML page of training runs and predicted masks, to open without a network."""
+
+import contextlib
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from utils import options
+from utils.cli import run
+from utils.errors import DataError, OptionError, UserError
+
+if TYPE_CHECKING:  # functions import torch themselves, so that --help starts at once
+    from datasets import ClassList, Pair
+    from datasets.mask_folders import PairPaths
+    from utils.report_gallery import GalleryPair
+    from utils.report_page import Masks
+    from utils.report_runs import Run, RunSplit
+    from utils.scoring import PairCounts
+
+EPILOG = """examples:
+  python tools/report.py outdir
+  python tools/report.py outdir/logs/A outdir/logs/B --masks outdir/masks/val --split val
+
+A run is shown with the best epoch of its metrics.csv; the pairs with the largest share of wrong
+pixels come first. Pairs without labels are shown by the share predicted to change.
+"""
+
+
+def parse_args(argv: list[str] | None = None) -> Namespace:
+    """Parse the command line."""
+    parser = options.make_parser(__doc__, EPILOG)
+    parser.add_argument(
+        "runs",
+        nargs="+",
+        type=Path,
+        metavar="RUN",
+        help="outdir/logs/<run>, or an outdir for all of its runs",
+    )
+    group = parser.add_argument_group("masks")
+    group.add_argument(
+        "--masks",
+        type=Path,
+        metavar="DIR",
+        help="folder of predicted masks, im1 and im2 (default: masks/SPLIT of the first run's "
+        "outdir, if it is there)",
+    )
+    group.add_argument(
+        "--data-root",
+        type=Path,
+        metavar="DIR",
+        help="data set they are of (default: that of the first run's options)",
+    )
+    group.add_argument(
+        "--split",
+        choices=("test", "val", "train"),
+        default="test",
+        help="test: ROOT/val; val: the validation pairs of the first run; train: ROOT/train "
+        "(default: test)",
+    )
+    group.add_argument(
+        "--names", type=Path, metavar="FILE", help="only these pairs, one name a line"
+    )
+    group.add_argument(
+        "--pairs",
+        type=options.natural,
+        default=24,
+        metavar="N",
+        help="pairs to show, the worst ones; about 0.2 MB each at 512 pixels (default: 24)",
+    )
+    group = parser.add_argument_group("output")
+    group.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="the page (default: report.html in the first run's outdir)",
+    )
+    group.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> Path:
+    """Write the page and return its path."""
+    args = parse_args(argv)
+    from utils.files import write_text
+    from utils.report_page import render_page
+    from utils.report_runs import find_run_folders, group_by_split, read_run
+
+    folders, unfinished = find_run_folders(args.runs)
+    for folder in unfinished:
+        print(f"left out: {folder}: no finished epoch yet")
+    runs = [read_run(folder) for folder in folders]
+    find_splits(runs)
+    groups = group_by_split(runs)
+    masks = read_masks(args, runs[0])
+    out = args.out or runs[0].outdir / "report.html"
+    if out.is_dir():
+        raise OptionError(f"--out {out}: is a folder; name a file in it")
+    page = render_page(groups, masks, time.strftime("%Y-%m-%d %H:%M"))
+    write_text(out, page)
+    shown = f", {len(masks.pairs)} of {masks.total} pairs" if masks else ", no masks"
+    print(f"{len(runs)} runs{shown}: {out}  ({len(page) / 1e6:.1f} MB)")
+    if len(groups) > 1:
+        print(f"note: {len(groups)} validation splits, in a table each: not to be compared")
+    return out
+
+
+def find_splits(runs: Sequence["Run"]) -> None:
+    """Set each run's split: from its checkpoint, else from its options and data."""
+    from utils.report_runs import add_splits_of_checkpoints
+
+    add_splits_of_checkpoints(runs)
+    for each in runs:
+        if each.split.val is None and each.options:
+            each.split = split_of_options(each.options)
+
+
+def split_of_options(chosen: dict) -> "RunSplit":
+    """Divide the data set as the options say; where it is gone, only lists are certain."""
+    from datasets import split_pairs
+    from utils.report_runs import UNKNOWN, RunSplit
+
+    root, train_list, val_list = (
+        chosen[name] and Path(chosen[name]) if chosen.get(name) else None
+        for name in ("data_root", "train_list", "val_list")
+    )
+    with contextlib.suppress(UserError):
+        if root:
+            split = split_pairs(root, train_list, val_list)[0]
+            return RunSplit(split.protocol, split.val, "options and the data as they are now")
+    return RunSplit("lists" if val_list else UNKNOWN, None, "options alone")
+
+
+def read_masks(args: Namespace, first: "Run") -> "Masks | None":
+    """Count all masks and read those to show; None where no masks are asked for or found.
+
+    Raises:
+        DataError: folders or files are missing or do not fit.
+        OptionError: the masks of training pairs are pseudo masks.
+    """
+    from datasets import load_classes
+    from datasets.mask_folders import find_masks
+    from utils.report_page import Masks
+
+    folder = args.masks or first.outdir / "masks" / args.split
+    if args.masks is None:
+        if args.split == "train":
+            raise OptionError(
+                "--split train: OUTDIR/masks/train holds pseudo masks, which predict no change; "
+                "name predictions with --masks"
+            )
+        if not folder.is_dir():
+            print(f"note: no {folder}, so no gallery; test.py writes masks, --masks names others")
+            return None
+    root = args.data_root or Path(first.options.get("data_root") or options.DATA_ROOT)
+    classes = load_classes(root)
+    pairs = find_pairs(args, root, first)
+    masks = find_masks(folder)
+    missing = [pair.name for pair in pairs if pair.name not in masks]
+    if missing:
+        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+        raise DataError(
+            f"{folder}: no masks for pair {missing[0]}{more}; predict all pairs, choose another "
+            "--split, or list those to show with --names"
+        )
+    counts = count_pairs(pairs, masks, classes)
+    shown = choose_pairs(args.pairs, pairs, masks, counts, classes)
+    title = f"{'/'.join(folder.resolve().parts[-2:])} of {'/'.join(root.resolve().parts[-2:])}"
+    return Masks(title, classes.names, classes.colors, len(pairs), counts, shown)
+
+
+def find_pairs(args: Namespace, root: Path, first: "Run") -> "list[Pair]":
+    """Return the pairs of the split that ``--names`` lets pass."""
+    from datasets import index_pairs, split_pairs
+    from datasets.mask_folders import read_names
+
+    if args.split == "val":
+        lists = [first.options.get(name) for name in ("train_list", "val_list")]
+        pairs = split_pairs(root, *(Path(path) if path else None for path in lists))[2]
+    else:
+        pairs = index_pairs(root / ("val" if args.split == "test" else "train"))
+    if not args.names:
+        return pairs
+    by_name = {pair.name: pair for pair in pairs}
+    files = {name: (pair.image1, pair.image2) for name, pair in by_name.items()}
+    return [by_name[name] for name in read_names(args.names, files)]
+
+
+def count_pairs(
+    pairs: "Sequence[Pair]", masks: "dict[str, PairPaths]", classes: "ClassList"
+) -> "list[PairCounts]":
+    """Count the masks of every pair against its labels; nothing where there are no labels."""
+    from datasets.mask_folders import MaskCounter, MaskJob
+    from tools.score import count_all
+
+    if any(pair.label1 is None for pair in pairs):
+        return []
+    jobs = [MaskJob(p.name, (p.label1, p.label2), (masks[p.name],)) for p in pairs]
+    return count_all(jobs, MaskCounter(classes, one_sided="keep"))[0]
+
+
+def choose_pairs(
+    number: int,
+    pairs: "Sequence[Pair]",
+    masks: "dict[str, PairPaths]",
+    counts: "Sequence[PairCounts]",
+    classes: "ClassList",
+) -> "list[GalleryPair]":
+    """Read the pairs with the largest share of wrong pixels, else of predicted change."""
+    from datasets.classes import read_label
+    from utils.progress import progress
+    from utils.scoring import image_scores, tally
+
+    if counts:
+        scores = image_scores(tally(counts, "dates"))
+        errors, f_scds = (1 - scores["oa"]).tolist(), scores["f_scd"].tolist()
+        changed = [changed_share(pair.transitions[0]) for pair in counts]
+        order = sorted(range(len(pairs)), key=lambda i: (-errors[i], pairs[i].name))
+    else:
+        errors = f_scds = [None] * len(pairs)
+        predicted = [read_label(masks[pair.name][0], classes) for pair in progress(pairs, "read")]
+        changed = [float((mask > 0).mean()) for mask in predicted]
+        order = sorted(range(len(pairs)), key=lambda i: (-changed[i], pairs[i].name))
+    return [
+        read_pair(pairs[i], masks[pairs[i].name], classes, errors[i], f_scds[i], changed[i])
+        for i in progress(order[:number], "embed", unit="pair")
+    ]
+
+
+def changed_share(transitions: "Sequence") -> float:
+    """Return the share of the pixels of a from→to table that change."""
+    return float(1 - transitions[0, 0] / transitions.sum())
+
+
+def read_pair(
+    pair: "Pair",
+    masks: "PairPaths",
+    classes: "ClassList",
+    error: float | None,
+    f_scd: float | None,
+    changed: float,
+) -> "GalleryPair":
+    """Read the images and masks of one pair.
+
+    Raises:
+        DataError: a file cannot be decoded, or sizes differ.
+    """
+    from datasets.classes import read_label
+    from utils.masks import read_rgb
+    from utils.report_gallery import GalleryPair
+
+    images = (read_rgb(pair.image1), read_rgb(pair.image2))
+    predictions = tuple(read_label(path, classes) for path in masks)
+    labels = None
+    if pair.label1 is not None:
+        labels = (read_label(pair.label1, classes), read_label(pair.label2, classes))
+    for path, array in zip((pair.image2, *masks), (images[1], *predictions), strict=True):
+        if array.shape[:2] != images[0].shape[:2]:
+            height, width = array.shape[:2]
+            raise DataError(
+                f"{path}: {width} × {height} pixels, but {pair.image1} has "
+                f"{images[0].shape[1]} × {images[0].shape[0]}; write masks of the images' size"
+            )
+    return GalleryPair(pair.name, images, predictions, labels, error, f_scd, changed)
+
+
+if __name__ == "__main__":
+    run(main)
