@@ -3,6 +3,7 @@
 import sys
 import time
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:  # functions import torch themselves, so that --help starts at
     from datasets import ClassList, Pair
     from models import ChangeDetector, ModelConfig
     from utils.distributed import World
+    from utils.inference import Predictor
+    from utils.logging import RunLog
     from utils.metrics import Metrics
     from utils.trainer import Trainer
 
@@ -137,10 +140,30 @@ def train(
         args.epochs,
         classes.names,
         record,
+        panel_writer(log, predictor, val_loader, classes),
     )
     if log:
         log.close()
     return world.from_leader(files.best), best
+
+
+def panel_writer(
+    log: "RunLog | None", predictor: "Predictor", loader: "DataLoader", classes: "ClassList"
+) -> Callable[[int], None]:
+    """Return what draws a handful of validation pairs after each epoch, for TensorBoard."""
+    from utils.inference import decode
+    from utils.tensorboard_panels import fixed_pairs, validation_panels
+
+    if log is None or not log.shows_images:
+        return lambda epoch: None
+    samples = [loader.dataset[i] for i in fixed_pairs(len(loader.dataset))]
+
+    def write(epoch: int) -> None:
+        maps = [decode(predictor(s["image1"][None], s["image2"][None])) for s in samples]
+        pred1, pred2 = ([date[0].cpu() for date in dates] for dates in zip(*maps, strict=True))
+        log.add_image("validation", validation_panels(samples, pred1, pred2, classes), epoch)
+
+    return write
 
 
 def make_trainer(

@@ -72,6 +72,7 @@ def fit(
     epochs: int,
     class_names: Sequence[str],
     record: Record,
+    after_epoch: Callable[[int], None] = lambda epoch: None,
 ) -> Metrics:
     """Train up to the last epoch and return the best scores.
 
@@ -84,6 +85,7 @@ def fit(
         epochs: the last one's number.
         class_names: unchanged first.
         record: what is written.
+        after_epoch: told the number of each epoch whose results are written.
 
     Raises:
         InterruptionError: SIGTERM, SIGUSR1 or Ctrl-C asked the run to end; its state is saved.
@@ -99,6 +101,7 @@ def fit(
             epochs,
             class_names,
             record,
+            after_epoch,
             stop,
         )
     return trainer.best
@@ -113,6 +116,7 @@ def _fit(
     epochs: int,
     class_names: Sequence[str],
     record: Record,
+    after_epoch: Callable[[int], None],
     stop: StopRequest,
 ) -> None:
     world = trainer.world
@@ -150,6 +154,7 @@ def _fit(
             trainer.epoch, losses, metrics, class_names, trainer.lr, train_s, total_s - train_s
         )
         record.save_epoch(trainer, metrics, is_best=trainer.end_epoch(row, metrics))
+        after_epoch(trainer.epoch)
         world.say(
             f"epoch {place}  loss {losses['total']:.4f}  {summary(metrics)}  ({total_s:.1f} s)"
         )

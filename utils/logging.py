@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from utils.errors import UserError
 from utils.files import write_text
 from utils.metrics import Metrics
@@ -37,6 +39,16 @@ class RunLog:
                 if name != "epoch":
                     self._writer.add_scalar(name, value, rows[-1]["epoch"])
             self._writer.flush()
+
+    @property
+    def shows_images(self) -> bool:
+        """Whether `add_image` leads anywhere."""
+        return self._writer is not None
+
+    def add_image(self, name: str, image: np.ndarray, epoch: int) -> None:
+        """Show a picture, (H, W, 3) uint8, beside an epoch's scalars."""
+        if self._writer is not None:
+            self._writer.add_image(name, image, epoch, dataformats="HWC")
 
     def close(self) -> None:
         """Flush and close what is open."""

@@ -14,6 +14,7 @@ from utils.metrics import Metrics
 from utils.precision import Precision
 
 POLY_POWER = 0.9
+OVERFLOWS_TO_REPORT = 4  # halvings of the loss scale within one epoch
 
 
 class Trainer:
@@ -97,6 +98,7 @@ class Trainer:
             self.step += 1
             after_step()
 
+        scale = self.precision.scaler.get_scale()
         train_one_epoch(
             self._parallel,
             loader,
@@ -111,7 +113,17 @@ class Trainer:
         )
         means = self._losses.means()
         self._require_finite_weights()
+        self._report_overflow(scale)
         return means
+
+    def _report_overflow(self, scale_before: float) -> None:
+        # Each overflow halves the scale and skips a step; a few are how the scaler finds its level.
+        scale = self.precision.scaler.get_scale()
+        if scale < scale_before / 2**OVERFLOWS_TO_REPORT:
+            self.world.say(
+                f"warning: fp16 overflowed repeatedly in epoch {self.epoch} (loss scale "
+                f"{scale_before:g} → {scale:g}); lower --lr, or use --amp bf16 or off"
+            )
 
     def end_epoch(self, row: dict[str, Any], metrics: Metrics) -> bool:
         """Remember an epoch's log row and scores; tell whether its Score is the best so far."""
@@ -153,7 +165,8 @@ class Trainer:
         """
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
-        self.precision.scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:  # empty where the run's first part needed no loss scaling
+            self.precision.scaler.load_state_dict(state["scaler"])
         self.epoch, self.step = state["epoch"], state["step"]
         self.validated = state["validated"]
         self._losses.load_state_dict(state["losses"])
@@ -181,4 +194,7 @@ def _distribute(model: nn.Module, world: World) -> nn.Module:
     if world.size == 1:
         return model
     devices = [world.device] if world.device.type == "cuda" else None
-    return DistributedDataParallel(model, device_ids=devices)
+    # Batch norm is synchronised, so its buffers are equal everywhere already.
+    return DistributedDataParallel(
+        model, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
+    )
