@@ -1,5 +1,7 @@
 """What every script does around its ``main``: one clear line instead of a traceback."""
 
+import multiprocessing
+import signal
 import sys
 from collections.abc import Callable
 
@@ -25,6 +27,17 @@ def run(main: Callable[[], object]) -> None:
             raise
         _report("interrupted")
         sys.exit(EXIT_INTERRUPTED)
+    finally:
+        _end_readers()
+
+
+def _end_readers() -> None:
+    """End what data loaders have left: they ignore SIGTERM, and Python would wait for them."""
+    readers = [child for child in multiprocessing.active_children() if child.daemon]
+    if readers and hasattr(signal, "SIGCHLD"):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch takes the end of one for an error
+    for reader in readers:
+        reader.kill()
 
 
 def _report(line: str) -> None:

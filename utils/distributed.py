@@ -195,7 +195,6 @@ def _launch(script: str, arguments: list[str], processes: int, folder: str) -> N
         monitor_interval=0.2,
         signals_to_handle="SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1",
         logs_specs=DefaultLogsSpecs(log_dir=folder),
-        shutdown_timeout=GRACE_S,
     )
     try:
         elastic_launch(config, sys.executable)("-u", str(Path(script).resolve()), *arguments)
@@ -271,7 +270,10 @@ def join_world(device: str) -> Iterator[World]:
         torch.cuda.set_device(chosen)
     backend = "nccl" if chosen.type == "cuda" else "gloo"
     try:
-        dist.init_process_group(backend, timeout=TIMEOUT)
+        store, rank, size = next(dist.rendezvous("env://", timeout=TIMEOUT))
+        # The launcher's store outlives a restart, and with it the addresses of ended processes.
+        store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
         control = dist.new_group(backend="gloo", timeout=TIMEOUT)
         yield World(dist.get_rank(), dist.get_world_size(), chosen, control)
     except RuntimeError as error:

@@ -1,5 +1,6 @@
 """Everything that changes while a model trains, and its way to disk and back."""
 
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -195,6 +196,9 @@ def _distribute(model: nn.Module, world: World) -> nn.Module:
         return model
     devices = [world.device] if world.device.type == "cuda" else None
     # Batch norm is synchronised, so its buffers are equal everywhere already.
-    return DistributedDataParallel(
-        model, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
-    )
+    with warnings.catch_warnings():
+        # torch 2.14 renames broadcast_buffers; the older versions know no other name.
+        warnings.filterwarnings("ignore", "`broadcast_buffers`", FutureWarning)
+        return DistributedDataParallel(
+            model, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
+        )
