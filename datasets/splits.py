@@ -86,7 +86,7 @@ def _read_list(path: Path, ids: Sequence[str]) -> list[str]:
     known = {name.rsplit("/", 1)[-1]: name for name in ids}
     chosen = []
     for stem in stems:
-        if Path(stem).parts[0] == "val":
+        if Path(stem).parts[:1] == ("val",):
             raise DataError(f"{path}: {stem!r} is in the test folder; lists divide ROOT/train")
         name = known.get(Path(stem).name) or known.get(Path(stem).stem)
         if name is None:

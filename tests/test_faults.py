@@ -450,7 +450,6 @@ def test_lists_name_pairs_of_the_data_set_alone(line, sample_root, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.xfail(strict=True, raises=IndexError, reason="a path without parts")
 def test_a_list_that_names_the_folder_itself(sample_root, tmp_path):
     names = tmp_path / "val.txt"
     names.write_text(".\n", encoding="utf-8")
@@ -536,7 +535,6 @@ def resume_changed(half: Path, data: Path, outdir: Path, change: Callable[[dict]
     train.main(train_options(data, outdir, "--epochs", 2, "--resume"))
 
 
-@pytest.mark.xfail(strict=True, reason="best_file of a checkpoint may lie outside its folder")
 def test_a_checkpoint_cannot_name_a_file_to_remove(half, sample_root, tmp_path):
     precious = tmp_path / "precious"
     precious.write_text("precious")
@@ -550,7 +548,6 @@ def test_a_checkpoint_cannot_name_a_file_to_remove(half, sample_root, tmp_path):
     assert precious.read_text() == "precious"
 
 
-@pytest.mark.xfail(strict=True, reason="run of a checkpoint may lie outside the folder of logs")
 def test_a_checkpoint_cannot_name_a_folder_to_write_to(half, sample_root, tmp_path):
     with pytest.raises(CheckpointError):
         resume_changed(
@@ -559,7 +556,6 @@ def test_a_checkpoint_cannot_name_a_folder_to_write_to(half, sample_root, tmp_pa
     assert not (tmp_path / "escape").exists()
 
 
-@pytest.mark.xfail(strict=True, raises=KeyError, reason="parts of a checkpoint are taken for given")
 @pytest.mark.parametrize("key", ["classes", "split", "options", "best_file"])
 def test_a_latest_file_without_a_part_is_a_named_error(key, half, sample_root, tmp_path):
     with pytest.raises(UserError):
@@ -576,7 +572,6 @@ def test_a_latest_file_cut_off_is_a_named_error(cut, half, sample_root, tmp_path
         train.main(train_options(sample_root, outdir, "--epochs", 2, "--resume"))
 
 
-@pytest.mark.xfail(strict=True, raises=ValueError, reason="torch takes seeds of 64 bits")
 def test_a_seed_too_large_is_a_named_error(sample_root, tmp_path):
     with pytest.raises((OptionError, SystemExit)):
         train.main(train_options(sample_root, tmp_path, "--seed", 2**70))

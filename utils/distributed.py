@@ -175,7 +175,9 @@ def launch(script: str, argv: list[str] | None, processes: int) -> None:
     """
     os.environ[LAUNCHED] = str(os.getpid())
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    for name in ("torch.distributed.elastic", *logging.root.manager.loggerDict):
+        if name.startswith("torch.distributed.elastic"):  # some of them have a level of their own
+            logging.getLogger(name).setLevel(logging.CRITICAL)
     with tempfile.TemporaryDirectory(prefix="scd-launch-") as folder:
         try:
             _launch(script, sys.argv[1:] if argv is None else argv, processes, folder)

@@ -35,6 +35,11 @@ def natural(text: str) -> int:
     return _number(text, int, lambda value: value >= 0, "a whole number of at least 0")
 
 
+def seed(text: str) -> int:
+    """Parse an integer from 0 to 2^63 − 1, what torch takes as a seed."""
+    return _number(text, int, lambda value: 0 <= value < 2**63, "a whole number from 0 to 2^63 - 1")
+
+
 def positive_float(text: str) -> float:
     """Parse a finite number > 0."""
     return _number(text, float, lambda value: 0 < value < float("inf"), "a number above 0")
@@ -297,7 +302,7 @@ def add_training_args(parser: argparse.ArgumentParser) -> None:
         "is decoded twice (default: off)",
     )
     group.add_argument(
-        "--seed", type=natural, default=0, metavar="N", help="of all random draws (default: 0)"
+        "--seed", type=seed, default=0, metavar="N", help="of all random draws (default: 0)"
     )
     group.add_argument(
         "--tensorboard",

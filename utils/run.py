@@ -97,6 +97,13 @@ def check_resumable(
     """
     if "training" not in saved:
         raise CheckpointError(f"{path}: holds no training state; resume from a …_latest.pth")
+    missing = {"model", "run", "classes", "split", "options", "best_file"} - saved.keys()
+    if missing:
+        raise CheckpointError(f"{path}: {min(missing)} is missing; resume from another file")
+    for name in (saved["run"], saved["best_file"]):
+        # Both become paths; a file from elsewhere must not lead out of the folders of this run.
+        if name is not None and (not isinstance(name, str) or Path(name).name != name):
+            raise CheckpointError(f"{path}: {name!r} is no file name; resume from another file")
     if saved["classes"]["names"] != description["classes"]["names"]:
         raise OptionError(f"{path}: is of a data set with other classes; check --data-root")
     if saved["split"] != description["split"]:
