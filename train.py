@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # functions import torch themselves, so that --help starts at
     from utils.inference import Predictor
     from utils.logging import RunLog
     from utils.metrics import Metrics
+    from utils.run import RunFiles
     from utils.trainer import Trainer
 
 EPILOG = """examples:
@@ -171,7 +172,7 @@ def make_trainer(
     config: "ModelConfig",
     description: dict[str, Any],
     steps: int,
-    files: Any,
+    files: "RunFiles",
     world: "World",
 ) -> "tuple[Trainer, dict[str, Any] | None]":
     """Return a trainer and, when a run is resumed, the checkpoint it goes on from."""
@@ -184,6 +185,8 @@ def make_trainer(
     from utils.run import find_resume
     from utils.trainer import Trainer
 
+    if world.leads:
+        files.remove_leftovers()
     saved = find_resume(args.resume, files, vars(args), description, world.say)
     weights = args.class_weights or default_class_weights(
         description["classes"]["names"][1:], args.use_pseudo_label

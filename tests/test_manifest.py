@@ -116,3 +116,16 @@ def test_leakage_is_reported(outdir, sample_root, tmp_path, capsys):
     assert "warning: leakage" in capsys.readouterr().out
     predict.main([*work(sample_root, tmp_path / "out"), "--checkpoints", str(best)])
     assert "warning: leakage" not in capsys.readouterr().out
+
+
+def test_half_written_checkpoints_of_a_killed_run_go(outdir, sample_root):
+    models = outdir / "models"
+    left = models / f".fcn_{SMALL}_latest.pth.abc.tmp"
+    other = models / ".fcn_resnet18_latest.pth.abc.tmp"
+    for path in (left, other):
+        path.write_bytes(b"half")
+    options = ["--backbone", SMALL, "--model", "fcn", "--epochs", "1", "--no-tensorboard"]
+    train.main([*work(sample_root, outdir), *options])
+    assert not left.exists()
+    assert other.exists()
+    other.unlink()

@@ -38,6 +38,11 @@ class RunFiles:
         """The checkpoint to resume from."""
         return self.folder / f"{self.prefix}_latest.pth"
 
+    def remove_leftovers(self) -> None:
+        """Remove half-written checkpoints that a killed run of this name has left."""
+        for path in self.folder.glob(f".{self.prefix}_*.tmp"):
+            path.unlink(missing_ok=True)
+
     def save_latest(self, state: dict[str, Any]) -> None:
         """Replace the checkpoint to resume from; it remembers which file is the best."""
         best = self.best.name if self.best else None
