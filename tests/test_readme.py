@@ -1,5 +1,6 @@
 """Every command of the README: accepted by its script, and the recipe run on a small set."""
 
+import importlib
 import re
 import shlex
 from pathlib import Path
@@ -7,6 +8,8 @@ from pathlib import Path
 import label
 import test as test_script
 import train
+from models import HEADS
+from utils.options import MODELS
 
 REPO = Path(__file__).resolve().parents[1]
 README = (REPO / "README.md").read_text(encoding="utf-8")
@@ -28,6 +31,18 @@ def test_every_script_command_is_accepted():
     assert len(commands) >= 5
     for script, *arguments in commands:
         SCRIPTS[script].parse_args(arguments)
+
+
+def test_every_tool_command_is_accepted():
+    commands = [words for words in readme_commands() if words[0].startswith("tools/")]
+    assert len(commands) >= 3
+    for tool, *arguments in commands:
+        module = importlib.import_module(tool.removesuffix(".py").replace("/", "."))
+        module.parse_args(arguments)
+
+
+def test_options_name_the_models_there_are():
+    assert set(MODELS) == set(HEADS)
 
 
 def test_every_named_file_exists():
