@@ -40,8 +40,10 @@ class RunFiles:
 
     def remove_leftovers(self) -> None:
         """Remove half-written checkpoints that a killed run of this name has left."""
-        for path in self.folder.glob(f".{self.prefix}_*.tmp"):
-            path.unlink(missing_ok=True)
+        # Not "_*": hrnet_w18 would take the file that a run of hrnet_w18_small is writing just now.
+        for name in ("latest", "[-0-9]*"):
+            for path in self.folder.glob(f".{self.prefix}_{name}.pth.*.tmp"):
+                path.unlink(missing_ok=True)
 
     def save_latest(self, state: dict[str, Any]) -> None:
         """Replace the checkpoint to resume from; it remembers which file is the best."""
