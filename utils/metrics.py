@@ -128,12 +128,6 @@ def compute_scores(
     }
 
 
-def cohen_kappa(counts: torch.Tensor) -> float:
-    """Agreement beyond chance (Cohen, 1960): (p₀ − pₑ) / (1 − pₑ); 0 for an empty matrix."""
-    counts = counts.detach().cpu().double()
-    return _kappa(counts.sum(1), counts.sum(0), counts.diagonal()).item()
-
-
 def _kappa(labelled: torch.Tensor, predicted: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     total = labelled.sum(-1)
     observed = _ratio(right.sum(-1), total)
