@@ -78,7 +78,14 @@ class PyramidPooling(nn.Module):
         for position, bins in enumerate(PYRAMID_BINS, start=1):
             pooled = self.get_submodule(f"conv{position}")(F.adaptive_avg_pool2d(x, bins))
             maps.append(F.interpolate(pooled, x.shape[-2:], mode="bilinear", align_corners=False))
+        # One bin's map comes out in plain layout, and `cat` of mixed layouts would too.
+        maps[1] = maps[1].contiguous(memory_format=_layout(x))
         return torch.cat(maps, dim=1)
+
+
+def _layout(x: torch.Tensor) -> torch.memory_format:
+    channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return torch.channels_last if channels_last else torch.contiguous_format
 
 
 class PSPHead(nn.Module):

@@ -70,6 +70,18 @@ def test_the_predictor_computes_in_the_given_precision():
     assert all(value.dtype == torch.float32 for value in probs)
 
 
+@pytest.mark.parametrize("backbone", ["mobilenetv2_050", "hrnet_w18_small"])
+def test_stored_weights_compute_what_autocast_computes(backbone):
+    precision = choose_precision("bf16", CPU)
+    checkpoint = make_checkpoint(backbone)
+    predictor = build_predictor([checkpoint], CPU, precision, tta=False)
+    folded = build_predictor([checkpoint], CPU, FLOAT32, tta=False).models
+    converted = Predictor(folded, autocast=precision.autocast)
+    convolutions = [m for m in predictor.models[0].modules() if type(m) is torch.nn.Conv2d]
+    assert all(m.weight.dtype == torch.bfloat16 for m in convolutions)
+    torch.testing.assert_close(predictor(*images()), converted(*images()), rtol=0, atol=0)
+
+
 def test_four_bands():
     model = small_model(in_channels=4)
     checkpoint = Checkpoint(Path("none.pth"), model.config, model.state_dict(), {})
@@ -165,3 +177,26 @@ def test_a_compiled_predictor_agrees_with_the_plain_one():
         inputs = images(pairs, 64, 64)
         for found, expected in zip(predictor(*inputs), plain(*inputs), strict=True):
             torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+
+
+class OneConvolution(torch.nn.Module):
+    """The least that a predictor runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = torch.nn.Conv2d(3, 3, 1)
+
+    def forward(self, image1: torch.Tensor, image2: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return self.head(image1), self.head(image2), (image1 - image2).abs().mean(1)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+def test_compiled_models_have_constant_weights():
+    # Only constant weights are laid out and converted once; a change that goes unseen proves it.
+    model = OneConvolution().eval()
+    predictor = Predictor([model])
+    predictor.compile()
+    before = predictor(*images(1, 16, 16))
+    with torch.no_grad():
+        model.head.weight.mul_(-1)
+    torch.testing.assert_close(predictor(*images(1, 16, 16)), before, rtol=0, atol=0)

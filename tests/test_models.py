@@ -7,6 +7,7 @@ from torch import nn
 from models import HEADS, ModelConfig, build_model
 from models.change_detector import pad_to_multiple
 from models.encoder import MAX_CHANNELS, build_encoder
+from models.heads import PyramidPooling
 from utils.errors import OptionError
 
 # One small member of each family: name → sum of the channels at strides of 4 and more.
@@ -246,3 +247,10 @@ def test_hrnet_is_what_timm_builds_except_for_the_interpolation():
     theirs = timm.create_model("hrnet_w18_small").state_dict()
     assert set(ours) <= set(theirs)
     assert all(ours[name].shape == theirs[name].shape for name in ours)
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_pyramid_pooling_keeps_the_memory_layout(layout):
+    features = pair(2, 8, 12, 12)[0].contiguous(memory_format=layout)
+    pooled = PyramidPooling(8).eval()(features)
+    assert pooled.is_contiguous(memory_format=layout)

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -82,6 +82,7 @@ class Predictor:
         self.autocast = autocast
         self.fixed_size = fixed_size
         self.device = next(self.models[0].parameters()).device
+        self._compiled = False
         on_cpu = self.device.type == "cpu"
         self.pixels_per_pass = CPU_PIXELS_PER_PASS if on_cpu else sys.maxsize
 
@@ -90,9 +91,9 @@ class Predictor:
 
         Passes keep one size from then on, so that nothing is compiled twice.
         """
-        self.fixed_size = True
+        self.fixed_size = self._compiled = True
         for model in self.models:
-            model.compile(dynamic=False, options={"freezing": True})
+            model.compile(dynamic=False)
 
     @torch.inference_mode()
     def __call__(self, image1: torch.Tensor, image2: torch.Tensor) -> Probabilities:
@@ -153,13 +154,22 @@ class Predictor:
         return total
 
     def _run(self, model: nn.Module, image1: torch.Tensor, image2: torch.Tensor) -> Probabilities:
-        with self.autocast():
+        with self._frozen_weights(), self.autocast():
             semantic_logits1, semantic_logits2, change_logits = model(image1, image2)
         return Probabilities(
             semantic_logits1.float().softmax(dim=1),
             semantic_logits2.float().softmax(dim=1),
             change_logits.float().sigmoid(),
         )
+
+    def _frozen_weights(self) -> AbstractContextManager:
+        """Make weights constants of whatever the next forward pass compiles."""
+        if not self._compiled:
+            return nullcontext()
+        # As an option of `model.compile` it would come too late: tracing has to know it already.
+        from torch._inductor import config
+
+        return config.patch(freezing=True)
 
 
 def _split(segments: list[Segment], size: int) -> tuple[list[Segment], list[Segment]]:

@@ -14,20 +14,21 @@ class Precision:
 
     Attributes:
         name: ``off``, ``bf16`` or ``fp16``.
+        dtype: what convolutions compute in, or None for float32.
         scaler: scales the loss against underflow with fp16, and does nothing otherwise.
     """
 
     def __init__(self, name: str, device: torch.device) -> None:
         self.name = name
         self._device_type = device.type
-        self._dtype = DTYPES.get(name)
+        self.dtype = DTYPES.get(name)
         self.scaler = torch.amp.GradScaler(device.type, enabled=name == "fp16")
 
     def autocast(self) -> AbstractContextManager:
         """Return the context a forward pass runs in."""
-        if self._dtype is None:
+        if self.dtype is None:
             return nullcontext()
-        return torch.autocast(self._device_type, self._dtype)
+        return torch.autocast(self._device_type, self.dtype)
 
 
 def choose_precision(name: str, device: torch.device) -> Precision:
