@@ -30,7 +30,6 @@ from utils.errors import (
     EXIT_PREEMPTED,
     EXIT_USER_ERROR,
     InterruptionError,
-    OptionError,
     UserError,
 )
 
@@ -260,16 +259,7 @@ def join_world(device: str) -> Iterator[World]:
         return
     if LAUNCHED in os.environ:
         _end_with_launcher(int(os.environ[LAUNCHED]))
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    chosen = choose_device(device)
-    if chosen.type == "cuda":
-        if local_rank >= torch.cuda.device_count():
-            raise OptionError(
-                f"process {local_rank} of this machine has no GPU, {torch.cuda.device_count()} are "
-                "visible; start fewer processes"
-            )
-        chosen = torch.device("cuda", local_rank)
-        torch.cuda.set_device(chosen)
+    chosen = choose_device(device, int(os.environ.get("LOCAL_RANK", "0")))
     backend = "nccl" if chosen.type == "cuda" else "gloo"
     try:
         store, rank, size = next(dist.rendezvous("env://", timeout=TIMEOUT))
