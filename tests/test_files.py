@@ -1,5 +1,6 @@
 import errno
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -8,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from processes import Child
 
 from datasets.classes import SECOND_CLASSES, read_label
 from utils.errors import DataError, OptionError, UserError, one_line
-from utils.files import atomic_path, write_text
+from utils.files import atomic_path, remove_leftovers, write_text
 from utils.masks import open_image, read_rgb, save_image, save_mask
 
 REPO = Path(__file__).resolve().parents[1]
@@ -103,6 +105,25 @@ def test_written_files_follow_the_umask(tmp_path, umask, mode):
     finally:
         os.umask(before)
     assert (tmp_path / "file.txt").stat().st_mode & 0o777 == mode
+
+
+def leave_half(folder: Path) -> None:
+    """Be killed within `atomic_path`."""
+    with atomic_path(folder / "00001.png") as temporary:
+        temporary.write_bytes(b"half")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_what_a_killed_program_leaves_is_removed_when_it_is_old(tmp_path):
+    remove_leftovers(tmp_path / "none", 0)
+    child = Child(tmp_path / "child", leave_half, tmp_path)
+    assert child.wait() == -signal.SIGKILL
+    (left,) = tmp_path.glob("*.tmp")
+    remove_leftovers(tmp_path, 3600)
+    assert left.exists()
+    os.utime(left, (0, 0))
+    remove_leftovers(tmp_path, 3600)
+    assert not left.exists()
 
 
 def test_write_text_is_utf8(tmp_path):
