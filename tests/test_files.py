@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from processes import Child
 
 from datasets.classes import SECOND_CLASSES, read_label
 from utils.errors import DataError, OptionError, UserError, one_line
@@ -107,17 +106,19 @@ def test_written_files_follow_the_umask(tmp_path, umask, mode):
     assert (tmp_path / "file.txt").stat().st_mode & 0o777 == mode
 
 
-def leave_half(folder: Path) -> None:
-    """Be killed within `atomic_path`."""
-    with atomic_path(folder / "00001.png") as temporary:
-        temporary.write_bytes(b"half")
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
 def test_what_a_killed_program_leaves_is_removed_when_it_is_old(tmp_path):
     remove_leftovers(tmp_path / "none", 0)
-    child = Child(tmp_path / "child", leave_half, tmp_path)
-    assert child.wait() == -signal.SIGKILL
+    script = (
+        "import os, signal, sys\n"
+        "from pathlib import Path\n"
+        "from utils.files import atomic_path\n"
+        "with atomic_path(Path(sys.argv[1], '00001.png')) as temporary:\n"
+        "    temporary.write_bytes(b'half')\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    killed = subprocess.run(command, check=False, timeout=60, cwd=REPO)
+    assert killed.returncode == -signal.SIGKILL
     (left,) = tmp_path.glob("*.tmp")
     remove_leftovers(tmp_path, 3600)
     assert left.exists()
