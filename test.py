@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from utils import options
 from utils.cli import run
+from utils.start_time import start_time
 
 if TYPE_CHECKING:  # functions import torch themselves, so that --help starts at once
     import torch
@@ -41,18 +42,18 @@ def main(argv: list[str] | None = None) -> "Metrics | None":
 
     With several GPUs, or ``--nproc``, the work is done in processes of their own: returns None.
     """
-    started = time.perf_counter()
+    started = start_time()
     args = parse_args(argv)
     from utils.distributed import run_script
 
     def work(world: "World") -> Any:
         return predict_in_world(args, world, started)
 
-    return run_script(__file__, argv, args.nproc, args.device, work)
+    return run_script(__file__, argv, args.nproc, args.device, work, started)
 
 
 def predict_in_world(args: Namespace, world: "World", started: float) -> "Metrics | None":
-    """Predict as one of the world's processes; ``started`` is when the time limit began."""
+    """Predict as one of the world's processes; ``started`` is when the user started the script."""
     from datasets import is_one_size, load_classes, remaining_loader
     from models.deploy import prepare_predictor
     from models.ensemble import choose_ensemble, describe, warn_of_leakage

@@ -188,6 +188,8 @@ def make_trainer(
     if world.leads:
         files.remove_leftovers()
     saved = find_resume(args.resume, files, vars(args), description, world.say)
+    if saved and world.leads:
+        files.settle_interrupted_save(saved)
     weights = args.class_weights or default_class_weights(
         description["classes"]["names"][1:], args.use_pseudo_label
     )

@@ -1,6 +1,7 @@
 """Decoded files in one memory-mapped file: after the first epoch nothing is decoded again."""
 
 import atexit
+import contextlib
 import hashlib
 import json
 import os
@@ -15,9 +16,10 @@ import numpy as np
 from datasets.change_detection import IMAGE_FOLDERS, FileReader, Pair, image_size, pseudo_mask
 from datasets.classes import ClassList
 from utils.errors import OptionError
-from utils.files import atomic_path, write_text
+from utils.files import atomic_path, remove_leftovers, write_text
 
 FORMAT = 1
+LEFTOVER_AGE_S = 86400  # another program may be writing the same cache for hours
 SHARED_MEMORY = Path("/dev/shm")
 
 
@@ -26,10 +28,12 @@ class CachedReader:
 
     Args:
         path: the cache file; its index lies beside it.
+        pseudo_masks: reads the pseudo masks, which have a file of their own.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, pseudo_masks: "CachedReader | None" = None) -> None:
         self._path = path
+        self._pseudo_masks = pseudo_masks
         index = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         self._entries: dict[str, tuple[int, list[int]]] = index["entries"]
         self._bytes: np.ndarray | None = None
@@ -40,6 +44,8 @@ class CachedReader:
 
     def label(self, path: Path) -> np.ndarray:
         """Return (H, W) uint8 class indices; a private view."""
+        if self._pseudo_masks is not None and str(path) in self._pseudo_masks._entries:
+            return self._pseudo_masks.label(path)
         return self._read(path)
 
     def _read(self, path: Path) -> np.ndarray:
@@ -76,11 +82,12 @@ def build_cache(
     threads: int = 2,
     progress: Callable[..., Iterable] | None = None,
 ) -> CachedReader:
-    """Decode every file of some pairs into one file, unless that has been done, and open it.
+    """Decode every file of some pairs, unless that has been done, and open the result.
 
-    The file's name follows from the paths, sizes and modification times of all files and from the
-    class list, so that a changed data set gets another cache. It is written under a temporary name
-    and renamed.
+    Images and labels go into one file, pseudo masks into another, so that a new round of labelling
+    decodes the masks alone; the masks of its earlier rounds are removed. A file's name follows from
+    the paths, sizes and modification times of all that is in it and from the class list, so that a
+    changed data set gets another cache. It is written under a temporary name and renamed.
 
     Args:
         pairs: whose images and labels are decoded.
@@ -94,10 +101,50 @@ def build_cache(
         DataError: a file cannot be decoded.
         OptionError: the folder has too little room.
     """
-    files = _files(pairs, pseudo_label_root)
+    remove_leftovers(folder, LEFTOVER_AGE_S)
+    masks = None
+    if pseudo_label_root is not None:
+        mask_files = _pseudo_files(pairs, pseudo_label_root)
+        path = folder / f"{_round_prefix(mask_files)}{_key(mask_files, classes)}.bin"
+        _remove_earlier_rounds(path, _round_prefix(mask_files), mask_files)
+        masks = CachedReader(_write_cache(path, mask_files, classes, threads, progress))
+    files = _files(pairs)
     path = folder / f"{_key(files, classes)}.bin"
+    return CachedReader(_write_cache(path, files, classes, threads, progress), masks)
+
+
+def _round_prefix(mask_files: Sequence[tuple[Path, bool]]) -> str:
+    """Return what the caches of one place of pseudo masks have in common, whatever they hold."""
+    paths = "\n".join(str(path) for path, _ in mask_files)
+    return f"pseudo-{hashlib.sha256(paths.encode()).hexdigest()[:12]}-"
+
+
+def _remove_earlier_rounds(
+    path: Path, prefix: str, mask_files: Sequence[tuple[Path, bool]]
+) -> None:
+    others = [other for other in path.parent.glob(f"{prefix}*") if other.stem != path.stem]
+    if not others:
+        return
+    newest = max(mask.stat().st_mtime for mask, _ in mask_files)
+    for other in others:
+        with contextlib.suppress(OSError):  # removed by another process, or still open there
+            # A cache newer than the masks is another process's, whose view of a shared folder is
+            # the fresher one.
+            if other.stat().st_mtime < newest:
+                other.unlink()
+
+
+def _write_cache(
+    path: Path,
+    files: Sequence[tuple[Path, bool]],
+    classes: ClassList,
+    threads: int,
+    progress: Callable[..., Iterable] | None,
+) -> Path:
+    """Decode files into one, unless that is there, and return its path."""
     if _is_whole(path):
-        return CachedReader(path)
+        return path
+    folder = path.parent
     entries, total = _layout(files)
     folder.mkdir(parents=True, exist_ok=True)
     _require_room(folder, total)
@@ -122,7 +169,7 @@ def build_cache(
                 pass
         store.flush()
     write_text(path.with_suffix(".json"), json.dumps({"bytes": total, "entries": entries}))
-    return CachedReader(path)
+    return path
 
 
 def _is_whole(path: Path) -> bool:
@@ -133,15 +180,17 @@ def _is_whole(path: Path) -> bool:
         return False
 
 
-def _files(pairs: Sequence[Pair], pseudo_label_root: Path | None) -> list[tuple[Path, bool]]:
-    """Return every file once, and whether it is an image."""
+def _files(pairs: Sequence[Pair]) -> list[tuple[Path, bool]]:
+    """Return every image and label once, and whether it is an image."""
     files = []
     for pair in pairs:
         files += [(pair.image1, True), (pair.image2, True)]
         files += [(label, False) for label in (pair.label1, pair.label2) if label]
-        if pseudo_label_root:
-            files += [(pseudo_mask(pseudo_label_root, date, pair), False) for date in IMAGE_FOLDERS]
     return files
+
+
+def _pseudo_files(pairs: Sequence[Pair], root: Path) -> list[tuple[Path, bool]]:
+    return [(pseudo_mask(root, date, pair), False) for pair in pairs for date in IMAGE_FOLDERS]
 
 
 def _key(files: Sequence[tuple[Path, bool]], classes: ClassList) -> str:

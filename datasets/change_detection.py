@@ -11,6 +11,7 @@ from PIL import Image
 from torch.utils.data import Dataset, Sampler
 
 from datasets.classes import ClassList, read_label
+from datasets.partners import require_partners
 from datasets.transforms import TrainTransform
 from utils.errors import DataError
 from utils.masks import read_rgb
@@ -60,7 +61,7 @@ def index_pairs(folder: Path) -> list[Pair]:
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; --data-root needs train/im1, train/im2, …")
     images1, images2 = (_files_by_stem(folder / name) for name in IMAGE_FOLDERS)
-    _require_partners(images1, images2, folder / "im1", folder / "im2")
+    require_partners(images1, images2, folder / "im1", folder / "im2")
     if not images1:
         raise DataError(f"{folder}/im1: no images in it; expected {', '.join(_suffixes())} files")
     if not any((folder / name).is_dir() for name in LABEL_FOLDERS):
@@ -68,8 +69,8 @@ def index_pairs(folder: Path) -> list[Pair]:
             Pair(f"{folder.name}/{stem}", images1[stem], images2[stem]) for stem in sorted(images1)
         ]
     labels1, labels2 = (_files_by_stem(folder / name) for name in LABEL_FOLDERS)
-    _require_partners(images1, labels1, folder / "im1", folder / "label1")
-    _require_partners(images1, labels2, folder / "im1", folder / "label2")
+    require_partners(images1, labels1, folder / "im1", folder / "label1")
+    require_partners(images1, labels2, folder / "im1", folder / "label2")
     return [
         Pair(f"{folder.name}/{stem}", images1[stem], images2[stem], labels1[stem], labels2[stem])
         for stem in sorted(images1)
@@ -91,19 +92,6 @@ def _files_by_stem(folder: Path) -> dict[str, Path]:
             raise DataError(f"{path} and {files[path.stem].name}: same name twice; remove one")
         files[path.stem] = path
     return files
-
-
-def _require_partners(
-    files1: dict[str, Path], files2: dict[str, Path], folder1: Path, folder2: Path
-) -> None:
-    alone = sorted(set(files1) ^ set(files2))
-    if not alone:
-        return
-    there, missing_in = (files1, folder2) if alone[0] in files1 else (files2, folder1)
-    more = f" (and {len(alone) - 1} more)" if len(alone) > 1 else ""
-    raise DataError(
-        f"{there[alone[0]]}: no partner in {missing_in}{more}; add the file or remove this one"
-    )
 
 
 class FileReader:

@@ -14,6 +14,7 @@ from datasets.class_map import ClassMap
 from datasets.classes import CLASSES_FILE, ClassList
 from datasets.compose_regions import Tile
 from datasets.label_formats import inspect_label
+from datasets.partners import require_partners
 from utils.errors import DataError
 from utils.masks import open_image, read_rgb
 
@@ -117,14 +118,7 @@ def find_scenes(images: Path, masks: Path, pattern: str | None = None) -> list[S
         _files_by_stem(Path(folder), option)
         for folder, option in ((images, "--images"), (masks, "--masks"))
     )
-    alone = sorted(set(image_files) ^ set(mask_files))
-    if alone:
-        path = image_files.get(alone[0]) or mask_files[alone[0]]
-        folder = masks if alone[0] in image_files else images
-        more = f" (and {len(alone) - 1} more)" if len(alone) > 1 else ""
-        raise DataError(
-            f"{path}: no file {alone[0]}.* in {folder}{more}; image and mask have one stem"
-        )
+    require_partners(image_files, mask_files, images, masks)
     scenes = []
     for stem in sorted(image_files):
         match = re.search(pattern, stem) if pattern else None

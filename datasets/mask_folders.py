@@ -8,6 +8,7 @@ import numpy as np
 
 from datasets.change_detection import IMAGE_FOLDERS, IMAGE_SUFFIXES, LABEL_FOLDERS
 from datasets.classes import ClassList, read_label
+from datasets.partners import and_more, require_partners
 from utils.errors import DataError
 from utils.scoring import PairCounts, count_pair, drop_one_sided
 
@@ -36,13 +37,13 @@ def find_jobs(label: Path, predictions: Sequence[Path], names: Path | None) -> l
         missing = [name for name in chosen if name not in masks]
         if missing:
             raise DataError(
-                f"{folder}: no prediction for {labels[missing[0]][0]}{_more(missing)}; predict "
+                f"{folder}: no prediction for {labels[missing[0]][0]}{and_more(missing)}; predict "
                 "all pairs, or list those to score with --names"
             )
         extra = sorted(set(masks) - set(labels))
         if extra and not names:
             raise DataError(
-                f"{masks[extra[0]][0]}: no label in {label}{_more(extra)}; remove the file, or "
+                f"{masks[extra[0]][0]}: no label in {label}{and_more(extra)}; remove the file, or "
                 "list the pairs to score with --names"
             )
     return [MaskJob(n, labels[n], tuple(masks[n] for masks in found)) for n in chosen]
@@ -69,13 +70,7 @@ def find_masks(folder: Path) -> dict[str, PairPaths]:
         if not (folder / name).is_dir():
             raise DataError(f"{folder / name}: no such folder; masks of both dates are needed")
         dates.append(_files_by_stem(folder / name))
-    alone = sorted(set(dates[0]) ^ set(dates[1]))
-    if alone:
-        there, missing = (0, 1) if alone[0] in dates[0] else (1, 0)
-        raise DataError(
-            f"{dates[there][alone[0]]}: no partner in {folder / pair[missing]}{_more(alone)}; add "
-            "the file or remove this one"
-        )
+    require_partners(*dates, *(folder / name for name in pair))
     if not dates[0]:
         raise DataError(f"{folder / pair[0]}: no masks in it; expected PNG files")
     return {name: (dates[0][name], dates[1][name]) for name in dates[0]}
@@ -103,10 +98,6 @@ def read_names(path: Path, known: dict[str, PairPaths]) -> list[str]:
     if len(set(names)) < len(names):
         raise DataError(f"{path}: names repeat; list each pair once")
     return names
-
-
-def _more(names: Sequence[str]) -> str:
-    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
 
 
 def _files_by_stem(folder: Path) -> dict[str, Path]:

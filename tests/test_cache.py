@@ -209,13 +209,17 @@ def test_too_little_room_is_noticed_before_decoding(pairs, tmp_path, monkeypatch
 # Pseudo masks
 
 
-def test_pseudo_masks_are_cached(pairs, tmp_path, forbid_decoding):
-    rng = np.random.default_rng(0)
+def write_pseudo_masks(root: Path, pairs: list, seed: int = 0) -> None:
+    rng = np.random.default_rng(seed)
     for date in ("im1", "im2"):
         for pair in pairs:
             mask = rng.integers(1, 7, (64, 64), dtype=np.uint8)
-            save_mask(tmp_path / "masks" / date / f"{pair.name}.png", mask, SECOND_CLASSES.colors)
+            save_mask(root / date / f"{pair.name}.png", mask, SECOND_CLASSES.colors)
+
+
+def test_pseudo_masks_are_cached(pairs, tmp_path, forbid_decoding):
     root = tmp_path / "masks"
+    write_pseudo_masks(root, pairs)
     plain = make_dataset(pairs, pseudo_label_root=root)
     expected = [plain[i] for i in range(len(pairs))]
     reader = build_cache(pairs, SECOND_CLASSES, tmp_path / "cache", pseudo_label_root=root)
@@ -228,6 +232,58 @@ def test_pseudo_masks_are_cached(pairs, tmp_path, forbid_decoding):
     assert np.array_equal(
         build_cache_again.label(root / "im1" / f"{pairs[0].name}.png"), expected[0]["label1"]
     )
+
+
+def test_a_new_round_decodes_the_masks_alone(pairs, tmp_path, monkeypatch):
+    root, folder = tmp_path / "masks", tmp_path / "cache"
+    build_cache(pairs, SECOND_CLASSES, folder)  # of the teachers
+    write_pseudo_masks(root, pairs)
+    build_cache(pairs, SECOND_CLASSES, folder, root)
+    first = set(folder.iterdir())
+    build_cache(pairs[1:], SECOND_CLASSES, folder, root)  # of other pairs, which are another fold
+    fold = set(folder.iterdir()) - first
+    assert len(caches(folder)) == 4
+
+    write_pseudo_masks(root, pairs, seed=1)
+    plain = make_dataset(pairs, pseudo_label_root=root)
+    expected = [plain[i] for i in range(len(pairs))]
+    decoded = []
+    open_file = Image.open
+
+    def opened(path, *arguments):
+        decoded.append(Path(path))
+        return open_file(path, *arguments)
+
+    monkeypatch.setattr(Image, "open", opened)
+    reader = build_cache(pairs, SECOND_CLASSES, folder, root)
+    assert decoded and all(root in path.parents for path in decoded)
+    dataset = make_dataset(pairs, reader, pseudo_label_root=root)
+    for i, sample in enumerate(expected):
+        assert_same(dataset[i], sample)
+    # The first round's masks are gone, the teachers' cache and those of other pairs are not.
+    assert len(caches(folder)) == 4
+    assert len(first - set(folder.iterdir())) == 2
+    assert fold <= set(folder.iterdir())
+
+
+def test_masks_that_look_older_than_a_cache_do_not_remove_it(pairs, tmp_path):
+    root, folder = tmp_path / "masks", tmp_path / "cache"
+    write_pseudo_masks(root, pairs)
+    build_cache(pairs, SECOND_CLASSES, folder, root)
+    for mask in root.glob("im*/*.png"):  # as another machine may see them for some seconds
+        os.utime(mask, (0, 0))
+    build_cache(pairs, SECOND_CLASSES, folder, root)
+    assert len(caches(folder)) == 3
+
+
+def test_what_a_killed_program_left_of_a_cache_is_removed_when_it_is_old(pairs, tmp_path):
+    old, young = tmp_path / ".a.bin.abcdefgh.tmp", tmp_path / ".b.bin.abcdefgh.tmp"
+    for path in (old, young):
+        path.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    build_cache(pairs, SECOND_CLASSES, tmp_path)
+    assert not old.exists()
+    assert young.exists()
 
 
 # Processes and memory

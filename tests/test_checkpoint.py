@@ -246,6 +246,41 @@ def test_older_best_goes_only_after_the_newer_is_written(tmp_path, monkeypatch):
     assert files.best == tmp_path / "fcn_x_25.00.pth"
 
 
+def best_of(run: str, epoch: int) -> dict:
+    return {"model": {"w": torch.full((1,), float(epoch))}, "run": run, "epoch": epoch}
+
+
+@pytest.mark.parametrize("validated", [True, False])
+@pytest.mark.parametrize("older", ["there", "removed", "none"])
+def test_a_best_that_the_latest_does_not_know_does_not_stay(older, validated, tmp_path):
+    files = RunFiles(tmp_path, "fcn_x")
+    if older != "none":
+        files.save_best(best_of("a", 1), 0.25)
+    # Saved after epoch 1, or within epoch 2.
+    training = {"epoch": 1 if validated else 2, "validated": validated}
+    files.save_latest({**best_of("a", 1), "training": training})
+    files.save_best(best_of("a", 2), 0.5)  # and the run is killed
+    if older == "there":
+        RunFiles(tmp_path, "fcn_x").save_best(best_of("a", 1), 0.25)
+    others = RunFiles(tmp_path, "fcn_x"), RunFiles(tmp_path, "fcn_x")
+    others[0].save_best(best_of("b", 2), 0.5)
+    others[1].save_best(best_of("a", 5), 0.75)  # the run went on, and is resumed from an old copy
+    (tmp_path / "fcn_x_1.pth").write_bytes(b"half")
+    kept = {"fcn_x_latest.pth", "fcn_x_1.pth", *(other.best.name for other in others)}
+
+    saved = read_checkpoint(files.latest)
+    resumed = RunFiles(tmp_path, "fcn_x")
+    resumed.best = tmp_path / saved["best_file"] if saved["best_file"] else None
+    resumed.settle_interrupted_save(saved)
+    own = set(names(tmp_path)) - kept
+    assert own == {"fcn_x_25.00.pth" if older == "there" else "fcn_x_50.00.pth"}
+    assert resumed.best == tmp_path / own.pop()
+    resumed.save_best(best_of("a", 2), 0.5)
+    assert set(names(tmp_path)) - kept == {"fcn_x_50.00.pth"}
+    resumed.save_best(best_of("a", 3), 0.6)
+    assert set(names(tmp_path)) - kept == {"fcn_x_60.00.pth"}
+
+
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 

@@ -356,7 +356,7 @@ def damage(city: Path, kind: str) -> None:
     [
         ("no folder", r"masks: no such folder; correct --masks"),
         ("empty", r"masks: no images in it"),
-        ("unpaired", r"tile1_05.png: no file tile1_05\.\* in .*masks"),
+        ("unpaired", r"tile1_05.png: no partner in .*masks; .*called tile1_05\.\*"),
         ("twice", r"same name twice"),
         ("size", r"masks.tile1_05.png: 72 × 71 pixels, but .*images.tile1_05.png has 72 × 72"),
         ("value", r"tile1_05.png: foreign values, value 9: 5184 pixels.*--class-map"),

@@ -1,5 +1,6 @@
 import errno
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -11,7 +12,7 @@ from PIL import Image
 
 from datasets.classes import SECOND_CLASSES, read_label
 from utils.errors import DataError, OptionError, UserError, one_line
-from utils.files import atomic_path, write_text
+from utils.files import atomic_path, remove_leftovers, write_text
 from utils.masks import open_image, read_rgb, save_image, save_mask
 
 REPO = Path(__file__).resolve().parents[1]
@@ -103,6 +104,27 @@ def test_written_files_follow_the_umask(tmp_path, umask, mode):
     finally:
         os.umask(before)
     assert (tmp_path / "file.txt").stat().st_mode & 0o777 == mode
+
+
+def test_what_a_killed_program_leaves_is_removed_when_it_is_old(tmp_path):
+    remove_leftovers(tmp_path / "none", 0)
+    script = (
+        "import os, signal, sys\n"
+        "from pathlib import Path\n"
+        "from utils.files import atomic_path\n"
+        "with atomic_path(Path(sys.argv[1], '00001.png')) as temporary:\n"
+        "    temporary.write_bytes(b'half')\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    killed = subprocess.run(command, check=False, timeout=60, cwd=REPO)
+    assert killed.returncode == -signal.SIGKILL
+    (left,) = tmp_path.glob("*.tmp")
+    remove_leftovers(tmp_path, 3600)
+    assert left.exists()
+    os.utime(left, (0, 0))
+    remove_leftovers(tmp_path, 3600)
+    assert not left.exists()
 
 
 def test_write_text_is_utf8(tmp_path):

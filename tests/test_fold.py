@@ -1,7 +1,10 @@
 import copy
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
+import torch.nn.functional as F
 from test_models import FAMILIES, pair, small_model
 from timm.layers import BatchNormAct2d
 from torch import nn
@@ -125,7 +128,68 @@ class NormFirst(nn.Module):
         return self.norm2(self.conv(self.norm1(x)).relu())
 
 
-@pytest.mark.parametrize("kind", [TwoNorms, OneNormTwice, SharedConvolution, NormFirst])
+class Residual(nn.Module):
+    """One convolution whose output a batch norm reads, and something else as well."""
+
+    def __init__(self, join: Callable) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+        self.join = join
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        features = self.conv(x)
+        return self.join(features, self.norm)
+
+
+def change_first(features: torch.Tensor, norm: nn.Module) -> torch.Tensor:
+    features += 1
+    return norm(features)
+
+
+RESIDUALS = {
+    "sum": lambda features, norm: norm(features) + features,
+    "sum before": lambda features, norm: features + norm(features),
+    "list": lambda features, norm: torch.cat([norm(features), features], dim=1),
+    "keyword": lambda features, norm: torch.add(norm(features), other=features),
+    "view": lambda features, norm: norm(features).flatten() + features.view(-1),
+    "no gradient": lambda features, norm: norm(features) + features.argmax(dim=1, keepdim=True),
+    "function": lambda features, norm: (
+        norm(features) + F.batch_norm(features, norm.running_mean, norm.running_var)
+    ),
+    "changed in place": change_first,
+}
+
+
+class CalledTwice(nn.Module):
+    """One convolution whose first output a batch norm reads, the second an activation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(self.norm(self.conv(x))).relu()
+
+
+class NormOfTwoNames(nn.Module):
+    """One batch norm that is known under two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+        self.alias = self.norm
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.alias(self.conv(x))
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *(TwoNorms, OneNormTwice, SharedConvolution, NormFirst, CalledTwice, NormOfTwoNames),
+        *(pytest.param(partial(Residual, join), id=name) for name, join in RESIDUALS.items()),
+    ],
+)
 @torch.no_grad()
 def test_what_cannot_be_folded_is_left_alone(kind):
     torch.manual_seed(0)
@@ -134,6 +198,26 @@ def test_what_cannot_be_folded_is_left_alone(kind):
     expected = model(image)
     assert fold_batch_norm(model, image) == 0
     assert torch.equal(model(image), expected)
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda *parts: parts, lambda *parts: [{"parts": parts}]], ids=["tuple", "nested"]
+)
+@torch.no_grad()
+def test_a_convolution_whose_output_is_returned_is_left_alone(wrap):
+    model = with_statistics(Residual(lambda features, norm: wrap(norm(features), features)))
+    assert fold_batch_norm(model, pair(1, 3, 8, 8)[0]) == 0
+
+
+@torch.no_grad()
+def test_reading_the_shape_does_not_hinder_folding():
+    model = with_statistics(
+        Residual(lambda features, norm: norm(features)[..., : features.shape[-1] - 1])
+    )
+    image, _ = pair(1, 3, 8, 8)
+    expected = model(image)
+    assert fold_batch_norm(model, image) == 1
+    assert_close((model(image),), (expected,))
 
 
 @torch.no_grad()

@@ -1,5 +1,7 @@
 """What a restart of label.py and test.py skips, and what it makes again."""
 
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ import test as predict
 import train
 from models import load_model
 from utils.distributed import World
-from utils.manifest import Manifest, file_signature, work_key
+from utils.manifest import LEFTOVER_AGE_S, Manifest, file_signature, work_key
 
 ALONE = World(0, 1, torch.device("cpu"))
 SMALL = "mobilenetv3_small_050"
@@ -92,6 +94,23 @@ def test_journal_cut_off_in_a_line_loses_that_line_only(tmp_path):
     journal.write_text(journal.read_text(encoding="utf-8")[:-4], encoding="utf-8")
     assert Manifest(tmp_path, "key", signatures, ALONE).finished == {"a"}
     assert Manifest(tmp_path, "other key", signatures, ALONE).finished == set()
+
+
+def test_half_written_masks_of_a_killed_run_go(outdir, sample_root):
+    folder = outdir / "masks" / "train"
+    left = [folder / "im1" / ".00001.png.abcd_1z9.tmp", folder / "im2" / ".a.b.png.00000000.tmp"]
+    left.append(folder / ".metrics.json.abcdefgh.tmp")
+    others = [folder / "im1" / name for name in (".00001.png.tmp", "00001.png.abcdefgh.tmp")]
+    young = folder / "im2" / ".00001.png.abcdefgh.tmp"  # another program is writing it just now
+    for path in (*left, *others, young):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"half")
+        if path != young:
+            os.utime(path, (0, time.time() - 2 * LEFTOVER_AGE_S))
+    label.main(work(sample_root, outdir))
+    assert [path.exists() for path in (*left, *others, young)] == [False] * 3 + [True] * 3
+    for path in (*others, young):
+        path.unlink()
 
 
 def test_keys_tell_checkpoints_apart(tmp_path):

@@ -200,6 +200,8 @@ def test_a_crash_between_the_best_and_the_latest_file(epoch, whole, tmp_path):
     assert state["metrics"] == expected["metrics"]
     best = tmp_path / "models" / state["best_file"]
     assert read_checkpoint(best)["metrics"] == expected["metrics"]
+    if epoch > 1:  # without a latest file, a new run leaves those of others alone
+        assert_same_run(tmp_path, run.outdir)
 
 
 def test_dropout_is_active_in_these_runs(whole):

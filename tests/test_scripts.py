@@ -655,6 +655,26 @@ def test_debug_shows_the_traceback(monkeypatch):
         cli.run(fail)
 
 
+def test_a_broken_cache_of_the_compiler_is_one_line_and_status_2(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(sys, "argv", ["test.py"])
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+
+    def load_broken(graph: object, inputs: object) -> None:
+        raise ImportError("a.main.so: file too short")
+
+    def compiled() -> None:
+        torch.compile(lambda x: x + 1, backend=load_broken)(torch.ones(1))
+
+    with pytest.raises(SystemExit) as stop:
+        cli.run(compiled)
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == (
+        f"error: compiling failed (ImportError: a.main.so: file too short); remove {tmp_path}, "
+        "where a killed program may have left a broken file, or do without: no --compile in "
+        "training, --compile off elsewhere\n"
+    )
+
+
 def test_other_errors_are_not_hidden(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train.py"])
 

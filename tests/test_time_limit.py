@@ -1,7 +1,12 @@
+import os
+import time
+
 import pytest
 import torch
 
+from utils import distributed
 from utils.inference import VIEWS, Probabilities
+from utils.start_time import STARTED, start_time
 from utils.time_limit import views_within, within_time_limit
 
 
@@ -111,3 +116,28 @@ def test_views_within(remaining_s, pairs, view_s, expected):
 
 def test_a_fresh_clock_reading_of_zero_is_no_error():
     assert views_within(10, 10, 0, 6) == 6
+
+
+# The limit counts from the start of the script that the user called
+
+
+def test_alone_the_start_is_now():
+    before = time.perf_counter()
+    assert before <= start_time() <= time.perf_counter()
+
+
+def test_processes_count_from_the_start_of_their_launcher(monkeypatch):
+    seen = []
+    monkeypatch.setattr(distributed, "_launch", lambda *arguments: seen.append(start_time()))
+    began = time.perf_counter() - 7  # the launcher has been loading torch
+    distributed.run_script("test.py", [], 2, "cpu", lambda world: None, began)
+    assert seen == [pytest.approx(began, abs=1)]
+    distributed.launch("test.py", [], 2)
+    assert seen[1] == pytest.approx(time.perf_counter(), abs=1)
+    assert STARTED not in os.environ
+
+
+def test_a_clock_set_back_gives_no_start_in_the_future(monkeypatch):
+    monkeypatch.setenv(STARTED, str(time.time() + 1000))
+    before = time.perf_counter()
+    assert before <= start_time() <= time.perf_counter()

@@ -1,9 +1,13 @@
 """What every script does around its ``main``: one clear line instead of a traceback."""
 
+import getpass
 import multiprocessing
+import os
 import signal
 import sys
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 
 from utils.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError, one_line
 
@@ -11,9 +15,10 @@ from utils.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError, one_line
 def run(main: Callable[[], object]) -> None:
     """Call ``main()`` and turn what a user can cause into one line on stderr and an exit status.
 
-    Status 2 stands for an error the user can repair, 130 for Ctrl-C, 75 for a run that saved its
-    state because a scheduler asked it to end, and 137 for a run of several processes one of which
-    was killed. With ``--debug`` on the command line the traceback is shown instead.
+    Status 2 stands for an error the user can repair, such as a broken cache of torch's compiler,
+    130 for Ctrl-C, 75 for a run that saved its state because a scheduler asked it to end, and 137
+    for a run of several processes one of which was killed. With ``--debug`` on the command line the
+    traceback is shown instead.
     """
     try:
         main()
@@ -27,8 +32,30 @@ def run(main: Callable[[], object]) -> None:
             raise
         _report("interrupted")
         sys.exit(EXIT_INTERRUPTED)
+    except Exception as error:
+        if "--debug" in sys.argv or not _is_of_compiler(error):
+            raise
+        _report(f"error: {_compiling_failed(error)}")
+        sys.exit(EXIT_USER_ERROR)
     finally:
         _end_readers()
+
+
+def _is_of_compiler(error: Exception) -> bool:
+    # By name: importing torch's compiler takes a second.
+    return any(kind.__module__.startswith("torch._dynamo.") for kind in type(error).__mro__)
+
+
+def _compiling_failed(error: Exception) -> str:
+    lines = [line for line in str(error).splitlines() if not line.endswith("raised:")]
+    cache = os.environ.get("TORCHINDUCTOR_CACHE_DIR") or Path(
+        tempfile.gettempdir(), f"torchinductor_{getpass.getuser()}"
+    )
+    return (
+        f"compiling failed ({next(filter(None, lines), type(error).__name__)}); remove {cache}, "
+        "where a killed program may have left a broken file, or do without: no --compile in "
+        "training, --compile off elsewhere"
+    )
 
 
 def _end_readers() -> None:

@@ -30,9 +30,9 @@ from utils.errors import (
     EXIT_PREEMPTED,
     EXIT_USER_ERROR,
     InterruptionError,
-    OptionError,
     UserError,
 )
+from utils.start_time import STARTED, to_environment
 
 # Set for processes that `launch` started, to the launcher's number; they leave printing to it.
 LAUNCHED = "SCD_LAUNCHED"
@@ -141,6 +141,7 @@ def run_script(
     nproc: int | None,
     device: str,
     work: Callable[[World], T],
+    started: float | None = None,
 ) -> T | None:
     """Do a script's work in as many processes as there should be.
 
@@ -150,19 +151,22 @@ def run_script(
         nproc: processes asked for, or None.
         device: name of the device, or ``auto``.
         work: what each process does.
+        started: what `utils.start_time.start_time` says in these processes, too; None for now.
 
     Returns:
         What ``work`` returns; None when processes of their own did it.
     """
     processes = processes_to_start(nproc, device)
     if processes > 1:
-        launch(script, argv, processes)
+        launch(script, argv, processes, started)
         return None
     with join_world(device) as world:
         return work(world)
 
 
-def launch(script: str, argv: list[str] | None, processes: int) -> None:
+def launch(
+    script: str, argv: list[str] | None, processes: int, started: float | None = None
+) -> None:
     """Run a script in several processes on this machine, through torch's elastic launcher.
 
     When one of them fails the others are ended.
@@ -174,6 +178,7 @@ def launch(script: str, argv: list[str] | None, processes: int) -> None:
         SystemExit: the status of the first failure otherwise.
     """
     os.environ[LAUNCHED] = str(os.getpid())
+    os.environ[STARTED] = to_environment(time.perf_counter() if started is None else started)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     for name in ("torch.distributed.elastic", *logging.root.manager.loggerDict):
         if name.startswith("torch.distributed.elastic"):  # some of them have a level of their own
@@ -182,7 +187,7 @@ def launch(script: str, argv: list[str] | None, processes: int) -> None:
         try:
             _launch(script, sys.argv[1:] if argv is None else argv, processes, folder)
         finally:
-            del os.environ[LAUNCHED]
+            del os.environ[LAUNCHED], os.environ[STARTED]
 
 
 def _launch(script: str, arguments: list[str], processes: int, folder: str) -> None:
@@ -260,16 +265,7 @@ def join_world(device: str) -> Iterator[World]:
         return
     if LAUNCHED in os.environ:
         _end_with_launcher(int(os.environ[LAUNCHED]))
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    chosen = choose_device(device)
-    if chosen.type == "cuda":
-        if local_rank >= torch.cuda.device_count():
-            raise OptionError(
-                f"process {local_rank} of this machine has no GPU, {torch.cuda.device_count()} are "
-                "visible; start fewer processes"
-            )
-        chosen = torch.device("cuda", local_rank)
-        torch.cuda.set_device(chosen)
+    chosen = choose_device(device, int(os.environ.get("LOCAL_RANK", "0")))
     backend = "nccl" if chosen.type == "cuda" else "gloo"
     try:
         store, rank, size = next(dist.rendezvous("env://", timeout=TIMEOUT))

@@ -1,7 +1,9 @@
 """Files that are whole or absent: written under a temporary name, then renamed."""
 
+import contextlib
 import json
 import os
+import re
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -11,6 +13,8 @@ from typing import Any
 
 from utils.errors import UserError
 
+# What `tempfile.mkstemp` makes of the prefix and suffix that `atomic_path` gives it.
+_TEMPORARY_NAME = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp")
 # The mask can only be read by setting it, which threads that write files must not do at once.
 _UMASK_LOCK = threading.Lock()
 
@@ -53,6 +57,25 @@ def atomic_path(path: Path, durable: bool = False) -> Iterator[Path]:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path, age_s: float) -> None:
+    """Remove temporary files of `atomic_path` that a killed program has left in a folder.
+
+    Args:
+        folder: need not exist.
+        age_s: seconds since the last write; younger files another program may be writing just now.
+    """
+    leftovers = [path for path in folder.glob(".*.tmp") if _TEMPORARY_NAME.fullmatch(path.name)]
+    if not leftovers:
+        return
+    with contextlib.suppress(OSError):  # a folder to read only
+        with tempfile.TemporaryFile(dir=folder) as file:
+            now = os.fstat(file.fileno()).st_mtime  # by the clock of the file system, as the others
+        for path in leftovers:
+            with contextlib.suppress(FileNotFoundError):  # renamed or removed in the meantime
+                if now - path.stat().st_mtime > age_s:
+                    path.unlink()
 
 
 def write_text(path: Path, text: str) -> None:

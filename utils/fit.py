@@ -91,75 +91,49 @@ def fit(
         InterruptionError: SIGTERM, SIGUSR1 or Ctrl-C asked the run to end; its state is saved.
         NumericalError: a loss is no finite number.
     """
-    with StopRequest() as stop:
-        _fit(
-            trainer,
-            predictor,
-            train_loader,
-            val_loader,
-            start_epoch,
-            epochs,
-            class_names,
-            record,
-            after_epoch,
-            stop,
-        )
-    return trainer.best
-
-
-def _fit(
-    trainer: Trainer,
-    predictor: Predictor,
-    train_loader: Sized,
-    val_loader: Sized,
-    start_epoch: Callable[[int, int], None],
-    epochs: int,
-    class_names: Sequence[str],
-    record: Record,
-    after_epoch: Callable[[int], None],
-    stop: StopRequest,
-) -> None:
     world = trainer.world
+    with StopRequest() as stop:
 
-    def after_step() -> None:
-        ended = world.any(stop.signal is not None)
-        due = record.checkpoint_every and trainer.step % record.checkpoint_every == 0
-        if ended or due:
-            record.save_latest(trainer)
-        if ended:
-            raise _interruption(stop, trainer, record)
+        def after_step() -> None:
+            ended = world.any(stop.signal is not None)
+            due = record.checkpoint_every and trainer.step % record.checkpoint_every == 0
+            if ended or due:
+                record.save_latest(trainer)
+            if ended:
+                raise _interruption(stop, trainer, record)
 
-    while trainer.epoch < epochs or not trainer.validated:
-        started = time.perf_counter()
-        done = trainer.begin_epoch()
-        start_epoch(trainer.epoch, done)
-        place = f"{trainer.epoch}/{epochs}"
-        losses = trainer.train_epoch(
-            progress(train_loader, f"train {place}", world.leads), after_step
-        )
-        train_s = time.perf_counter() - started
-        trainer.model.eval()
-        metrics = evaluate(
-            predictor,
-            _until(stop, progress(val_loader, f"val {place}", world.leads)),
-            len(class_names) - 1,
-            world,
-        )
-        if world.any(stop.signal is not None):
-            # The scores are of a part of the pairs; a resumed run validates this epoch anew.
-            record.save_latest(trainer)
-            raise _interruption(stop, trainer, record)
-        total_s = time.perf_counter() - started
-        row = epoch_row(
-            trainer.epoch, losses, metrics, class_names, trainer.lr, train_s, total_s - train_s
-        )
-        record.save_epoch(trainer, metrics, is_best=trainer.end_epoch(row, metrics))
-        after_epoch(trainer.epoch)
-        world.say(
-            f"epoch {place}  loss {losses['total']:.4f}  {summary(metrics)}  ({total_s:.1f} s)"
-        )
-        if world.any(stop.signal is not None) and trainer.epoch < epochs:
-            raise _interruption(stop, trainer, record)
+        while trainer.epoch < epochs or not trainer.validated:
+            started = time.perf_counter()
+            done = trainer.begin_epoch()
+            start_epoch(trainer.epoch, done)
+            place = f"{trainer.epoch}/{epochs}"
+            losses = trainer.train_epoch(
+                progress(train_loader, f"train {place}", world.leads), after_step
+            )
+            train_s = time.perf_counter() - started
+            trainer.model.eval()
+            metrics = evaluate(
+                predictor,
+                _until(stop, progress(val_loader, f"val {place}", world.leads)),
+                len(class_names) - 1,
+                world,
+            )
+            if world.any(stop.signal is not None):
+                # The scores are of a part of the pairs; a resumed run validates this epoch anew.
+                record.save_latest(trainer)
+                raise _interruption(stop, trainer, record)
+            total_s = time.perf_counter() - started
+            row = epoch_row(
+                trainer.epoch, losses, metrics, class_names, trainer.lr, train_s, total_s - train_s
+            )
+            record.save_epoch(trainer, metrics, is_best=trainer.end_epoch(row, metrics))
+            after_epoch(trainer.epoch)
+            world.say(
+                f"epoch {place}  loss {losses['total']:.4f}  {summary(metrics)}  ({total_s:.1f} s)"
+            )
+            if world.any(stop.signal is not None) and trainer.epoch < epochs:
+                raise _interruption(stop, trainer, record)
+    return trainer.best
 
 
 def _until(stop: StopRequest, batches: Iterable[dict]) -> Iterator[dict]:

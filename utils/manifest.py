@@ -9,7 +9,10 @@ from typing import Any, BinaryIO
 
 from utils.distributed import World
 from utils.errors import UserError
-from utils.files import write_text
+from utils.files import remove_leftovers, write_text
+
+DATES = ("im1", "im2")
+LEFTOVER_AGE_S = 60  # a mask is written within a fraction of a second
 
 
 def work_key(options: Mapping[str, Any], files: Iterable[Path]) -> str:
@@ -43,7 +46,8 @@ class Manifest:
     """A journal of finished pairs beside their masks, one file per process, a line per pair.
 
     A line is written when both masks of a pair are in place, so that whatever ends the program
-    leaves a journal that says too little at the worst.
+    leaves a journal that says too little at the worst. Half-written masks of a killed program are
+    removed.
 
     Args:
         folder: holds the masks as ``{im1,im2}/<name>.png``.
@@ -76,6 +80,8 @@ class Manifest:
             for path in self._journals():
                 if path != self._path(0):
                     path.unlink()
+            for part in (self._folder, *(self._folder / date for date in DATES)):
+                remove_leftovers(part, LEFTOVER_AGE_S)
         world.wait()
         if not world.leads:
             self._write_journal(key, world.rank, {})
@@ -101,7 +107,7 @@ class Manifest:
 
     def _entry(self, name: str) -> str:
         """Return a digest of a pair's files and of its masks, which others may write as well."""
-        masks = [self._folder / date / f"{name}.png" for date in ("im1", "im2")]
+        masks = [self._folder / date / f"{name}.png" for date in DATES]
         return f"{self._signatures[name]}-{file_signature(masks)}"
 
     def _holds(self, name: str, entry: str) -> bool:

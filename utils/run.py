@@ -45,6 +45,25 @@ class RunFiles:
             for path in self.folder.glob(f".{self.prefix}_{name}.pth.*.tmp"):
                 path.unlink(missing_ok=True)
 
+    def settle_interrupted_save(self, saved: Mapping[str, Any]) -> None:
+        """Leave one best file where a run ended between writing its best and its latest.
+
+        The latest then knows nothing of the newer best, whose epoch the run is about to make again.
+        That file is removed where the older best is still there; else the next best replaces it.
+
+        Args:
+            saved: the latest checkpoint, from which the run goes on.
+        """
+        training = saved["training"]
+        epoch = training["epoch"] + int(training["validated"])
+        for path in sorted(self.folder.glob(f"{self.prefix}_[-0-9]*.pth")):
+            if path == self.best or not _is_of(path, saved["run"], epoch):
+                continue
+            if self.best is not None and self.best.exists():
+                path.unlink(missing_ok=True)
+            else:
+                self.best = path
+
     def save_latest(self, state: dict[str, Any]) -> None:
         """Replace the checkpoint to resume from; it remembers which file is the best."""
         best = self.best.name if self.best else None
@@ -74,6 +93,14 @@ class RunFiles:
             path = self.folder / f"{stem}-{number}.pth"
             number += 1
         return path
+
+
+def _is_of(path: Path, run: str, epoch: int) -> bool:
+    try:
+        state = read_checkpoint(path)
+    except CheckpointError:  # not what a save of this project leaves
+        return False
+    return (state.get("run"), state.get("epoch")) == (run, epoch)
 
 
 def run_name(prefix: str) -> str:
