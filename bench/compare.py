@@ -113,10 +113,11 @@ def _add_network_args(parser: ArgumentParser) -> None:
         "--views", type=int, choices=(1, 6), default=6, help="of infer and label (6)"
     )
     group.add_argument("--amp", choices=("auto", "bf16", "fp16", "off"), default="auto")
-    group.add_argument(
+    step = group.add_mutually_exclusive_group()
+    step.add_argument(
         "--compile", action="store_true", help="compare a third variant, compiled by inductor"
     )
-    group.add_argument("--checkpoint-activations", action="store_true", help="in our training step")
+    step.add_argument("--checkpoint-activations", action="store_true", help="in our training step")
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:

@@ -397,6 +397,13 @@ def test_pspnet_with_batches_of_one_is_refused(sample_root, tmp_path):
         train.main(train_argv(sample_root, tmp_path, "--batch-size", 1, model=model))
 
 
+def test_compiled_steps_keep_what_activations_they_choose(capsys):
+    with pytest.raises(SystemExit) as stop:
+        train.parse_args(["--compile", "--checkpoint-activations"])
+    assert stop.value.code == 2
+    assert "not allowed with argument --compile" in capsys.readouterr().err
+
+
 # --- label.py -------------------------------------------------------------------------------
 
 

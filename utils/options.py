@@ -286,12 +286,14 @@ def add_training_args(parser: argparse.ArgumentParser) -> None:
         help="split each batch into N parts that go through the model one after the other, where "
         "memory is short (default: 1)",
     )
-    group.add_argument(
+    # Compiled code chooses by itself which activations it keeps.
+    step = group.add_mutually_exclusive_group()
+    step.add_argument(
         "--checkpoint-activations",
         action="store_true",
         help="compute the encoder's activations twice instead of storing them",
     )
-    group.add_argument(
+    step.add_argument(
         "--compile", action="store_true", help="compile the training step (minutes, once per run)"
     )
     group.add_argument(
