@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from utils import options
 from utils.cli import run
+from utils.split_options import SplitOptions, require_options_of
 
 if TYPE_CHECKING:  # functions import torch themselves, so that --help starts at once
     import torch
@@ -27,13 +28,25 @@ EPILOG = """example:
 def parse_args(argv: list[str] | None = None) -> Namespace:
     """Parse the command line."""
     parser = options.make_parser(__doc__, EPILOG)
-    options.add_data_args(parser)
+    options.add_data_args(parser, split=False)
     options.add_checkpoints_arg(parser)
     options.add_testing_args(parser)
     options.add_compile_arg(parser)
     options.add_overwrite_arg(parser)
     options.add_runtime_args(parser)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    chosen_split(args)  # refuses what cannot be before processes are started
+    return args
+
+
+def chosen_split(args: Namespace) -> SplitOptions | None:
+    """Return whose validation pairs are predicted; None for the test set."""
+    if args.split == "test":
+        require_options_of("test", vars(args))
+        return None
+    return SplitOptions.from_options(
+        vars(args) | {"split": None if args.split == "val" else args.split}
+    )
 
 
 def main(argv: list[str] | None = None) -> "Metrics | None":
@@ -175,9 +188,10 @@ def find_pairs(args: Namespace) -> "tuple[list[Pair], Path]":
     """Return the pairs to predict and the folder of their masks."""
     from datasets import index_pairs, split_pairs
 
-    if args.split == "test":
+    chosen = chosen_split(args)
+    if chosen is None:
         return index_pairs(args.data_root / "val"), args.outdir / "masks" / "test"
-    _, _, pairs = split_pairs(args.data_root, args.train_list, args.val_list)
+    _, _, pairs = split_pairs(args.data_root, chosen)
     return pairs, args.outdir / "masks" / "val"
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from utils import options
 from utils.cli import run
 from utils.errors import OptionError
+from utils.split_options import SplitOptions
 
 if TYPE_CHECKING:  # functions import torch themselves, so that --help starts at once
     from torch.utils.data import DataLoader
@@ -39,7 +40,9 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     options.add_training_args(parser)
     options.add_validation_args(parser)
     options.add_runtime_args(parser)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    SplitOptions.from_options(vars(args))  # refuses what cannot be before processes are started
+    return args
 
 
 def main(argv: list[str] | None = None) -> "Metrics | None":
@@ -66,7 +69,8 @@ def run_in_world(args: Namespace, world: "World") -> "Metrics":
     if args.workers is None:
         args.workers = options.default_workers(world.device.type)
     classes = load_classes(args.data_root)
-    split, train_pairs, val_pairs = split_pairs(args.data_root, args.train_list, args.val_list)
+    chosen = SplitOptions.from_options(vars(args))
+    split, train_pairs, val_pairs = split_pairs(args.data_root, chosen)
     world.say(
         f"{len(train_pairs)} training and {len(val_pairs)} validation pairs "
         f"(split {split.protocol}), {classes.num_classes} classes, "
