@@ -60,7 +60,7 @@ def label_in_world(args: Namespace, world: "World") -> "Coverage":
     """Label as one of the world's processes."""
     from datasets import is_one_size, load_classes, remaining_loader
     from models.deploy import prepare_predictor
-    from models.ensemble import choose_ensemble, describe
+    from models.ensemble import choose_ensemble, describe_all
     from utils.manifest import Manifest, file_signature, work_key
     from utils.precision import choose_precision, set_backend_options
 
@@ -74,7 +74,7 @@ def label_in_world(args: Namespace, world: "World") -> "Coverage":
         f"labelling {len(pairs)} pairs with {len(checkpoints)} models, "
         f"{world.size} × {world.device.type}:"
     )
-    world.say("\n".join(f"  {describe(checkpoint)}" for checkpoint in checkpoints))
+    world.say(describe_all(checkpoints))
     warn_of_seen_pairs(args, checkpoints, world)
 
     precision = choose_precision(args.amp, world.device)

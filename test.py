@@ -68,7 +68,7 @@ def predict_in_world(args: Namespace, world: "World", started: float) -> "Metric
     """Predict as one of the world's processes; ``started`` is when the time limit began."""
     from datasets import is_one_size, load_classes, remaining_loader
     from models.deploy import prepare_predictor
-    from models.ensemble import choose_ensemble, describe, warn_of_leakage
+    from models.ensemble import choose_ensemble, describe_all, warn_of_leakage
     from utils.manifest import Manifest, file_signature, work_key
     from utils.precision import choose_precision, set_backend_options
 
@@ -82,7 +82,7 @@ def predict_in_world(args: Namespace, world: "World", started: float) -> "Metric
         f"predicting {len(pairs)} pairs with {len(checkpoints)} models, "
         f"{world.size} × {world.device.type}:"
     )
-    world.say("\n".join(f"  {describe(checkpoint)}" for checkpoint in checkpoints))
+    world.say(describe_all(checkpoints))
     if pairs[0].label1 is not None:
         warn_of_leakage(checkpoints, [pair.id for pair in pairs], world.say)
 

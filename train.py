@@ -299,7 +299,7 @@ def evaluate_checkpoint(
     """Score one checkpoint on the validation pairs, write masks if asked to, return the scores."""
     from contextlib import nullcontext
 
-    from models.ensemble import open_ensemble
+    from models.ensemble import open_ensemble, warn_of_leakage
     from utils.engine import evaluate
     from utils.inference import IDENTITY, VIEWS, Predictor
     from utils.precision import choose_precision
@@ -307,6 +307,7 @@ def evaluate_checkpoint(
     from utils.writer import MaskWriter
 
     checkpoint = open_ensemble([path], classes.to_dict())[0]
+    warn_of_leakage([checkpoint], [pair.id for pair in loader.dataset.pairs], world.say)
     # As in training, batch norm unfolded, so that the scores are those of the training log.
     views = VIEWS if args.tta else IDENTITY
     autocast = choose_precision(args.amp, world.device).autocast

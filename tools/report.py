@@ -131,7 +131,8 @@ def split_of_options(chosen: dict) -> "RunSplit":
             split = split_pairs(Path(chosen["data_root"]), options_of_split)[0]
             known_from = "options and the data as they are now"
             return RunSplit(split.protocol, split.val, known_from, split.train)
-    return RunSplit("lists" if chosen.get("val_list") else UNKNOWN, None, "options alone")
+    protocol = chosen.get("split") or ("lists" if chosen.get("val_list") else UNKNOWN)
+    return RunSplit(protocol, None, "options alone")
 
 
 def read_masks(args: Namespace, first: "Run") -> "Masks | None":

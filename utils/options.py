@@ -96,15 +96,15 @@ def add_split_args(
     Args:
         group: takes the options.
         sets: what ``--split`` names besides protocols; the first is the default.
-        about_sets: what they are, for the help text.
+        about_sets: what they are, for the help text; it ends with the default.
     """
     usual = "--val-list if given, ROOT/val if it has labels, else every 10th training name"
+    about = about_sets or f"the protocol that divides the pairs (default: {usual})"
     group.add_argument(
         "--split",
         choices=(*sets, *PROTOCOLS),
         default=sets[0] if sets else None,
-        help=f"{about_sets}the protocol that divides the pairs "
-        f"(default: {sets[0] if sets else usual})",
+        help=about,
     )
     for name, text in (
         ("val", "lists: names of the validation pairs, one a line"),
@@ -121,7 +121,7 @@ def add_split_args(
         "--folds",
         type=positive_int,
         metavar="K",
-        help=f"k-fold: equal parts to make (default: {FOLDS})",
+        help=f"k-fold: parts to make (default: {FOLDS})",
     )
     group.add_argument(
         "--fold",
@@ -405,7 +405,7 @@ def add_testing_args(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("prediction")
     about = (
         "test: ROOT/val, the challenge's test set; val: the validation pairs of a training without "
-        "--split; else those of "
+        "--split; a protocol: its validation pairs (default: test)"
     )
     add_split_args(group, ("test", "val"), about)
     group.add_argument("--tta", action="store_true", help="average six flipped and turned views")
