@@ -5,7 +5,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets.classes import SECOND_CLASSES, ClassList, load_classes, read_label
+from datasets.classes import (
+    SECOND_CLASSES,
+    ClassList,
+    classes_file,
+    load_classes,
+    read_classes,
+    read_label,
+)
 from utils.errors import DataError
 from utils.masks import save_mask
 
@@ -81,9 +88,11 @@ def test_a_colour_one_step_off_is_no_class():
                 SECOND_CLASSES.to_index(np.array([[color, near, near]], np.uint8))
 
 
-def test_dict_round_trip_is_plain_json():
-    state = json.loads(json.dumps(SECOND_CLASSES.to_dict()))
-    assert ClassList.from_dict(state) == SECOND_CLASSES
+def test_dict_is_plain_json():
+    state = SECOND_CLASSES.to_dict()
+    assert json.loads(json.dumps(state)) == state
+    assert tuple(state["names"]) == SECOND_CLASSES.names
+    assert state["colors"][5] == [128, 0, 0]
 
 
 @pytest.mark.parametrize(
@@ -159,6 +168,14 @@ def test_broken_class_file_is_named(tmp_path, text):
     assert message.startswith(f"{path}: ")
     assert "expected a list like" in message and '"color"' in message
     assert len(message.splitlines()) == 1
+
+
+def test_class_file_of_any_name(tmp_path):
+    path = write_classes(tmp_path, make_classes(9)).rename(tmp_path / "land cover.txt")
+    assert read_classes(path) == read_classes(classes_file(path)) == make_classes(9)
+    assert classes_file(tmp_path) == tmp_path / "classes.json"
+    with pytest.raises(DataError, match=r"classes\.json: no such file; name a JSON file"):
+        read_classes(classes_file(tmp_path))
 
 
 def test_class_file_that_is_no_text_is_named(tmp_path):

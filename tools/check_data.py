@@ -79,8 +79,8 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     group.add_argument(
         "--classes",
         metavar="NAME",
-        help="class list of the copy: second, or a folder with a classes.json (default: ROOT's "
-        "classes.json, else second)",
+        help="class list of the copy: second, a JSON list of classes, or a folder with a "
+        "classes.json (default: ROOT's classes.json, else second)",
     )
     group.add_argument(
         "--unchanged-where-equal",
@@ -193,14 +193,17 @@ def convert(args: Namespace) -> int:
 
 
 def target_classes(name: str) -> "ClassList":
-    """Return SECOND's class list, or the one of a folder."""
-    from datasets.classes import CLASSES_FILE, SECOND_CLASSES, load_classes
+    """Return SECOND's class list, or the one of a file or folder."""
+    from datasets.classes import CLASSES_FILE, SECOND_CLASSES, classes_file, read_classes
 
     if name == "second":
         return SECOND_CLASSES
-    if not (Path(name) / CLASSES_FILE).is_file():
-        raise OptionError(f"--classes {name}: neither second nor a folder with a {CLASSES_FILE}")
-    return load_classes(Path(name))
+    path = classes_file(Path(name))
+    if not path.is_file():
+        raise OptionError(
+            f"--classes {name}: neither second nor a JSON file nor a folder with a {CLASSES_FILE}"
+        )
+    return read_classes(path)
 
 
 def draw_pictures(report: "Report", outdir: Path) -> list[str]:
