@@ -3,9 +3,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+from runs import best_files, latest_file, options, train_options
 
+import label
+import test as predict
 import train as train_script
 from datasets import split_pairs, splits
+from utils.checkpoint import read_checkpoint
 from utils.errors import DataError, OptionError
 from utils.split_options import SplitOptions, parse_k_fold
 
@@ -282,3 +286,66 @@ def test_training_needs_labels(broken_root):
         shutil.rmtree(broken_root / "train" / folder)
     with pytest.raises(DataError, match="train: no label1 and label2"):
         split_pairs(broken_root)
+
+
+# The split of a run, in the scripts
+
+
+@pytest.fixture(scope="module")
+def first_fold(sample_root, tmp_path_factory) -> Path:
+    """An outdir with a run on fold 0 of 3."""
+    outdir = tmp_path_factory.mktemp("folds")
+    train_script.main(train_options(sample_root, outdir, *fold_options(0)))
+    return outdir
+
+
+def fold_options(fold: int) -> list[str]:
+    return ["--split", "k-fold", "--folds", "3", "--fold", str(fold)]
+
+
+def test_the_checkpoint_records_the_fold(first_fold):
+    split = splits.k_fold(IDS[:12], 3, 0, 0)
+    assert read_checkpoint(latest_file(first_fold))["split"] == split.to_dict()
+
+
+def test_a_run_is_not_resumed_on_another_fold(first_fold, sample_root):
+    resume = ("--resume", latest_file(first_fold))
+    with pytest.raises(OptionError, match=r"another split \(k-fold\(k=3, fold=0, seed=0\)\)"):
+        train_script.main(train_options(sample_root, first_fold, *fold_options(1), *resume))
+    train_script.main(train_options(sample_root, first_fold, *fold_options(0), *resume))
+
+
+def test_scoring_a_run_on_another_fold_is_leakage(first_fold, sample_root, tmp_path, capsys):
+    (best,) = best_files(first_fold)
+    warning = f"warning: leakage: {best} was trained on 4 of the 4 validation pairs"
+    for fold, warned in ((0, False), (1, True)):
+        work = options(sample_root, tmp_path, *fold_options(fold))
+        predict.main([*work, "--checkpoints", str(best)])
+        assert (warning in capsys.readouterr().out) == warned
+        train_script.main([*work, "--load-from", str(best)])
+        assert (warning in capsys.readouterr().out) == warned
+        label.main([*work, "--checkpoints", str(best), "--no-tta"])
+        assert (warning in capsys.readouterr().out) == warned
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--fold", "0"], "--fold is for --split k-fold"),
+        (["--split", "val", "--folds", "3"], "--folds is for --split k-fold"),
+        (["--val-list", "names.txt"], "--val-list is for --split lists"),
+        (["--split", "k-fold"], "name the fold"),
+    ],
+)
+def test_options_that_test_py_refuses(words, message):
+    with pytest.raises(OptionError, match=message):
+        predict.parse_args(words)
+
+
+def test_options_that_test_py_takes():
+    assert predict.chosen_split(predict.parse_args([])) is None
+    assert predict.chosen_split(predict.parse_args(["--split", "val"])) == SplitOptions()
+    lists = ["--split", "val", "--val-list", "names.txt"]
+    assert predict.chosen_split(predict.parse_args(lists)).choose(True) == "lists"
+    random = predict.chosen_split(predict.parse_args(["--split", "random"]))
+    assert random == SplitOptions("random")
