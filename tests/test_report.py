@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 
 from datasets.classes import SECOND_CLASSES, read_label
-from datasets.splits import Split, k_fold
-from tools import report, score
+from datasets.splits import Split, folders, k_fold
+from tools import demo, report, score
 from utils.checkpoint import save_checkpoint
 from utils.errors import UserError
 from utils.report_gallery import mask_step
@@ -145,10 +145,13 @@ def test_checkpoint_tells_the_split_where_the_data_is_gone(tmp_path):
 
 
 def write_fold(outdir: Path, name: str, split: Split, **options) -> Path:
-    folder = write_run(outdir, name, outdir / "gone", seed=len(name), **options)
+    write_split(outdir, name, split)
+    return write_run(outdir, name, outdir / "gone", seed=len(name), **options)
+
+
+def write_split(outdir: Path, name: str, split: Split) -> None:
     state = {"run": name, "split": split.to_dict(), "model": {"weight": torch.zeros(1)}}
     save_checkpoint(outdir / "models" / f"{name}_30.00.pth", state)
-    return folder
 
 
 def test_folds_of_one_k_fold_share_a_table_with_their_mean(tmp_path):
@@ -177,6 +180,16 @@ def test_a_fold_that_is_there_twice_is_not_averaged(tmp_path):
     page = report.main([str(tmp_path)]).read_text(encoding="utf-8")
     (mean,) = re.findall(r'<tr class="folds">(.*?)</tr>', page, re.S)
     assert "No mean: several runs of fold 1" in mean and "±" not in mean
+
+
+def test_table_of_the_demo_says_which_pairs_its_scores_are_of(tmp_path):
+    (tmp_path / "data" / "val" / "im1").mkdir(parents=True)
+    for name in "12":
+        (tmp_path / "data" / "val" / "im1" / f"{name}.png").touch()
+    write_split(tmp_path, "a", folders(["train/1"], ["val/1", "val/2"]))
+    assert demo.describe_pairs(tmp_path) == "all scores: the 2 pairs of data/val (split folders)"
+    write_split(tmp_path, "b", k_fold(["train/1", "train/2"], 2, 0, 0))
+    assert "which do not compare" in demo.describe_pairs(tmp_path)
 
 
 def test_unknown_split_is_said(tmp_path):

@@ -163,11 +163,10 @@ def describe_pairs(outdir: Path) -> str:
 
     Training validates on the pairs that test.py predicts; a split of its own would not compare.
     """
-    from models.ensemble import find_best_checkpoints
     from utils.checkpoint import read_checkpoint
 
     tested = {f"val/{path.stem}" for path in (outdir / "data" / "val" / "im1").iterdir()}
-    splits = [read_checkpoint(path)["split"] for path in find_best_checkpoints(outdir / "models")]
+    splits = [read_checkpoint(path)["split"] for path in (outdir / "models").glob("*.pth")]
     protocols = ", ".join(sorted({split["protocol"] for split in splits}))
     if all(set(split["val"]) == tested for split in splits):
         return f"all scores: the {len(tested)} pairs of data/val (split {protocols})"
