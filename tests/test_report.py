@@ -170,6 +170,8 @@ def test_folds_of_one_k_fold_share_a_table_with_their_mean(tmp_path):
     for column in COLUMNS:
         values = 100 * np.array([run.best[column] for run in runs])
         assert f'"{column}">{values.mean():.2f} ± {values.std(ddof=1):.2f}<' in mean
+    groups = {run["name"]: run["group"] for run in data_of(page)["runs"]}
+    assert (groups["aa"][1:], groups["b"][1:]) == (" fold 1", " fold 0")
     assert "class=top" not in page  # a fold is no better than another
 
 
