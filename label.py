@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from utils import options
 from utils.cli import run
 from utils.errors import DataError
+from utils.split_options import SplitOptions
 
 if TYPE_CHECKING:  # functions import torch themselves, so that --help starts at once
     import torch
@@ -37,6 +38,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     args = parser.parse_args(argv)
     if args.min_confidence and args.vote == "hard":
         parser.error("--min-confidence needs --vote soft")
+    SplitOptions.from_options(vars(args))  # refuses what cannot be before processes are started
     return args
 
 
@@ -58,7 +60,7 @@ def label_in_world(args: Namespace, world: "World") -> "Coverage":
     """Label as one of the world's processes."""
     from datasets import is_one_size, load_classes, remaining_loader
     from models.deploy import prepare_predictor
-    from models.ensemble import choose_ensemble, describe
+    from models.ensemble import choose_ensemble, describe_all
     from utils.manifest import Manifest, file_signature, work_key
     from utils.precision import choose_precision, set_backend_options
 
@@ -72,7 +74,7 @@ def label_in_world(args: Namespace, world: "World") -> "Coverage":
         f"labelling {len(pairs)} pairs with {len(checkpoints)} models, "
         f"{world.size} × {world.device.type}:"
     )
-    world.say("\n".join(f"  {describe(checkpoint)}" for checkpoint in checkpoints))
+    world.say(describe_all(checkpoints))
     warn_of_seen_pairs(args, checkpoints, world)
 
     precision = choose_precision(args.amp, world.device)
@@ -116,7 +118,7 @@ def warn_of_seen_pairs(args: Namespace, checkpoints: "list[Checkpoint]", world: 
     from datasets import split_pairs
     from models.ensemble import warn_of_leakage
 
-    split, _, _ = split_pairs(args.data_root, args.train_list, args.val_list)
+    split, _, _ = split_pairs(args.data_root, SplitOptions.from_options(vars(args)))
     warn_of_leakage(checkpoints, split.val, world.say)
 
 

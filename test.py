@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from utils import options
 from utils.cli import run
+from utils.split_options import SplitOptions, require_options_of
 from utils.start_time import start_time
 
 if TYPE_CHECKING:  # functions import torch themselves, so that --help starts at once
@@ -28,13 +29,25 @@ EPILOG = """example:
 def parse_args(argv: list[str] | None = None) -> Namespace:
     """Parse the command line."""
     parser = options.make_parser(__doc__, EPILOG)
-    options.add_data_args(parser)
+    options.add_data_args(parser, split=False)
     options.add_checkpoints_arg(parser)
     options.add_testing_args(parser)
     options.add_compile_arg(parser)
     options.add_overwrite_arg(parser)
     options.add_runtime_args(parser)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    chosen_split(args)  # refuses what cannot be before processes are started
+    return args
+
+
+def chosen_split(args: Namespace) -> SplitOptions | None:
+    """Return whose validation pairs are predicted; None for the test set."""
+    if args.split == "test":
+        require_options_of("test", vars(args))
+        return None
+    return SplitOptions.from_options(
+        vars(args) | {"split": None if args.split == "val" else args.split}
+    )
 
 
 def main(argv: list[str] | None = None) -> "Metrics | None":
@@ -56,7 +69,7 @@ def predict_in_world(args: Namespace, world: "World", started: float) -> "Metric
     """Predict as one of the world's processes; ``started`` is when the user started the script."""
     from datasets import is_one_size, load_classes, remaining_loader
     from models.deploy import prepare_predictor
-    from models.ensemble import choose_ensemble, describe, warn_of_leakage
+    from models.ensemble import choose_ensemble, describe_all, warn_of_leakage
     from utils.manifest import Manifest, file_signature, work_key
     from utils.precision import choose_precision, set_backend_options
 
@@ -70,7 +83,7 @@ def predict_in_world(args: Namespace, world: "World", started: float) -> "Metric
         f"predicting {len(pairs)} pairs with {len(checkpoints)} models, "
         f"{world.size} × {world.device.type}:"
     )
-    world.say("\n".join(f"  {describe(checkpoint)}" for checkpoint in checkpoints))
+    world.say(describe_all(checkpoints))
     if pairs[0].label1 is not None:
         warn_of_leakage(checkpoints, [pair.id for pair in pairs], world.say)
 
@@ -176,9 +189,10 @@ def find_pairs(args: Namespace) -> "tuple[list[Pair], Path]":
     """Return the pairs to predict and the folder of their masks."""
     from datasets import index_pairs, split_pairs
 
-    if args.split == "test":
+    chosen = chosen_split(args)
+    if chosen is None:
         return index_pairs(args.data_root / "val"), args.outdir / "masks" / "test"
-    _, _, pairs = split_pairs(args.data_root, args.train_list, args.val_list)
+    _, _, pairs = split_pairs(args.data_root, chosen)
     return pairs, args.outdir / "masks" / "val"
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from utils import options
 from utils.cli import run
 from utils.errors import OptionError
+from utils.split_options import SplitOptions
 
 if TYPE_CHECKING:  # functions import torch themselves, so that --help starts at once
     from torch.utils.data import DataLoader
@@ -39,7 +40,9 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     options.add_training_args(parser)
     options.add_validation_args(parser)
     options.add_runtime_args(parser)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    SplitOptions.from_options(vars(args))  # refuses what cannot be before processes are started
+    return args
 
 
 def main(argv: list[str] | None = None) -> "Metrics | None":
@@ -66,7 +69,8 @@ def run_in_world(args: Namespace, world: "World") -> "Metrics":
     if args.workers is None:
         args.workers = options.default_workers(world.device.type)
     classes = load_classes(args.data_root)
-    split, train_pairs, val_pairs = split_pairs(args.data_root, args.train_list, args.val_list)
+    chosen = SplitOptions.from_options(vars(args))
+    split, train_pairs, val_pairs = split_pairs(args.data_root, chosen)
     world.say(
         f"{len(train_pairs)} training and {len(val_pairs)} validation pairs "
         f"(split {split.protocol}), {classes.num_classes} classes, "
@@ -297,7 +301,7 @@ def evaluate_checkpoint(
     """Score one checkpoint on the validation pairs, write masks if asked to, return the scores."""
     from contextlib import nullcontext
 
-    from models.ensemble import open_ensemble
+    from models.ensemble import open_ensemble, warn_of_leakage
     from utils.engine import evaluate
     from utils.inference import IDENTITY, VIEWS, Predictor
     from utils.precision import choose_precision
@@ -305,6 +309,7 @@ def evaluate_checkpoint(
     from utils.writer import MaskWriter
 
     checkpoint = open_ensemble([path], classes.to_dict())[0]
+    warn_of_leakage([checkpoint], [pair.id for pair in loader.dataset.pairs], world.say)
     # As in training, batch norm unfolded, so that the scores are those of the training log.
     views = VIEWS if args.tta else IDENTITY
     autocast = choose_precision(args.amp, world.device).autocast

@@ -24,8 +24,9 @@ from datasets.classes import ClassList, load_classes
 from datasets.splits import Split
 from datasets.transforms import TrainTransform
 from utils.distributed import World
-from utils.errors import DataError, OptionError
+from utils.errors import DataError
 from utils.progress import progress
+from utils.split_options import AS_THE_DATA_SUGGESTS, SplitOptions
 
 __all__ = [
     "ChangeDetectionDataset",
@@ -46,30 +47,25 @@ __all__ = [
 
 
 def split_pairs(
-    root: Path, train_list: Path | None = None, val_list: Path | None = None
+    root: Path, options: SplitOptions = AS_THE_DATA_SUGGESTS
 ) -> tuple[Split, list[Pair], list[Pair]]:
     """Return the split of a data set, its training pairs and its validation pairs.
 
-    Lists of names win; else a labelled ``root/val`` is the validation set; else every 10th name.
-
     Raises:
-        DataError: the folders are not a labelled data set, or a list does not fit them.
-        OptionError: a training list without a validation list.
+        DataError: the folders are not a labelled data set, or the split does not fit them.
+        OptionError: labels in ``root/val`` are asked for and missing.
     """
     root = Path(root)
     pairs = {pair.id: pair for pair in index_pairs(root / "train")}
     if any(pair.label1 is None for pair in pairs.values()):
         raise DataError(f"{root / 'train'}: no label1 and label2 folders; training needs labels")
-    if train_list is not None and val_list is None:
-        raise OptionError("--train-list needs --val-list beside it")
-    if val_list is not None:
-        split = splits.from_lists(list(pairs), train_list, val_list)
-    elif any((root / "val" / name).is_dir() for name in LABEL_FOLDERS):
+    protocol = options.choose(any((root / "val" / name).is_dir() for name in LABEL_FOLDERS))
+    if protocol == "folders":
         val_pairs = index_pairs(root / "val")
         split = splits.folders(list(pairs), [pair.id for pair in val_pairs])
         pairs |= {pair.id: pair for pair in val_pairs}
     else:
-        split = splits.every_10th(list(pairs))
+        split = splits.divide(list(pairs), options, protocol)
     return split, [pairs[name] for name in split.train], [pairs[name] for name in split.val]
 
 

@@ -47,11 +47,6 @@ class ClassList:
         """Return plain lists, as checkpoints store them."""
         return {"names": list(self.names), "colors": [list(color) for color in self.colors]}
 
-    @classmethod
-    def from_dict(cls, state: dict) -> "ClassList":
-        """Rebuild what `to_dict` returned."""
-        return cls(tuple(state["names"]), tuple(tuple(color) for color in state["colors"]))
-
     @cached_property
     def _index_of_color(self) -> np.ndarray:
         # One byte per 24-bit colour, 0 for a colour of no class: a single gather decodes a mask.
@@ -97,21 +92,39 @@ SECOND_CLASSES = ClassList(
 def load_classes(root: Path) -> ClassList:
     """Return the class list of ``root/classes.json``, or SECOND's where there is no such file.
 
+    Raises:
+        DataError: as `read_classes`.
+    """
+    path = Path(root) / CLASSES_FILE
+    return read_classes(path) if path.exists() else SECOND_CLASSES
+
+
+def classes_file(path: Path) -> Path:
+    """Return the file that ``--classes`` names: any file, or the ``classes.json`` of a folder."""
+    path = Path(path)
+    return path / CLASSES_FILE if path.is_dir() else path
+
+
+def read_classes(path: Path) -> ClassList:
+    """Read a class list.
+
     The file is a JSON list ``[{"name": "unchanged", "color": [255, 255, 255]}, …]`` in index
     order.
 
     Raises:
-        DataError: the file is not of that form.
+        DataError: there is no such file, or it is not of that form.
     """
-    path = Path(root) / CLASSES_FILE
-    if not path.exists():
-        return SECOND_CLASSES
+    path = Path(path)
     try:
         entries = json.loads(path.read_text(encoding="utf-8-sig"))
         return ClassList(
             names=tuple(str(entry["name"]) for entry in entries),
             colors=tuple((int(r), int(g), int(b)) for r, g, b in (e["color"] for e in entries)),
         )
+    except FileNotFoundError as error:
+        raise DataError(
+            f"{path}: no such file; name a JSON file of classes, or a folder with a {CLASSES_FILE}"
+        ) from error
     except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise DataError(
             f"{path}: {type(error).__name__}: {error}; expected a list like "
@@ -143,8 +156,14 @@ def read_label(path: Path, classes: ClassList) -> np.ndarray:
             f"{path}: label value {highest}, but the class list ends at {classes.num_classes} "
             f"({classes.names[-1]}); correct the file or list the classes in {CLASSES_FILE}"
         )
-    if image.mode == "P":
-        _check_palette(path, image, mask, classes)
+    wrong = palette_contradiction(image, mask, classes) if image.mode == "P" else None
+    if wrong is not None:
+        index, color = wrong
+        shown = classes.names[classes.colors.index(color)]
+        raise DataError(
+            f"{path}: index {index} means {classes.names[index]!r}, but its palette colour "
+            f"{color} is that of {shown!r}; save the mask as RGB or with plain indices"
+        )
     return mask
 
 
@@ -158,19 +177,22 @@ def _label_from_colors(path: Path, image: Image.Image, classes: ClassList) -> np
         ) from error
 
 
-def _check_palette(path: Path, image: Image.Image, mask: np.ndarray, classes: ClassList) -> None:
-    """Refuse a palette that shows one class where the index names another."""
+def palette_contradiction(
+    image: Image.Image, mask: np.ndarray, classes: ClassList
+) -> tuple[int, tuple[int, int, int]] | None:
+    """Return the first index that a palette shows in another class's colour, and that colour.
+
+    Args:
+        image: of mode P.
+        mask: its indices, (H, W) uint8, all of them in the class list.
+        classes: the class list.
+    """
     palette = np.asarray(image.getpalette("RGB"), dtype=np.uint8).reshape(-1, 3)
     used = np.flatnonzero(np.bincount(mask.ravel(), minlength=256))
     if len(used) < 2 or used[-1] >= len(palette):
-        return
+        return None
     colors = [tuple(int(channel) for channel in palette[index]) for index in used]
     if not set(colors) <= set(classes.colors):
-        return  # a palette of its own: only the indices speak
-    for index, color in zip(used, colors, strict=True):
-        if color != classes.colors[index]:
-            shown = classes.names[classes.colors.index(color)]
-            raise DataError(
-                f"{path}: index {index} means {classes.names[index]!r}, but its palette colour "
-                f"{color} is that of {shown!r}; save the mask as RGB or with plain indices"
-            )
+        return None  # a palette of its own: only the indices speak
+    pairs = zip(used.tolist(), colors, strict=True)
+    return next((pair for pair in pairs if pair[1] != classes.colors[pair[0]]), None)

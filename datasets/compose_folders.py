@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.classes import CLASSES_FILE, ClassList
+from datasets.classes import CLASSES_FILE, ClassList, classes_file
 from datasets.compose import Recipe, compose_pair
 from datasets.compose_source import (
     SPLITS,
@@ -204,28 +204,20 @@ def make_room(out: Path, overwrite: bool) -> None:
 
 
 def class_source(path: Path | None, images: Path) -> Path:
-    """Return the folder of the classes.json to use: the one named, else beside the images.
+    """Return the file of the classes to use: the one named, else a classes.json with the images.
 
     Raises:
-        DataError: no such file.
-        OptionError: the file has another name.
+        DataError: none is named, and there is none with the images.
     """
-    if path is None:
-        candidates = [Path(images), Path(images).absolute().parent]
-        found = [folder for folder in candidates if (folder / CLASSES_FILE).is_file()]
-        if not found:
-            raise DataError(
-                f"no {CLASSES_FILE} in {images} or the folder above; name one with --classes"
-            )
-        return found[0]
-    path = Path(path)
-    if path.is_dir():
-        path /= CLASSES_FILE
-    if path.name != CLASSES_FILE:
-        raise OptionError(f"--classes {path}: must be called {CLASSES_FILE}; rename the file")
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; correct --classes")
-    return path.parent
+    if path is not None:
+        return classes_file(path)
+    candidates = [Path(images), Path(images).absolute().parent]
+    found = [folder / CLASSES_FILE for folder in candidates if (folder / CLASSES_FILE).is_file()]
+    if not found:
+        raise DataError(
+            f"no {CLASSES_FILE} in {images} or the folder above; name one with --classes"
+        )
+    return found[0]
 
 
 def usable(classes: ClassList) -> ClassList:
@@ -236,6 +228,6 @@ def usable(classes: ClassList) -> ClassList:
     """
     if classes.num_classes < 2:
         raise DataError(
-            f"{CLASSES_FILE}: one class beside {classes.names[0]!r}; a change needs two classes"
+            f"the class list has one class beside {classes.names[0]!r}; a change needs two classes"
         )
     return classes

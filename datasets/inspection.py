@@ -16,6 +16,7 @@ from datasets.label_formats import COLOR_DISTANCE
 from datasets.pair_report import PairReport, inspect_pair
 from datasets.scan import UNUSED, assign_splits, scan_dataset
 from utils.parallel import ParallelMap
+from utils.split_options import AS_THE_DATA_SUGGESTS, SplitOptions
 
 QUICK_SECONDS = 0.6
 Progress = Callable[[Iterable, str], Iterable]
@@ -52,8 +53,7 @@ class Report:
 def inspect_dataset(
     root: Path,
     classes: ClassList,
-    train_list: Path | None = None,
-    val_list: Path | None = None,
+    split: SplitOptions = AS_THE_DATA_SUGGESTS,
     color_distance: int = COLOR_DISTANCE,
     max_hamming: int = MAX_HAMMING,
     workers: int = 1,
@@ -64,18 +64,19 @@ def inspect_dataset(
     Args:
         root: folder with train, val or test.
         classes: its class list.
-        train_list, val_list: as for training; else ROOT/val or every 10th name is validated on.
+        split: as for training.
         color_distance: Euclidean RGB distance up to which a label colour counts as a class's.
         max_hamming: bits of 63 in which the hashes of a near copy may differ.
         workers: processes that decode.
         progress: wraps iterables in a bar.
 
     Raises:
-        DataError: there is no pair below ``root``, or a list does not fit.
+        DataError: there is no pair below ``root``, or the split does not fit.
+        OptionError: the split asks for labels in ROOT/val that are not there.
     """
     root = Path(root)
     scans = scan_dataset(root)
-    split_of = assign_splits(scans, train_list, val_list)
+    split_of = assign_splits(scans, split)
     pairs = [pair for scan in scans.values() for pair in scan.pairs]
     work = partial(inspect_pair, classes=classes, color_distance=color_distance)
     reports = list(progress(ParallelMap(work, pairs, workers), "pairs"))

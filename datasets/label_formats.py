@@ -7,7 +7,7 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image
 
-from datasets.classes import ClassList
+from datasets.classes import ClassList, palette_contradiction
 
 INDEX, PALETTE, RGB = "index", "palette", "RGB in class colours"
 NEAR_COLORS, BINARY = "near-colours", "binary 0/255"
@@ -100,10 +100,13 @@ def inspect_label(
     if int(mask.max(initial=0)) > classes.num_classes:
         return _inspect_values(mask, classes)
     if image.mode == "P":
-        contradiction = _palette_contradiction(image, mask, classes)
-        if contradiction:
-            return LabelReading(CONTRADICTING_PALETTE, None, contradiction)
-        return LabelReading(PALETTE, mask)
+        wrong = palette_contradiction(image, mask, classes)
+        if wrong is None:
+            return LabelReading(PALETTE, mask)
+        index, color = wrong
+        shown = classes.names[classes.colors.index(color)]
+        detail = f"index {index} ({classes.names[index]}) has the colour of {shown}"
+        return LabelReading(CONTRADICTING_PALETTE, None, detail)
     return LabelReading(INDEX, mask)
 
 
@@ -146,19 +149,3 @@ def _inspect_colors(image: Image.Image, classes: ClassList, color_distance: int)
         for i, c in sorted(enumerate(colors), key=lambda item: -counts[item[0]])[:LISTED]
     )
     return LabelReading(FOREIGN_COLORS, None, f"colour {listed}", 0, largest)
-
-
-def _palette_contradiction(image: Image.Image, mask: np.ndarray, classes: ClassList) -> str:
-    """Name an index whose palette colour is another class's; empty where the palette is fine."""
-    palette = np.asarray(image.getpalette("RGB"), dtype=np.uint8).reshape(-1, 3)
-    used = np.flatnonzero(np.bincount(mask.ravel(), minlength=256))
-    if len(used) < 2 or used[-1] >= len(palette):
-        return ""
-    colors = [tuple(int(channel) for channel in palette[index]) for index in used]
-    if not set(colors) <= set(classes.colors):
-        return ""  # a palette of its own: only the indices speak
-    for index, color in zip(used, colors, strict=True):
-        if color != classes.colors[index]:
-            shown = classes.names[classes.colors.index(color)]
-            return f"index {index} ({classes.names[index]}) has the colour of {shown}"
-    return ""

@@ -7,6 +7,7 @@ from datasets import splits
 from datasets.change_detection import IMAGE_FOLDERS, IMAGE_SUFFIXES, LABEL_FOLDERS, Pair
 from datasets.findings import Entry, relative
 from utils.errors import DataError
+from utils.split_options import SplitOptions
 
 SPLIT_FOLDERS = ("train", "val", "test")
 HELD_OUT, UNUSED = "held out of train", "unused"
@@ -73,23 +74,22 @@ def scan_folder(folder: Path, root: Path) -> FolderScan:
     return scan
 
 
-def assign_splits(
-    scans: dict[str, FolderScan], train_list: Path | None = None, val_list: Path | None = None
-) -> dict[str, str]:
+def assign_splits(scans: dict[str, FolderScan], options: SplitOptions) -> dict[str, str]:
     """Name the split of every pair, as training divides the data set.
 
     Raises:
-        DataError: a list does not fit the pairs.
+        DataError: the split does not fit the pairs.
+        OptionError: labels in ROOT/val are asked for and missing.
     """
     split_of = {pair.id: name for name, scan in scans.items() for pair in scan.pairs}
     train, val = scans.get("train", FolderScan()), scans.get("val", FolderScan())
     ids = [pair.id for pair in train.pairs]
-    if val_list is not None:
-        split = splits.from_lists(ids, train_list, val_list)
-    elif len(ids) > 1 and train.labelled and not val.labelled:
-        split = splits.every_10th(ids)
-    else:
+    protocol = options.choose(val.labelled)
+    # Without lists or a protocol asked for, what cannot be trained on is looked at all the same.
+    asked = options.protocol or options.val_list
+    if protocol == "folders" or not (asked or (len(ids) > 1 and train.labelled)):
         return split_of
+    split = splits.divide(ids, options, protocol)
     split_of |= dict.fromkeys(ids, UNUSED)
     return split_of | dict.fromkeys(split.train, "train") | dict.fromkeys(split.val, HELD_OUT)
 

@@ -1,10 +1,12 @@
 """Which pairs are trained on and which are validated on: protocols by name."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from utils.errors import DataError
+from utils.split_options import FOLDS, SEED, VAL_FRACTION, SplitOptions, k_fold_name
 
 PUBLISHED_STEP = 10
 
@@ -14,7 +16,8 @@ class Split:
     """A division of a data set, recorded in every checkpoint.
 
     Attributes:
-        protocol: ``every-10th``, ``folders`` or ``lists``.
+        protocol: ``every-10th``, ``folders``, ``lists``, or with what tells their scores apart
+            ``random(fraction=0.1, seed=0)`` or ``k-fold(k=5, fold=0, seed=0)``.
         train: ids ``train/<stem>`` of the training pairs, sorted.
         val: ids ``train/<stem>`` or ``val/<stem>`` of the validation pairs, sorted.
     """
@@ -26,6 +29,28 @@ class Split:
     def to_dict(self) -> dict:
         """Return plain values, as checkpoints store them."""
         return {"protocol": self.protocol, "train": list(self.train), "val": list(self.val)}
+
+
+def divide(ids: Sequence[str], options: SplitOptions, protocol: str) -> Split:
+    """Divide the pairs of ROOT/train.
+
+    Args:
+        ids: all ids there are, ``train/<stem>``.
+        options: parameters of the protocol.
+        protocol: any but ``folders``, as `SplitOptions.choose` returned it.
+
+    Raises:
+        DataError: there are too few pairs, or lists do not fit them.
+    """
+    seed = SEED if options.split_seed is None else options.split_seed
+    if protocol == "lists":
+        return from_lists(ids, options.train_list, options.val_list)
+    if protocol == "random":
+        fraction = VAL_FRACTION if options.val_fraction is None else options.val_fraction
+        return random_fraction(ids, fraction, seed)
+    if protocol == "k-fold":
+        return k_fold(ids, FOLDS if options.folds is None else options.folds, options.fold, seed)
+    return every_10th(ids)
 
 
 def every_10th(ids: Sequence[str]) -> Split:
@@ -50,6 +75,50 @@ def every_10th(ids: Sequence[str]) -> Split:
 def folders(train_ids: Sequence[str], val_ids: Sequence[str]) -> Split:
     """Train on ROOT/train and validate on ROOT/val."""
     return Split("folders", tuple(sorted(train_ids)), tuple(sorted(val_ids)))
+
+
+def random_fraction(ids: Sequence[str], fraction: float, seed: int) -> Split:
+    """Validate on a fraction of the pairs, drawn at random; half a pair is rounded up.
+
+    Raises:
+        DataError: one side is left empty.
+    """
+    order = _shuffled(ids, seed)
+    number = int(fraction * len(order) + 0.5)
+    if not 0 < number < len(order):
+        side = "train" if number else "validate"
+        raise DataError(
+            f"--val-fraction {fraction:g} of {len(order)} labelled pairs leaves none to {side} on; "
+            "choose another fraction or add pairs"
+        )
+    name = f"random(fraction={fraction}, seed={seed})"
+    return Split(name, tuple(sorted(order[number:])), tuple(sorted(order[:number])))
+
+
+def k_fold(ids: Sequence[str], folds: int, fold: int, seed: int) -> Split:
+    """Validate on one of k random parts, whose sizes differ by one pair at most.
+
+    Raises:
+        DataError: fewer pairs than folds.
+    """
+    order = _shuffled(ids, seed)
+    if len(order) < folds:
+        raise DataError(
+            f"{len(order)} labelled pairs are too few for {folds} folds; choose fewer --folds or "
+            "add pairs"
+        )
+    val = order[fold::folds]
+    train = sorted(set(order) - set(val))
+    return Split(k_fold_name(folds, fold, seed), tuple(train), tuple(sorted(val)))
+
+
+def _shuffled(ids: Sequence[str], seed: int) -> list[str]:
+    # A hash of seed and name, as no generator promises the same draws in its next version. Pairs
+    # that are added later leave the order of the others as it is.
+    def key(name: str) -> bytes:
+        return hashlib.sha256(f"{seed} {name}".encode("utf-8", "surrogateescape")).digest()
+
+    return sorted(ids, key=key)
 
 
 def from_lists(ids: Sequence[str], train_list: Path | None, val_list: Path) -> Split:

@@ -108,4 +108,16 @@ def describe(checkpoint: Checkpoint) -> str:
     parts = [config.model, config.backbone] + (["lightweight"] if config.lightweight else [])
     score = checkpoint.info.get("metrics", {}).get("score")
     note = f"epoch {checkpoint.info['epoch']}, Score {100 * score:.2f}" if score is not None else ""
+    protocol = checkpoint.info.get("split", {}).get("protocol")
+    if note and protocol:
+        note += f" on split {protocol}"
     return f"{checkpoint.path}  ({' '.join(parts)}{', ' + note if note else ''})"
+
+
+def describe_all(checkpoints: Sequence[Checkpoint]) -> str:
+    """Return a line about each checkpoint, and one more where their scores do not compare."""
+    lines = [f"  {describe(checkpoint)}" for checkpoint in checkpoints]
+    splits = [c.info.get("split", {}) for c in checkpoints if "score" in c.info.get("metrics", {})]
+    if len({(split.get("protocol"), tuple(split.get("val", ()))) for split in splits}) > 1:
+        lines.append("  note: these Scores are on different validation pairs and do not compare")
+    return "\n".join(lines)

@@ -18,8 +18,10 @@ from datasets.duplicates import VIEWS, _count_bits, perceptual_hashes, see
 from datasets.finding_kinds import KINDS
 from datasets.inspection import inspect_dataset, quick_check
 from datasets.label_formats import READABLE, inspect_label
+from datasets.splits import k_fold
 from tools import check_data
 from utils.errors import DataError, OptionError, UserError
+from utils.split_options import SplitOptions
 
 COLORS = np.asarray(SECOND_CLASSES.colors, dtype=np.uint8)
 
@@ -108,10 +110,20 @@ def test_lists_decide_what_leaks(broken_root, tmp_path):
     assert set(kinds(broken_root)) == {"duplicate-exact"}
     val_list, train_list = tmp_path / "val.txt", tmp_path / "train.txt"
     val_list.write_text("00004\n00005\n")
-    found = kinds(broken_root, val_list=val_list)
+    found = kinds(broken_root, split=SplitOptions(val_list=val_list))
     assert found == {"leak-exact": ["train/im1/00003.png", "train/im1/00004.png"]}
     train_list.write_text("".join(f"{i:05d}\n" for i in (0, 1, 2, 6, 7, 8, 9, 10, 11)))
-    assert kinds(broken_root, val_list=val_list, train_list=train_list) == {}
+    assert kinds(broken_root, split=SplitOptions("lists", val_list, train_list)) == {}
+
+
+def test_folds_decide_what_leaks(broken_root):
+    shutil.copy(broken_root / "train/im1/00003.png", broken_root / "train/im1/00004.png")
+    names = [f"train/{i:05d}" for i in range(12)]
+    for fold in range(3):
+        val = k_fold(names, 3, fold, 0).val
+        found = set(kinds(broken_root, split=SplitOptions("k-fold", folds=3, fold=fold)))
+        apart = ("train/00003" in val) != ("train/00004" in val)
+        assert ("leak-exact" in found, "duplicate-exact" in found) == (apart, not apart)
 
 
 # --- one damage, one finding -----------------------------------------------------------------

@@ -6,8 +6,14 @@ import pytest
 import safetensors.torch
 import torch
 
-from models import ModelConfig, build_model, load_model, open_checkpoint
-from models.ensemble import check_classes, describe, find_best_checkpoints, open_ensemble
+from models import Checkpoint, ModelConfig, build_model, load_model, open_checkpoint
+from models.ensemble import (
+    check_classes,
+    describe,
+    describe_all,
+    find_best_checkpoints,
+    open_ensemble,
+)
 from models.transfer import transfer_weights
 from utils.checkpoint import read_checkpoint, read_state_dict, save_checkpoint
 from utils.errors import CheckpointError, UserError
@@ -321,6 +327,23 @@ def test_description_of_a_checkpoint(tmp_path):
     write_model(tmp_path / "a.pth", score=0.3874, lightweight=True)
     text = describe(open_checkpoint(tmp_path / "a.pth"))
     assert text.endswith("a.pth  (fcn test_convnext lightweight, epoch 7, Score 38.74)")
+
+
+def test_scores_on_other_pairs_are_not_listed_without_saying_so(tmp_path):
+    write_model(tmp_path / "a.pth", score=0.3874)
+    opened = open_checkpoint(tmp_path / "a.pth")
+
+    def validated_on(protocol: str, name: str) -> Checkpoint:
+        split = {"protocol": protocol, "train": [], "val": [name]}
+        return opened._replace(info={**opened.info, "split": split})
+
+    same, foreign = validated_on("folders", "val/1"), opened._replace(info={})
+    other = validated_on("k-fold(k=5, fold=0, seed=0)", "train/1")
+    lines = describe_all([same, foreign, same]).splitlines()
+    assert len(lines) == 3 and "Score 38.74 on split folders)" in lines[0]
+    lines = describe_all([same, other]).splitlines()
+    assert lines[1].endswith("Score 38.74 on split k-fold(k=5, fold=0, seed=0))")
+    assert "different validation pairs" in lines[2]
 
 
 def test_transfer_copies_all_but_a_classifier_of_other_classes(tmp_path):

@@ -3,11 +3,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torch.nn.functional import one_hot
 
-from datasets.classes import SECOND_CLASSES, ClassList, load_classes, read_label
+from datasets.classes import (
+    SECOND_CLASSES,
+    ClassList,
+    classes_file,
+    load_classes,
+    read_classes,
+    read_label,
+)
 from utils.errors import DataError
+from utils.inference import Probabilities, decode
 from utils.masks import save_mask
+from utils.metrics import ConfusionMatrix, compute_metrics
+from utils.pseudo_label import count_votes, hard_votes
+from utils.scoring import count_pair
 
 
 def make_classes(entries: int) -> ClassList:
@@ -81,9 +94,11 @@ def test_a_colour_one_step_off_is_no_class():
                 SECOND_CLASSES.to_index(np.array([[color, near, near]], np.uint8))
 
 
-def test_dict_round_trip_is_plain_json():
-    state = json.loads(json.dumps(SECOND_CLASSES.to_dict()))
-    assert ClassList.from_dict(state) == SECOND_CLASSES
+def test_dict_is_plain_json():
+    state = SECOND_CLASSES.to_dict()
+    assert json.loads(json.dumps(state)) == state
+    assert tuple(state["names"]) == SECOND_CLASSES.names
+    assert state["colors"][5] == [128, 0, 0]
 
 
 @pytest.mark.parametrize(
@@ -159,6 +174,36 @@ def test_broken_class_file_is_named(tmp_path, text):
     assert message.startswith(f"{path}: ")
     assert "expected a list like" in message and '"color"' in message
     assert len(message.splitlines()) == 1
+
+
+def test_the_longest_list_works_from_prediction_to_score(tmp_path):
+    classes = make_classes(255)
+    assert classes.num_classes == 254
+    mask = every_index(classes)
+    path = tmp_path / "label.png"
+    save_mask(path, mask, classes.colors)  # a palette of 255 colours
+    assert np.array_equal(read_label(path, classes), mask)
+    semantic = one_hot(torch.arange(254), 254).float().T[None, :, :, None]  # (1, 254, 254, 1)
+    pred1, pred2 = decode(Probabilities(semantic, semantic, torch.ones(1, 254, 1)))
+    assert pred1.ravel().tolist() == list(range(1, 255))
+    confusion = ConfusionMatrix(255)
+    confusion.update(pred1, pred2)
+    confusion.update(torch.zeros(2, 2, dtype=torch.uint8), torch.zeros(2, 2, dtype=torch.uint8))
+    assert confusion.counts.diagonal().tolist() == [4, *[1] * 254]
+    assert compute_metrics(confusion.counts).class_iou == (1.0,) * 255
+    votes = torch.stack([pred1, pred2])
+    assert torch.equal(count_votes(hard_votes(votes, votes), 254), pred1)
+    counts = count_pair(mask, mask, mask, np.where(mask == 254, 253, mask), 254)
+    assert counts.confusion.diagonal().sum() == 2 * mask.size - 3
+    assert counts.confusion[253, 254] == 3 and counts.transitions[0, 254, 253] == 3
+
+
+def test_class_file_of_any_name(tmp_path):
+    path = write_classes(tmp_path, make_classes(9)).rename(tmp_path / "land cover.txt")
+    assert read_classes(path) == read_classes(classes_file(path)) == make_classes(9)
+    assert classes_file(tmp_path) == tmp_path / "classes.json"
+    with pytest.raises(DataError, match=r"classes\.json: no such file; name a JSON file"):
+        read_classes(classes_file(tmp_path))
 
 
 def test_class_file_that_is_no_text_is_named(tmp_path):

@@ -85,12 +85,6 @@ def test_a_colour_of_no_class_is_refused(classes, color, seed):
             classes.to_index(rgb)
 
 
-@few
-@given(class_lists())
-def test_class_lists_survive_a_checkpoint(classes):
-    assert ClassList.from_dict(classes.to_dict()) == classes
-
-
 # --- views ----------------------------------------------------------------------------------
 
 

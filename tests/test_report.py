@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 
 from datasets.classes import SECOND_CLASSES, read_label
-from tools import report, score
+from datasets.splits import Split, folders, k_fold
+from tools import demo, report, score
 from utils.checkpoint import save_checkpoint
 from utils.errors import UserError
 from utils.report_gallery import mask_step
@@ -141,6 +142,56 @@ def test_checkpoint_tells_the_split_where_the_data_is_gone(tmp_path):
     page = report.main([str(tmp_path)]).read_text(encoding="utf-8")
     assert page.count("known from the checkpoint") == 2
     assert [run["group"] for run in data_of(page)["runs"]] == ["A", "A", "B"]
+
+
+def write_fold(outdir: Path, name: str, split: Split, **options) -> Path:
+    write_split(outdir, name, split)
+    return write_run(outdir, name, outdir / "gone", seed=len(name), **options)
+
+
+def write_split(outdir: Path, name: str, split: Split) -> None:
+    state = {"run": name, "split": split.to_dict(), "model": {"weight": torch.zeros(1)}}
+    save_checkpoint(outdir / "models" / f"{name}_30.00.pth", state)
+
+
+def test_folds_of_one_k_fold_share_a_table_with_their_mean(tmp_path):
+    ids = [f"train/{i}" for i in range(10)]
+    runs = [read_run(write_fold(tmp_path, "a" * (n + 1), k_fold(ids, 5, n, 0))) for n in range(3)]
+    write_fold(tmp_path, "b", k_fold(ids, 5, 0, 0), lr=1.0)
+    write_fold(tmp_path, "other seed", k_fold(ids, 5, 0, 1))
+    write_fold(tmp_path, "other pairs", k_fold(ids[1:], 5, 0, 0))
+    page = report.main([str(tmp_path)]).read_text(encoding="utf-8")
+    assert page.count('<table class="stages">') == 3
+    assert "Validation split k-fold(k=5, seed=0) (each run on another of k parts" in page
+    assert "10 pairs of" in page and "9 pairs of" in page
+    assert "validated on fold 2<" in rows_of(page)["aaa"]
+    (mean,) = re.findall(r'<tr class="folds">(.*?)</tr>', page, re.S)
+    assert "Mean of 3 of 5 folds" in mean
+    for column in COLUMNS:
+        values = 100 * np.array([run.best[column] for run in runs])
+        assert f'"{column}">{values.mean():.2f} ± {values.std(ddof=1):.2f}<' in mean
+    groups = {run["name"]: run["group"] for run in data_of(page)["runs"]}
+    assert (groups["aa"][1:], groups["b"][1:]) == (" fold 1", " fold 0")
+    assert "class=top" not in page  # a fold is no better than another
+
+
+def test_a_fold_that_is_there_twice_is_not_averaged(tmp_path):
+    ids = [f"train/{i}" for i in range(10)]
+    for name, fold in (("a", 0), ("b", 1), ("c", 1)):
+        write_fold(tmp_path, name, k_fold(ids, 2, fold, 0))
+    page = report.main([str(tmp_path)]).read_text(encoding="utf-8")
+    (mean,) = re.findall(r'<tr class="folds">(.*?)</tr>', page, re.S)
+    assert "No mean: several runs of fold 1" in mean and "±" not in mean
+
+
+def test_table_of_the_demo_says_which_pairs_its_scores_are_of(tmp_path):
+    (tmp_path / "data" / "val" / "im1").mkdir(parents=True)
+    for name in "12":
+        (tmp_path / "data" / "val" / "im1" / f"{name}.png").touch()
+    write_split(tmp_path, "a", folders(["train/1"], ["val/1", "val/2"]))
+    assert demo.describe_pairs(tmp_path) == "all scores: the 2 pairs of data/val (split folders)"
+    write_split(tmp_path, "b", k_fold(["train/1", "train/2"], 2, 0, 0))
+    assert "which do not compare" in demo.describe_pairs(tmp_path)
 
 
 def test_unknown_split_is_said(tmp_path):

@@ -1,6 +1,7 @@
 import csv
 import json
 import math
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -388,7 +389,8 @@ def test_classes_are_found(folders, tmp_path):
     other = tmp_path / "other"
     other.mkdir()
     (other / "classes.json").write_text(json.dumps(entries[:8]), encoding="utf-8")
-    for path in (other, other / "classes.json"):
+    shutil.copy(other / "classes.json", other / "eight.json")
+    for path in (other, other / "classes.json", other / "eight.json"):
         result = run(prediction, label, "--bootstrap", 0, "--classes", path)
         assert len(result["classes"]) == 8
     assert value(result, "class_iou")[7] == 0
@@ -515,7 +517,7 @@ def test_bad_lists_of_names(folders, tmp_path, text, message):
     [
         (("--names", "no/such/file"), "cannot be read"),
         (("--classes", "no/such/classes.json"), "no such file"),
-        (("--classes", "other.json"), "must be called classes.json"),
+        (("--classes", "other.json"), "other.json: no such file; name a JSON file of classes"),
         (("--versus", ".", "--bootstrap", "0"), "--bootstrap"),
         (("--versus", "no/such/folder"), "no/such/folder"),
     ],

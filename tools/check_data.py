@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from utils import options
 from utils.cli import run
 from utils.errors import OptionError, UserError
+from utils.split_options import SplitOptions
 
 if TYPE_CHECKING:
     from datasets.classes import ClassList
@@ -22,6 +23,7 @@ PICTURES = ("transitions.png", "classes.png", "suspicious.png")
 EPILOG = """examples:
   python tools/check_data.py data/dataset
   python tools/check_data.py data/dataset --val-list val.txt --strict
+  python tools/check_data.py data/dataset --split k-fold --folds 5 --fold 0
   python tools/check_data.py data/jpeg_labels --convert data/dataset
   python tools/check_data.py data/other --convert data/dataset --class-map map.json
 
@@ -47,10 +49,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
         help="folder with train/{im1,im2,label1,label2}, val/… (default: data/dataset)",
     )
     group = parser.add_argument_group("check")
-    for name in ("val", "train"):
-        group.add_argument(
-            f"--{name}-list", type=Path, metavar="FILE", help=f"as train.py's --{name}-list"
-        )
+    options.add_split_args(group)
     group.add_argument(
         "--hash-distance",
         type=options.natural,
@@ -80,8 +79,8 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     group.add_argument(
         "--classes",
         metavar="NAME",
-        help="class list of the copy: second, or a folder with a classes.json (default: ROOT's "
-        "classes.json, else second)",
+        help="class list of the copy: second, a JSON list of classes, or a folder with a "
+        "classes.json (default: ROOT's classes.json, else second)",
     )
     group.add_argument(
         "--unchanged-where-equal",
@@ -110,8 +109,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     )
     group.add_argument("--debug", action="store_true", help="show the traceback of an error")
     args = parser.parse_args(argv)
-    if args.train_list and not args.val_list:
-        raise OptionError("--train-list needs --val-list beside it")
+    SplitOptions.from_options(vars(args))  # refuses what cannot be before a file is read
     only_for_convert = ("class_map", "classes", "unchanged_where_equal", "resolve_disagreement")
     for name in only_for_convert:
         if getattr(args, name) and args.convert is None:
@@ -136,8 +134,7 @@ def check(args: Namespace) -> int:
     report = inspect_dataset(
         args.root,
         load_classes(args.root),
-        args.train_list,
-        args.val_list,
+        SplitOptions.from_options(vars(args)),
         args.color_distance,
         args.hash_distance,
         args.workers,
@@ -196,14 +193,17 @@ def convert(args: Namespace) -> int:
 
 
 def target_classes(name: str) -> "ClassList":
-    """Return SECOND's class list, or the one of a folder."""
-    from datasets.classes import CLASSES_FILE, SECOND_CLASSES, load_classes
+    """Return SECOND's class list, or the one of a file or folder."""
+    from datasets.classes import CLASSES_FILE, SECOND_CLASSES, classes_file, read_classes
 
     if name == "second":
         return SECOND_CLASSES
-    if not (Path(name) / CLASSES_FILE).is_file():
-        raise OptionError(f"--classes {name}: neither second nor a folder with a {CLASSES_FILE}")
-    return load_classes(Path(name))
+    path = classes_file(Path(name))
+    if not path.is_file():
+        raise OptionError(
+            f"--classes {name}: neither second nor a JSON file nor a folder with a {CLASSES_FILE}"
+        )
+    return read_classes(path)
 
 
 def draw_pictures(report: "Report", outdir: Path) -> list[str]:

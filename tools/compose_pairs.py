@@ -41,7 +41,8 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
         "--classes",
         type=Path,
         metavar="FILE",
-        help="classes.json, or the folder it is in (default: in or above --images)",
+        help="JSON list of classes, or a folder with a classes.json (default: classes.json in or "
+        "above --images)",
     )
     group.add_argument(
         "--ignore",
@@ -210,11 +211,11 @@ def main(argv: list[str] | None = None) -> None:
 def mask_reader(args: Namespace) -> "MaskReader":
     """Return what reads the masks as the options say."""
     from datasets.class_map import load_class_map
-    from datasets.classes import load_classes
+    from datasets.classes import read_classes
     from datasets.compose_folders import class_source, usable
     from datasets.compose_source import MaskReader
 
-    classes = usable(load_classes(class_source(args.classes, args.images)))
+    classes = usable(read_classes(class_source(args.classes, args.images)))
     class_map = load_class_map(args.class_map, classes, classes) if args.class_map else None
     return MaskReader(classes, tuple(args.ignore), class_map)
 

@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     rows.append(testing_row("test.py, 3 models, TTA", args.outdir, seconds))
 
     draw_overview(data, args.outdir)
-    print(f"\n{format_table(rows)}\n")
+    print(f"\n{format_table(rows)}\n{describe_pairs(args.outdir)}\n")
     print(
         f"pseudo labels: {100 * accuracy['coverage']:.1f} % of the unlabelled pixels got a class, "
         f"{100 * accuracy['accuracy']:.1f} % of these the right one"
@@ -156,6 +156,24 @@ def format_table(rows: list[dict[str, Any]]) -> str:
         for row in rows
     ]
     return table(("stage", "Score", "mIoU", "SeK", "F_scd", "OA", "seconds"), cells)
+
+
+def describe_pairs(outdir: Path) -> str:
+    """Say which pairs the scores of the table are of, and whether they are the same in each row.
+
+    Training validates on the pairs that test.py predicts; a split of its own would not compare.
+    """
+    from utils.checkpoint import read_checkpoint
+
+    tested = {f"val/{path.stem}" for path in (outdir / "data" / "val" / "im1").iterdir()}
+    splits = [read_checkpoint(path)["split"] for path in (outdir / "models").glob("*.pth")]
+    protocols = ", ".join(sorted({split["protocol"] for split in splits}))
+    if all(set(split["val"]) == tested for split in splits):
+        return f"all scores: the {len(tested)} pairs of data/val (split {protocols})"
+    return (
+        f"scores of test.py: the {len(tested)} pairs of data/val; of training: its own validation "
+        f"pairs (split {protocols}), which do not compare"
+    )
 
 
 def draw_overview(data: Path, outdir: Path) -> None:

@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from utils import options
 from utils.cli import run
 from utils.errors import DataError, OptionError, UserError
+from utils.split_options import SplitOptions
 
 if TYPE_CHECKING:  # functions import torch themselves, so that --help starts at once
     from datasets import ClassList, Pair
@@ -124,15 +125,14 @@ def split_of_options(chosen: dict) -> "RunSplit":
     from datasets import split_pairs
     from utils.report_runs import UNKNOWN, RunSplit
 
-    root, train_list, val_list = (
-        chosen[name] and Path(chosen[name]) if chosen.get(name) else None
-        for name in ("data_root", "train_list", "val_list")
-    )
     with contextlib.suppress(UserError):
-        if root:
-            split = split_pairs(root, train_list, val_list)[0]
-            return RunSplit(split.protocol, split.val, "options and the data as they are now")
-    return RunSplit("lists" if val_list else UNKNOWN, None, "options alone")
+        if chosen.get("data_root"):
+            options_of_split = SplitOptions.from_options(chosen)
+            split = split_pairs(Path(chosen["data_root"]), options_of_split)[0]
+            known_from = "options and the data as they are now"
+            return RunSplit(split.protocol, split.val, known_from, split.train)
+    protocol = chosen.get("split") or ("lists" if chosen.get("val_list") else UNKNOWN)
+    return RunSplit(protocol, None, "options alone")
 
 
 def read_masks(args: Namespace, first: "Run") -> "Masks | None":
@@ -179,8 +179,7 @@ def find_pairs(args: Namespace, root: Path, first: "Run") -> "list[Pair]":
     from datasets.mask_folders import read_names
 
     if args.split == "val":
-        lists = [first.options.get(name) for name in ("train_list", "val_list")]
-        pairs = split_pairs(root, *(Path(path) if path else None for path in lists))[2]
+        pairs = split_pairs(root, SplitOptions.from_options(first.options))[2]
     else:
         pairs = index_pairs(root / ("val" if args.split == "test" else "train"))
     if not args.names:

@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from utils import options
 from utils.cli import run
-from utils.errors import DataError, OptionError
+from utils.errors import OptionError
 
 if TYPE_CHECKING:  # functions import torch themselves, so that --help starts at once
     from datasets import ClassList
@@ -98,8 +98,8 @@ def _add_input_args(parser: options.argparse.ArgumentParser) -> None:
         "--classes",
         type=Path,
         metavar="FILE",
-        help="classes.json, or the folder it is in (default: beside the labels or one folder up, "
-        "else SECOND's classes)",
+        help="JSON list of classes, or a folder with a classes.json (default: classes.json beside "
+        "the labels or one folder up, else SECOND's classes)",
     )
 
 
@@ -127,20 +127,15 @@ def find_classes(path: Path | None, label: Path) -> tuple["ClassList", str]:
 
     Raises:
         DataError: the file is missing or malformed.
-        OptionError: the file has another name.
     """
-    from datasets.classes import CLASSES_FILE, SECOND_CLASSES, load_classes
+    from datasets.classes import CLASSES_FILE, SECOND_CLASSES, classes_file, read_classes
 
     if path is not None:
-        root = path if path.is_dir() else path.parent
-        if path != root and path.name != CLASSES_FILE:
-            raise OptionError(f"--classes {path}: must be called {CLASSES_FILE}; rename the file")
-        if not (root / CLASSES_FILE).exists():
-            raise DataError(f"{root / CLASSES_FILE}: no such file; correct --classes")
-        return load_classes(root), str(root / CLASSES_FILE)
-    for root in (label, label.absolute().parent):
-        if (root / CLASSES_FILE).exists():
-            return load_classes(root), str(root / CLASSES_FILE)
+        file = classes_file(path)
+        return read_classes(file), str(file)
+    for file in (label / CLASSES_FILE, label.absolute().parent / CLASSES_FILE):
+        if file.exists():
+            return read_classes(file), str(file)
     return SECOND_CLASSES, "SECOND's"
 
 

@@ -2,7 +2,10 @@
 
 import argparse
 import os
+from collections.abc import Sequence
 from pathlib import Path
+
+from utils.split_options import FOLDS, PROTOCOLS, SEED, VAL_FRACTION
 
 REPO = Path(__file__).resolve().parents[1]
 DATA_ROOT = REPO / "data" / "dataset"
@@ -72,7 +75,8 @@ def _number(text: str, kind: type, valid: object, expected: str) -> float | int:
 
 def add_data_args(parser: argparse.ArgumentParser, split: bool = True) -> None:
     """Add where the data is and how it is split."""
-    group = parser.add_argument_group("data")
+    note = "Scores compare only between runs of the same data and split." if split else None
+    group = parser.add_argument_group("data", note)
     group.add_argument(
         "--data-root",
         type=Path,
@@ -81,19 +85,56 @@ def add_data_args(parser: argparse.ArgumentParser, split: bool = True) -> None:
         help="folder with train/{im1,im2,label1,label2}, val/… (default: data/dataset)",
     )
     if split:
-        group.add_argument(
-            "--val-list",
-            type=Path,
-            metavar="FILE",
-            help="names of the validation pairs, one a line (default: ROOT/val if it has labels, "
-            "else every 10th training name)",
-        )
-        group.add_argument(
-            "--train-list",
-            type=Path,
-            metavar="FILE",
-            help="names of the training pairs (default: all that --val-list does not name)",
-        )
+        add_split_args(group)
+
+
+def add_split_args(
+    group: argparse._ArgumentGroup, sets: Sequence[str] = (), about_sets: str = ""
+) -> None:
+    """Add how training and validation pairs are divided.
+
+    Args:
+        group: takes the options.
+        sets: what ``--split`` names besides protocols; the first is the default.
+        about_sets: what they are, for the help text; it ends with the default.
+    """
+    usual = "--val-list if given, ROOT/val if it has labels, else every 10th training name"
+    about = about_sets or f"the protocol that divides the pairs (default: {usual})"
+    group.add_argument(
+        "--split",
+        choices=(*sets, *PROTOCOLS),
+        default=sets[0] if sets else None,
+        help=about,
+    )
+    for name, text in (
+        ("val", "lists: names of the validation pairs, one a line"),
+        ("train", "lists: names of the training pairs (default: all that --val-list leaves)"),
+    ):
+        group.add_argument(f"--{name}-list", type=Path, metavar="FILE", help=text)
+    group.add_argument(
+        "--val-fraction",
+        type=fraction,
+        metavar="P",
+        help=f"random: fraction to validate on, 0 to 1 (default: {VAL_FRACTION})",
+    )
+    group.add_argument(
+        "--folds",
+        type=positive_int,
+        metavar="K",
+        help=f"k-fold: parts to make (default: {FOLDS})",
+    )
+    group.add_argument(
+        "--fold",
+        type=natural,
+        metavar="N",
+        help="k-fold: part to validate on, 0 to K - 1; the others are trained on",
+    )
+    group.add_argument(
+        "--split-seed",
+        type=seed,
+        metavar="N",
+        help=f"random and k-fold: decides who goes where (default: {SEED})",
+    )
 
 
 def add_model_args(parser: argparse.ArgumentParser) -> None:
@@ -364,13 +405,11 @@ def add_labelling_args(parser: argparse.ArgumentParser) -> None:
 def add_testing_args(parser: argparse.ArgumentParser) -> None:
     """Add how test.py predicts."""
     group = parser.add_argument_group("prediction")
-    group.add_argument(
-        "--split",
-        choices=("test", "val"),
-        default="test",
-        help="test: ROOT/val, the challenge's test set; val: the validation pairs of training "
-        "(default: test)",
+    about = (
+        "test: ROOT/val, the challenge's test set; val: the validation pairs of a training without "
+        "--split; a protocol: its validation pairs (default: test)"
     )
+    add_split_args(group, ("test", "val"), about)
     group.add_argument("--tta", action="store_true", help="average six flipped and turned views")
     group.add_argument(
         "--time-limit",

@@ -88,7 +88,7 @@ def _run_data(groups: Sequence[Sequence[Run]]) -> list[dict[str, Any]]:
     return [
         {
             "name": run.name,
-            "group": letter(i) if len(groups) > 1 else "",
+            "group": _split_of_curve(run, letter(i) if len(groups) > 1 else ""),
             "epochs": [row["epoch"] for row in run.rows],
             "best": run.best["epoch"],
             "values": {name: [row.get(name) for row in run.rows] for name in run.columns},
@@ -96,6 +96,12 @@ def _run_data(groups: Sequence[Sequence[Run]]) -> list[dict[str, Any]]:
         for i, group in enumerate(groups)
         for run in group
     ]
+
+
+def _split_of_curve(run: Run, group: str) -> str:
+    """Return what stands before a run's name in the curves, where splits differ."""
+    fold = f"fold {run.split.k_fold[2]}" if run.split.k_fold else ""
+    return " ".join(part for part in (group, fold) if part)
 
 
 def _charts(runs: Sequence[Run]) -> list[dict[str, Any]]:

@@ -10,9 +10,12 @@ from typing import Any
 
 from utils.checkpoint import read_checkpoint
 from utils.errors import CheckpointError, DataError, OptionError
+from utils.split_options import parse_k_fold
 
 METRICS_FILE, OPTIONS_FILE = "metrics.csv", "options.json"
 UNKNOWN = "unknown"
+# What decides on which pairs a run is validated.
+DATA_OPTIONS = ("data_root", "val_list", "val_fraction", "folds", "fold", "split_seed")
 # By which score the best epoch is chosen: the first of these that the run has.
 RANKING = ("score", "miou", "f_scd", "iou_changed", "oa")
 
@@ -27,11 +30,23 @@ class RunSplit:
         protocol: its name, or `UNKNOWN`.
         val: ids of the validation pairs; None where nothing tells them.
         source: where this is known from.
+        train: ids of the training pairs.
     """
 
     protocol: str
     val: tuple[str, ...] | None
     source: str
+    train: tuple[str, ...] = ()
+
+    @property
+    def k_fold(self) -> tuple[str, int, int] | None:
+        """Name of the k-fold that this is a fold of, the number of its folds, and which it is."""
+        return None if self.val is None else parse_k_fold(self.protocol)
+
+    @property
+    def pairs(self) -> tuple[str, ...]:
+        """Ids of all pairs that a score of this split is taken on, those of other folds as well."""
+        return (*self.train, *self.val) if self.k_fold else self.val or ()
 
 
 @dataclass
@@ -180,20 +195,24 @@ def add_splits_of_checkpoints(runs: Iterable[Run]) -> None:
             run = waiting.get((outdir, saved.get("run")))
             split = saved.get("split")
             if run is not None and isinstance(split, dict):
-                val = tuple(split.get("val", ()))
-                run.split = RunSplit(split.get("protocol", UNKNOWN), val, "checkpoint")
+                val, train = (tuple(split.get(side, ())) for side in ("val", "train"))
+                run.split = RunSplit(split.get("protocol", UNKNOWN), val, "checkpoint", train)
                 del waiting[outdir, run.name]
 
 
 def group_by_split(runs: Sequence[Run]) -> list[list[Run]]:
     """Put runs together that were validated on the same pairs of the same data.
 
+    The folds of one k-fold are together, too: all of them as a whole are validated on all pairs.
     A run whose pairs nothing tells shares a group only with runs of the same protocol, data set and
     list of which nothing is known either.
     """
     groups: dict[tuple, list[Run]] = {}
     for run in runs:
-        data = tuple(str(run.options.get(name)) for name in ("data_root", "val_list"))
-        key = (run.split.protocol, run.split.val, data if run.split.val is None else data[:1])
+        data = tuple(str(run.options.get(name)) for name in DATA_OPTIONS)
+        if run.split.k_fold:
+            key = (run.split.k_fold[0], frozenset(run.split.pairs), data[:1])
+        else:
+            key = (run.split.protocol, run.split.val, data if run.split.val is None else data[:1])
         groups.setdefault(key, []).append(run)
     return list(groups.values())

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from utils.report_folds import FoldSummary, summarise_folds
 from utils.report_runs import UNKNOWN, Run
 from utils.score_tables import SCORES
 
@@ -17,6 +18,9 @@ PROTOCOLS = {
     "every-10th": "every 10th training name",
     "folders": "the labelled val folder",
     "lists": "lists of names",
+    "random": "a random part of the training pairs",
+    "k-fold": "each run on another of k parts of the training pairs; compare means over the same "
+    "folds, ± is the standard deviation over folds (n − 1)",
 }
 
 
@@ -58,18 +62,22 @@ def describe_split(run: Run) -> str:
     data = f" of {'/'.join(part.strip('/') for part in parts)}" if parts else ""
     if split.protocol == UNKNOWN:
         return f"Validation split unknown{data} ({split.source})"
-    meaning = PROTOCOLS.get(split.protocol)
-    pairs = "" if split.val is None else f", {len(split.val):,} pairs"
+    meaning = PROTOCOLS.get(split.protocol.partition("(")[0])
+    pairs = "" if split.val is None else f", {len(split.pairs):,} pairs"
+    protocol = split.k_fold[0] if split.k_fold else split.protocol
     return (
-        f"Validation split {split.protocol}{f' ({meaning})' if meaning else ''}{pairs}{data}, "
+        f"Validation split {protocol}{f' ({meaning})' if meaning else ''}{pairs}{data}, "
         f"known from the {split.source}"
     )
 
 
 def _stage_table(runs: Sequence[Run], group: str) -> str:
     header = ("Run", "Best epoch", *STAGE_SCORES.values(), "Seconds")
+    comparable = [run for run in runs if not run.split.k_fold]  # single folds are not
     highest = {
-        name: max((run.best[name] for run in runs if run.best.get(name) is not None), default=None)
+        name: max(
+            (run.best[name] for run in comparable if run.best.get(name) is not None), default=None
+        )
         for name in STAGE_SCORES
     }
     rows = []
@@ -82,13 +90,14 @@ def _stage_table(runs: Sequence[Run], group: str) -> str:
         ]
         for name in STAGE_SCORES:
             value = best.get(name)
-            top = len(runs) > 1 and value is not None and value == highest[name]
+            top = len(comparable) > 1 and value is not None and value == highest[name]
             cells.append(
                 f'<td data-column="{name}"{" class=top" if top else ""}>{percent(value)}</td>'
             )
         seconds = "–" if run.seconds is None else f"{run.seconds:,.0f}"
         cells.append(f'<td data-column="seconds">{seconds}</td>')
         rows.append(f'<tr data-run="{escape(run.name)}">{"".join(cells)}</tr>')
+    rows += [_fold_row(summary) for summary in summarise_folds(runs)]
     title = f"<strong>{group}.</strong> " if group else ""
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in header)
     return (
@@ -98,8 +107,31 @@ def _stage_table(runs: Sequence[Run], group: str) -> str:
     )
 
 
+def _fold_row(summary: FoldSummary) -> str:
+    """Return the mean over the folds of one configuration, as a row below the runs."""
+    title = f"Mean of {len(summary.runs)} of {summary.folds} folds"
+    if summary.repeated:
+        numbers = ", ".join(map(str, summary.repeated))
+        title = f"No mean: several runs of fold {numbers}"
+    cells = []
+    for name in STAGE_SCORES:
+        spread = summary.spread(name)
+        text = "–" if spread is None else " ± ".join(map(percent, spread))
+        cells.append(f'<td data-column="{name}">{text}</td>')
+    training = escape(_describe_options(summary.runs[0]))
+    return (
+        f'<tr class="folds"><th scope="row">{title}<small>{training}</small></th><td>–</td>'
+        f'{"".join(cells)}<td data-column="seconds">–</td></tr>'
+    )
+
+
 def describe_training(run: Run) -> str:
-    """Say in a few words what was trained."""
+    """Say in a few words what was trained, and which fold it was validated on."""
+    fold = f", validated on fold {run.split.k_fold[2]}" if run.split.k_fold else ""
+    return _describe_options(run) + fold
+
+
+def _describe_options(run: Run) -> str:
     options = run.options
     words = [str(options[name]) for name in ("model", "backbone") if options.get(name)]
     if options.get("lightweight"):

@@ -143,7 +143,7 @@ def check_resumable(
     if saved["split"] != description["split"]:
         raise OptionError(
             f"{path}: was trained on another split ({saved['split']['protocol']}) or on other "
-            "files; check --data-root, --train-list and --val-list"
+            "files; check --data-root and the options of the split"
         )
     asked = fixed_options(options)
     differing = [name for name, value in saved["options"].items() if asked.get(name) != value]
