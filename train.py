@@ -193,7 +193,7 @@ def make_trainer(
         files.remove_leftovers()
     saved = find_resume(args.resume, files, vars(args), description, world.say)
     if saved and world.leads:
-        files.settle_interrupted_save(saved)
+        files.settle_interrupted_save(saved, args.resume)
     weights = args.class_weights or default_class_weights(
         description["classes"]["names"][1:], args.use_pseudo_label
     )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from utils.errors import DataError
-from utils.split_options import FOLDS, SEED, VAL_FRACTION, SplitOptions, k_fold_name
+from utils.split_options import VAL_FRACTION, SplitOptions, k_fold_name
 
 PUBLISHED_STEP = 10
 
@@ -42,14 +42,13 @@ def divide(ids: Sequence[str], options: SplitOptions, protocol: str) -> Split:
     Raises:
         DataError: there are too few pairs, or lists do not fit them.
     """
-    seed = SEED if options.split_seed is None else options.split_seed
     if protocol == "lists":
         return from_lists(ids, options.train_list, options.val_list)
     if protocol == "random":
         fraction = VAL_FRACTION if options.val_fraction is None else options.val_fraction
-        return random_fraction(ids, fraction, seed)
+        return random_fraction(ids, fraction, options.seed)
     if protocol == "k-fold":
-        return k_fold(ids, FOLDS if options.folds is None else options.folds, options.fold, seed)
+        return k_fold(ids, options.number_of_folds, options.fold, options.seed)
     return every_10th(ids)
 
 

@@ -117,7 +117,7 @@ def describe(checkpoint: Checkpoint) -> str:
 def describe_all(checkpoints: Sequence[Checkpoint]) -> str:
     """Return a line about each checkpoint, and one more where their scores do not compare."""
     lines = [f"  {describe(checkpoint)}" for checkpoint in checkpoints]
-    splits = [c.info.get("split", {}) for c in checkpoints if "score" in c.info.get("metrics", {})]
-    if len({(split.get("protocol"), tuple(split.get("val", ()))) for split in splits}) > 1:
+    scored = [c.info for c in checkpoints if "score" in c.info.get("metrics", {})]
+    if len({frozenset(info.get("split", {}).get("val", ())) for info in scored}) > 1:
         lines.append("  note: these Scores are on different validation pairs and do not compare")
     return "\n".join(lines)

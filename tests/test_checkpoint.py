@@ -277,7 +277,10 @@ def test_a_best_that_the_latest_does_not_know_does_not_stay(older, validated, tm
     saved = read_checkpoint(files.latest)
     resumed = RunFiles(tmp_path, "fcn_x")
     resumed.best = tmp_path / saved["best_file"] if saved["best_file"] else None
-    resumed.settle_interrupted_save(saved)
+    everything = names(tmp_path)
+    resumed.settle_interrupted_save(saved, resume=str(tmp_path / "an_older_copy.pth"))
+    assert names(tmp_path) == everything
+    resumed.settle_interrupted_save(saved, resume="auto")
     own = set(names(tmp_path)) - kept
     assert own == {"fcn_x_25.00.pth" if older == "there" else "fcn_x_50.00.pth"}
     assert resumed.best == tmp_path / own.pop()

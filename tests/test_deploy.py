@@ -191,12 +191,24 @@ class OneConvolution(torch.nn.Module):
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
-def test_compiled_models_have_constant_weights():
-    # Only constant weights are laid out and converted once; a change that goes unseen proves it.
-    model = OneConvolution().eval()
-    predictor = Predictor([model])
+def test_compiled_models_have_constant_weights_and_one_pass_size(monkeypatch):
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 2)
+    torch.manual_seed(0)
+    models = [OneConvolution().eval() for _ in range(3)]
+    predictor = Predictor(models, VIEWS)
+    plain = Predictor(copy.deepcopy(models), VIEWS)
     predictor.compile()
-    before = predictor(*images(1, 16, 16))
+    inputs = images(2, 16, 16)
+    expected = plain(*inputs)
+    predictor(*inputs)
     with torch.no_grad():
-        model.head.weight.mul_(-1)
-    torch.testing.assert_close(predictor(*images(1, 16, 16)), before, rtol=0, atol=0)
+        # Only constant weights are laid out and converted once; changes that go unseen prove it.
+        for model in models:
+            model.head.weight.mul_(-1)
+    torch.testing.assert_close(predictor(*inputs), expected)
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    one = [image[:1] for image in inputs]
+    torch.testing.assert_close(predictor(*one), plain(*one))
+    predictor.views = IDENTITY
+    predictor(*one)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs

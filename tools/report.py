@@ -144,6 +144,7 @@ def read_masks(args: Namespace, first: "Run") -> "Masks | None":
     """
     from datasets import load_classes
     from datasets.mask_folders import find_masks
+    from datasets.partners import and_more
     from utils.report_page import Masks
 
     folder = args.masks or first.outdir / "masks" / args.split
@@ -162,9 +163,8 @@ def read_masks(args: Namespace, first: "Run") -> "Masks | None":
     masks = find_masks(folder)
     missing = [pair.name for pair in pairs if pair.name not in masks]
     if missing:
-        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
         raise DataError(
-            f"{folder}: no masks for pair {missing[0]}{more}; predict all pairs, choose another "
+            f"{folder}: no masks for pair {missing[0]}{and_more(missing)}; predict all pairs, choose another "
             "--split, or list those to show with --names"
         )
     counts = count_pairs(pairs, masks, classes)

@@ -1,13 +1,9 @@
 """What every script does around its ``main``: one clear line instead of a traceback."""
 
-import getpass
 import multiprocessing
-import os
 import signal
 import sys
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 
 from utils.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError, one_line
 
@@ -42,17 +38,17 @@ def run(main: Callable[[], object]) -> None:
 
 
 def _is_of_compiler(error: Exception) -> bool:
-    # By name: importing torch's compiler takes a second.
-    return any(kind.__module__.startswith("torch._dynamo.") for kind in type(error).__mro__)
+    # By name: importing torch's compiler takes a second. Its other errors are faults of a model.
+    return any(kind.__name__ == "BackendCompilerFailed" for kind in type(error).__mro__)
 
 
 def _compiling_failed(error: Exception) -> str:
     lines = [line for line in str(error).splitlines() if not line.endswith("raised:")]
-    cache = os.environ.get("TORCHINDUCTOR_CACHE_DIR") or Path(
-        tempfile.gettempdir(), f"torchinductor_{getpass.getuser()}"
-    )
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
     return (
-        f"compiling failed ({next(filter(None, lines), type(error).__name__)}); remove {cache}, "
+        f"compiling failed ({next(filter(None, lines), type(error).__name__)}); remove "
+        f"{cache_dir()}, "
         "where a killed program may have left a broken file, or do without: no --compile in "
         "training, --compile off elsewhere"
     )

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -67,7 +67,6 @@ class Predictor:
         models: models in eval mode, on one device, of one class list.
         views: the views to average; `VIEWS` for TTA, `IDENTITY` for none.
         autocast: makes a context for the forward passes, such as ``torch.autocast``.
-        fixed_size: fill incomplete passes up, as compiled models need it.
     """
 
     def __init__(
@@ -75,23 +74,23 @@ class Predictor:
         models: Sequence[nn.Module],
         views: Sequence[View] = IDENTITY,
         autocast: Callable[[], object] = nullcontext,
-        fixed_size: bool = False,
     ) -> None:
         self.models = list(models)
         self.views = tuple(views)
         self.autocast = autocast
-        self.fixed_size = fixed_size
         self.device = next(self.models[0].parameters()).device
-        self._compiled = False
+        # Pairs per pass by height, width and turn, once compiled.
+        self._compiled_sizes: dict[tuple[int, int, int], int] | None = None
         on_cpu = self.device.type == "cpu"
         self.pixels_per_pass = CPU_PIXELS_PER_PASS if on_cpu else sys.maxsize
 
     def compile(self) -> None:
         """Compile the models with frozen weights; the next forward pass takes a minute per model.
 
-        Passes keep one size from then on, so that nothing is compiled twice.
+        Passes then keep the size of the first one, a batch under one view as far as memory allows,
+        and smaller ones are filled up, so that nothing is compiled twice.
         """
-        self.fixed_size = self._compiled = True
+        self._compiled_sizes = {}
         for model in self.models:
             model.compile(dynamic=False)
 
@@ -130,10 +129,10 @@ class Predictor:
         for views in _views_of_one_shape(self.views, square=height == width):
             waiting = [Segment(view, 0, len(image1)) for view in views]
             while waiting:
-                limit = max(1, self.pixels_per_pass // (height * width))
-                size = min(limit, len(image1) * len(views))
+                size = self._pass_size(image1, views)
                 segments, rest = _split(waiting, size)
-                filled = size if self.fixed_size else sum(s.stop - s.start for s in segments)
+                compiled = self._compiled_sizes is not None
+                filled = size if compiled else sum(s.stop - s.start for s in segments)
                 try:
                     probs = self._run(
                         model, _gather(image1, segments, filled), _gather(image2, segments, filled)
@@ -153,6 +152,16 @@ class Predictor:
             mean.div_(len(self.views))
         return total
 
+    def _pass_size(self, images: torch.Tensor, views: Sequence[View]) -> int:
+        """Return how many pairs, each under one view, go through a model at once."""
+        height, width = images.shape[-2:]
+        limit = max(1, self.pixels_per_pass // (height * width))
+        if self._compiled_sizes is None:
+            return min(limit, len(images) * len(views))
+        # Not the number of views, which a time limit may lower.
+        first = self._compiled_sizes.setdefault((height, width, views[0][1] % 2), len(images))
+        return min(limit, first)
+
     def _run(self, model: nn.Module, image1: torch.Tensor, image2: torch.Tensor) -> Probabilities:
         with self._frozen_weights(), self.autocast():
             semantic_logits1, semantic_logits2, change_logits = model(image1, image2)
@@ -162,14 +171,20 @@ class Predictor:
             change_logits.float().sigmoid(),
         )
 
-    def _frozen_weights(self) -> AbstractContextManager:
+    @contextmanager
+    def _frozen_weights(self) -> Iterator[None]:
         """Make weights constants of whatever the next forward pass compiles."""
-        if not self._compiled:
-            return nullcontext()
-        # As an option of `model.compile` it would come too late: tracing has to know it already.
-        from torch._inductor import config
+        if self._compiled_sizes is None:
+            yield
+            return
+        from torch._dynamo import config as tracing
+        from torch._inductor import config as compiling
 
-        return config.patch(freezing=True)
+        # As an option of `model.compile` it would come too late: tracing has to know it already.
+        # And with its own constants every model counts as a recompilation of the same code.
+        limit = max(tracing.recompile_limit, len(self.models) * len(self._compiled_sizes))
+        with compiling.patch(freezing=True), tracing.patch(recompile_limit=limit):
+            yield
 
 
 def _split(segments: list[Segment], size: int) -> tuple[list[Segment], list[Segment]]:

@@ -44,6 +44,7 @@ def summarise_folds(runs: Sequence[Run]) -> list[FoldSummary]:
     for run in runs:
         if run.split.k_fold:
             key = tuple(str(run.options.get(name)) for name in CONFIGURATION)
+            key += (bool(run.options.get("pretrain_from")),)  # each fold from a file of its own
             alike.setdefault(key, []).append(run)
     summaries = []
     for members in alike.values():

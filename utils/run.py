@@ -45,15 +45,19 @@ class RunFiles:
             for path in self.folder.glob(f".{self.prefix}_{name}.pth.*.tmp"):
                 path.unlink(missing_ok=True)
 
-    def settle_interrupted_save(self, saved: Mapping[str, Any]) -> None:
+    def settle_interrupted_save(self, saved: Mapping[str, Any], resume: str) -> None:
         """Leave one best file where a run ended between writing its best and its latest.
 
         The latest then knows nothing of the newer best, whose epoch the run is about to make again.
         That file is removed where the older best is still there; else the next best replaces it.
+        A run that goes on from an older copy is another story: what came after it stays.
 
         Args:
-            saved: the latest checkpoint, from which the run goes on.
+            saved: the checkpoint from which the run goes on.
+            resume: its path, or ``auto`` for the latest.
         """
+        if resume != "auto" and Path(resume).resolve() != self.latest.resolve():
+            return
         training = saved["training"]
         epoch = training["epoch"] + int(training["validated"])
         for path in sorted(self.folder.glob(f"{self.prefix}_[-0-9]*.pth")):

@@ -55,7 +55,7 @@ class SplitOptions:
             self._check_folds()
 
     def _check_folds(self) -> None:
-        folds = FOLDS if self.folds is None else self.folds
+        folds = self.number_of_folds
         if folds < 2:
             raise OptionError(f"--folds {folds}: a k-fold split has at least 2")
         if self.fold is None or not 0 <= self.fold < folds:
@@ -63,6 +63,16 @@ class SplitOptions:
             raise OptionError(
                 f"--fold{given}: name the fold to validate on, 0 to {folds - 1} of {folds}"
             )
+
+    @property
+    def seed(self) -> int:
+        """What decides the order from which pairs are drawn."""
+        return SEED if self.split_seed is None else self.split_seed
+
+    @property
+    def number_of_folds(self) -> int:
+        """Into how many parts ``k-fold`` divides the pairs."""
+        return FOLDS if self.folds is None else self.folds
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> "SplitOptions":
