@@ -12,13 +12,13 @@ from torch.utils.data import DataLoader, DistributedSampler
 from datasets import splits
 from datasets.cache import CachedReader, build_cache, cache_folder
 from datasets.change_detection import (
-    LABEL_FOLDERS,
     ChangeDetectionDataset,
     Pair,
     SameSizeBatches,
     collate,
     image_size,
     index_pairs,
+    label_folders,
 )
 from datasets.classes import ClassList, load_classes
 from datasets.splits import Split
@@ -58,13 +58,13 @@ def split_pairs(
     """
     root = Path(root)
     pairs = {pair.id: pair for pair in index_pairs(root / "train")}
-    if any(pair.label1 is None for pair in pairs.values()):
+    if not all(pair.labels for pair in pairs.values()):
         raise DataError(f"{root / 'train'}: no label1 and label2 folders; training needs labels")
     if train_list is not None and val_list is None:
         raise OptionError("--train-list needs --val-list beside it")
     if val_list is not None:
         split = splits.from_lists(list(pairs), train_list, val_list)
-    elif any((root / "val" / name).is_dir() for name in LABEL_FOLDERS):
+    elif label_folders(root / "val"):
         val_pairs = index_pairs(root / "val")
         split = splits.folders(list(pairs), [pair.id for pair in val_pairs])
         pairs |= {pair.id: pair for pair in val_pairs}

@@ -138,7 +138,7 @@ def _files(pairs: Sequence[Pair], pseudo_label_root: Path | None) -> list[tuple[
     files = []
     for pair in pairs:
         files += [(pair.image1, True), (pair.image2, True)]
-        files += [(label, False) for label in (pair.label1, pair.label2) if label]
+        files += [(label, False) for label in pair.labels.values()]
         if pseudo_label_root:
             files += [(pseudo_mask(pseudo_label_root, date, pair), False) for date in IMAGE_FOLDERS]
     return files

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from datasets.change_masks import find_change_masks, read_mask_values
 from utils.errors import DataError
-from utils.masks import open_image
+from utils.masks import Palette, open_image
 
 CLASSES_FILE = "classes.json"
 MAX_CLASSES = 255  # index 255 stays free, and a palette PNG holds 256 colours
@@ -18,6 +19,8 @@ MAX_CLASSES = 255  # index 255 stays free, and a palette PNG holds 256 colours
 @dataclass(frozen=True)
 class ClassList:
     """Names and colours by index; index 0 is *unchanged* (or unlabelled), 1.. are the classes.
+
+    A list of a single class is *binary*: all that a label can say is what changed.
 
     Raises:
         ValueError: fewer than two entries, more than 255, or names or colours that repeat.
@@ -40,8 +43,28 @@ class ClassList:
 
     @property
     def num_classes(self) -> int:
-        """Number of semantic classes, *unchanged* not counted."""
+        """Number of classes, *unchanged* not counted."""
         return len(self.names) - 1
+
+    @property
+    def is_binary(self) -> bool:
+        """Whether labels say what changed and nothing else."""
+        return self.num_classes == 1
+
+    @property
+    def semantic_classes(self) -> int:
+        """Number of classes that a model has to tell apart; 0 of a binary list."""
+        return 0 if self.is_binary else self.num_classes
+
+    @property
+    def mask_folders(self) -> tuple[str, ...]:
+        """Folders that predicted masks go to: one per date, or one of change masks."""
+        return ("change",) if self.is_binary else ("im1", "im2")
+
+    @property
+    def palette(self) -> Palette | None:
+        """Colours of written masks; None for change masks, which are grey, 0 and 255."""
+        return None if self.is_binary else self.colors
 
     def to_dict(self) -> dict:
         """Return plain lists, as checkpoints store them."""
@@ -93,9 +116,13 @@ SECOND_CLASSES = ClassList(
     ),
 )
 
+CHANGE_CLASSES = ClassList(("unchanged", "changed"), ((0, 0, 0), (255, 255, 255)))
+
 
 def load_classes(root: Path) -> ClassList:
-    """Return the class list of ``root/classes.json``, or SECOND's where there is no such file.
+    """Return the class list of ``root/classes.json``; without that file the data speaks.
+
+    Labels that are change masks (`find_change_masks`) have the binary list, all others SECOND's.
 
     The file is a JSON list ``[{"name": "unchanged", "color": [255, 255, 255]}, …]`` in index
     order.
@@ -105,7 +132,7 @@ def load_classes(root: Path) -> ClassList:
     """
     path = Path(root) / CLASSES_FILE
     if not path.exists():
-        return SECOND_CLASSES
+        return CHANGE_CLASSES if find_change_masks(Path(root)) else SECOND_CLASSES
     try:
         entries = json.loads(path.read_text(encoding="utf-8-sig"))
         return ClassList(
@@ -122,7 +149,8 @@ def load_classes(root: Path) -> ClassList:
 def read_label(path: Path, classes: ClassList) -> np.ndarray:
     """Read a label file as (H, W) uint8 class indices.
 
-    Grey and palette images hold indices; RGB (and RGBA) images hold class colours.
+    Grey and palette images hold indices; RGB (and RGBA) images hold class colours. Under a binary
+    list grey images may hold 0 and 255 as well.
 
     Raises:
         DataError: the file cannot be decoded, has another mode, holds a value or colour that is
@@ -136,6 +164,16 @@ def read_label(path: Path, classes: ClassList) -> np.ndarray:
             f"{path}: mode {image.mode} is no label format; save class indices as an 8-bit grey or "
             "palette PNG, or class colours as RGB"
         )
+    if classes.is_binary:
+        mask = read_mask_values(path, image)
+    else:
+        mask = _read_indices(path, image, classes)
+    if image.mode == "P":
+        _check_palette(path, image, np.array(image, dtype=np.uint8), classes)
+    return mask
+
+
+def _read_indices(path: Path, image: Image.Image, classes: ClassList) -> np.ndarray:
     mask = np.array(image, dtype=np.uint8)
     highest = int(mask.max(initial=0))
     if highest > classes.num_classes:
@@ -143,8 +181,6 @@ def read_label(path: Path, classes: ClassList) -> np.ndarray:
             f"{path}: label value {highest}, but the class list ends at {classes.num_classes} "
             f"({classes.names[-1]}); correct the file or list the classes in {CLASSES_FILE}"
         )
-    if image.mode == "P":
-        _check_palette(path, image, mask, classes)
     return mask
 
 
@@ -168,9 +204,10 @@ def _check_palette(path: Path, image: Image.Image, mask: np.ndarray, classes: Cl
     if not set(colors) <= set(classes.colors):
         return  # a palette of its own: only the indices speak
     for index, color in zip(used, colors, strict=True):
-        if color != classes.colors[index]:
+        meant = min(int(index), classes.num_classes)  # 255 of a change mask
+        if color != classes.colors[meant]:
             shown = classes.names[classes.colors.index(color)]
             raise DataError(
-                f"{path}: index {index} means {classes.names[index]!r}, but its palette colour "
+                f"{path}: index {index} means {classes.names[meant]!r}, but its palette colour "
                 f"{color} is that of {shown!r}; save the mask as RGB or with plain indices"
             )

@@ -7,13 +7,15 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image
 
+from datasets.change_masks import mask_values
 from datasets.classes import ClassList
 
 INDEX, PALETTE, RGB = "index", "palette", "RGB in class colours"
+CHANGE_MASK = "change mask"  # under a binary class list, 0 and 1 or 0 and 255
 NEAR_COLORS, BINARY = "near-colours", "binary 0/255"
 FOREIGN_VALUES, FOREIGN_COLORS = "foreign values", "foreign colours"
 CONTRADICTING_PALETTE, OTHER_MODE = "contradicting palette", "other mode"
-READABLE = frozenset({INDEX, PALETTE, RGB})  # what training reads as it is
+READABLE = frozenset({INDEX, PALETTE, RGB, CHANGE_MASK})  # what training reads as it is
 
 COLOR_DISTANCE = 30
 LISTED = 5  # foreign values or colours that are named
@@ -97,14 +99,26 @@ def inspect_label(
     if image.mode not in ("L", "P", "1"):
         return LabelReading(OTHER_MODE, None, f"mode {image.mode}")
     mask = np.array(image, dtype=np.uint8)
-    if int(mask.max(initial=0)) > classes.num_classes:
-        return _inspect_values(mask, classes)
-    if image.mode == "P":
+    if classes.is_binary:
+        reading = _inspect_mask_values(mask)
+    elif int(mask.max(initial=0)) > classes.num_classes:
+        reading = _inspect_values(mask, classes)
+    else:
+        reading = LabelReading(PALETTE if image.mode == "P" else INDEX, mask)
+    if image.mode == "P" and reading.mask is not None:
         contradiction = _palette_contradiction(image, mask, classes)
         if contradiction:
             return LabelReading(CONTRADICTING_PALETTE, None, contradiction)
-        return LabelReading(PALETTE, mask)
-    return LabelReading(INDEX, mask)
+    return reading
+
+
+def _inspect_mask_values(mask: np.ndarray) -> LabelReading:
+    changed = mask_values(mask)
+    if changed is None:
+        counts = np.bincount(mask.ravel(), minlength=256)
+        listed = ", ".join(f"{v}: {counts[v]} pixels" for v in np.flatnonzero(counts)[:LISTED])
+        return LabelReading(FOREIGN_VALUES, None, f"value {listed}")
+    return LabelReading(CHANGE_MASK, changed)
 
 
 def _inspect_values(mask: np.ndarray, classes: ClassList) -> LabelReading:
@@ -158,7 +172,8 @@ def _palette_contradiction(image: Image.Image, mask: np.ndarray, classes: ClassL
     if not set(colors) <= set(classes.colors):
         return ""  # a palette of its own: only the indices speak
     for index, color in zip(used, colors, strict=True):
-        if color != classes.colors[index]:
+        meant = min(int(index), classes.num_classes)  # 255 of a change mask
+        if color != classes.colors[meant]:
             shown = classes.names[classes.colors.index(color)]
-            return f"index {index} ({classes.names[index]}) has the colour of {shown}"
+            return f"index {index} ({classes.names[meant]}) has the colour of {shown}"
     return ""

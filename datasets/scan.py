@@ -4,7 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from datasets import splits
-from datasets.change_detection import IMAGE_FOLDERS, IMAGE_SUFFIXES, LABEL_FOLDERS, Pair
+from datasets.change_detection import IMAGE_FOLDERS, IMAGE_SUFFIXES, Pair, label_folders
+from datasets.change_masks import layout_hint
 from datasets.findings import Entry, relative
 from utils.errors import DataError
 
@@ -17,7 +18,7 @@ class FolderScan:
     """The names in one split's folders, before any file is opened.
 
     Attributes:
-        pairs: what is complete; labels are None where the folder has none or one is missing.
+        pairs: what is complete; they have no labels where the folder has none or one is missing.
         labelled: whether there are label folders.
         found: what is wrong with the names.
     """
@@ -41,14 +42,16 @@ def scan_dataset(root: Path) -> dict[str, FolderScan]:
     if not any(scan.pairs or scan.found for scan in scans.values()):
         raise DataError(
             f"{root}: no image pairs in it; expected train/im1 and train/im2, and val or test alike"
+            + next(filter(None, map(layout_hint, (root, *(root / name for name in names)))), "")
         )
     return scans
 
 
 def scan_folder(folder: Path, root: Path) -> FolderScan:
     """Index one split's folder; what `index_pairs` refuses becomes a finding."""
-    scan = FolderScan(labelled=any((folder / name).is_dir() for name in LABEL_FOLDERS))
-    names = IMAGE_FOLDERS + (LABEL_FOLDERS if scan.labelled else ())
+    labels = label_folders(folder)
+    scan = FolderScan(labelled=bool(labels))
+    names = (*IMAGE_FOLDERS, *labels.values())
     files = {name: _files_by_stem(folder / name, root, scan.found) for name in names}
     stems = sorted({stem for by_stem in files.values() for stem in by_stem})
     alike: dict[str, list[str]] = {}
@@ -64,10 +67,12 @@ def scan_folder(folder: Path, root: Path) -> FolderScan:
             said = f"none in {', '.join(missing)}"
             scan.found.append(("partner-case" if renamed else "no-partner", Entry(paths, said)))
         if all(name in there for name in IMAGE_FOLDERS):
-            labels = [there.get(name) for name in LABEL_FOLDERS]
-            labels = labels if None not in labels else [None, None]
+            complete = all(name in there for name in labels.values())
+            of_pair = {key: there[name] for key, name in labels.items()} if complete else {}
             pair_id = f"{folder.name}/{stem}"
-            scan.pairs.append(Pair(pair_id, there["im1"], there["im2"], *labels))
+            scan.pairs.append(Pair(pair_id, there["im1"], there["im2"], **of_pair))
+    if len(labels) == 1 and "change_mask" not in labels:
+        scan.found.append(("one-date", Entry((relative(folder / names[-1], root),))))
     if folder.name == "train" and not scan.labelled:
         scan.found.append(("no-labels", Entry((relative(folder, root),))))
     return scan
