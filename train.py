@@ -69,7 +69,7 @@ def run_in_world(args: Namespace, world: "World") -> "AnyMetrics":
     split, train_pairs, val_pairs = split_pairs(args.data_root, args.train_list, args.val_list)
     world.say(
         f"{len(train_pairs)} training and {len(val_pairs)} validation pairs "
-        f"(split {split.protocol}), {classes.num_classes} classes, "
+        f"(split {split.protocol}), {classes.semantic_classes} classes, "
         f"{world.size} × {world.device.type}"
     )
     for line in describe_labels(args.data_root, classes, train_pairs, val_pairs):

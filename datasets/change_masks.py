@@ -26,14 +26,24 @@ def find_change_masks(root: Path) -> str:
     for folder in (root, *(root / name for name in SPLIT_FOLDERS)):
         dates = [folder / f"label{date}" for date in (1, 2) if (folder / f"label{date}").is_dir()]
         if dates:
-            return "its labels hold 0 and 255 only" if _holds_masks(dates[0]) else ""
+            return "the labels looked at hold 0 and 255 only" if _holds_masks(dates[0]) else ""
         if (folder / CHANGE_FOLDER).is_dir():
             return f"from {folder.name}/{CHANGE_FOLDER}"
     return ""
 
 
+def is_mask_folder(folder: Path) -> bool:
+    """Tell whether a folder holds change masks: as a split (`find_change_masks`), or by itself.
+
+    By itself it has image files, all that are looked at grey with 0 and 255 alone.
+    """
+    if find_change_masks(folder) or (folder / "change").is_dir():
+        return True
+    return folder.is_dir() and not (folder / "im1").is_dir() and _holds_masks(folder)
+
+
 def _holds_masks(folder: Path) -> bool:
-    files = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+    files = [p for p in sorted(folder.iterdir()) if p.is_file() and not p.name.startswith(".")]
     certain = False
     for path in files[:: max(1, len(files) // LOOKED_AT)][:LOOKED_AT]:
         try:
@@ -50,7 +60,8 @@ def _holds_masks(folder: Path) -> bool:
 
 def layout_hint(folder: Path) -> str:
     """Return the remedy for images in A and B, as public change sets have them; else nothing."""
-    if (folder / "A").is_dir() and (folder / "B").is_dir():
+    found = [name for name in ("A", "B", "im1", "im2") if (folder / name).is_dir()]
+    if found == ["A", "B"]:
         return f"; rename {folder / 'A'} to im1 and {folder / 'B'} to im2, label stays"
     return ""
 

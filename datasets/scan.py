@@ -38,11 +38,13 @@ def scan_dataset(root: Path) -> dict[str, FolderScan]:
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; name the one that holds train/im1, train/im2, …")
     names = [name for name in SPLIT_FOLDERS if (root / name).is_dir()]
+    for folder in (root, *(root / name for name in names)):
+        if layout_hint(folder):
+            raise DataError(f"{folder}: no im1 and im2 in it{layout_hint(folder)}")
     scans = {name: scan_folder(root / name, root) for name in names}
     if not any(scan.pairs or scan.found for scan in scans.values()):
         raise DataError(
             f"{root}: no image pairs in it; expected train/im1 and train/im2, and val or test alike"
-            + next(filter(None, map(layout_hint, (root, *(root / name for name in names)))), "")
         )
     return scans
 

@@ -14,7 +14,7 @@ from utils.errors import CheckpointError, DataError, OptionError
 METRICS_FILE, OPTIONS_FILE = "metrics.csv", "options.json"
 UNKNOWN = "unknown"
 # By which score the best epoch is chosen: the first of these that the run has.
-RANKING = ("score", "miou", "f_scd", "iou_changed", "oa")
+RANKING = ("score", "score_date1", "score_date2", "f1", "miou", "f_scd", "iou_changed", "oa")
 
 Row = dict[str, float | None]
 

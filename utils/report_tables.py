@@ -7,10 +7,19 @@ from pathlib import Path
 import numpy as np
 
 from utils.report_runs import UNKNOWN, Run
-from utils.score_tables import SCORES
+from utils.score_tables import SCORES, score_titles
 
 STAGE_SCORES = {"score": "Score", "miou": "mIoU", "sek": "SeK", "f_scd": "F_scd", "oa": "OA"}
+# Shown where runs have them: change masks without classes, and labels of one date alone.
+OTHER_STAGE_SCORES = {"f1": "F1", "precision": "Precision", "recall": "Recall"}
+OTHER_STAGE_SCORES |= {
+    f"{name}_date{date}": f"{title}, date {date} only"
+    for date in (1, 2)
+    for name, title in STAGE_SCORES.items()
+    if name != "miou"
+}
 TILE_SCORES = ("score", "miou", "sek", "f_scd", "oa", "kappa")
+CHANGE_TILE_SCORES = ("f1", "precision", "recall", "miou", "iou_changed", "oa", "kappa")
 SHOWN_CLASSES = 24  # rows of a heat map
 HOT = (0.7, 0.6)  # share of the highest value where the figures change colour: light, dark
 PROTOCOLS = {
@@ -67,10 +76,11 @@ def describe_split(run: Run) -> str:
 
 
 def _stage_table(runs: Sequence[Run], group: str) -> str:
-    header = ("Run", "Best epoch", *STAGE_SCORES.values(), "Seconds")
+    titles = _stage_titles(runs)
+    header = ("Run", "Best epoch", *titles.values(), "Seconds")
     highest = {
         name: max((run.best[name] for run in runs if run.best.get(name) is not None), default=None)
-        for name in STAGE_SCORES
+        for name in titles
     }
     rows = []
     for run in runs:
@@ -80,7 +90,7 @@ def _stage_table(runs: Sequence[Run], group: str) -> str:
             f"{escape(run.name)}<small>{escape(describe_training(run))}</small></th>",
             f"<td>{best['epoch']:g} of {run.rows[-1]['epoch']:g}</td>",
         ]
-        for name in STAGE_SCORES:
+        for name in titles:
             value = best.get(name)
             top = len(runs) > 1 and value is not None and value == highest[name]
             cells.append(
@@ -98,6 +108,13 @@ def _stage_table(runs: Sequence[Run], group: str) -> str:
     )
 
 
+def _stage_titles(runs: Sequence[Run]) -> dict[str, str]:
+    columns = {name for run in runs for name in run.columns}
+    if not columns & OTHER_STAGE_SCORES.keys():
+        return STAGE_SCORES
+    return {n: title for n, title in (OTHER_STAGE_SCORES | STAGE_SCORES).items() if n in columns}
+
+
 def describe_training(run: Run) -> str:
     """Say in a few words what was trained."""
     options = run.options
@@ -111,10 +128,11 @@ def describe_training(run: Run) -> str:
 
 def tiles(values: Mapping[str, np.ndarray]) -> str:
     """Return the main scores as large figures, in percent."""
+    titles = score_titles(values)
     cells = [
-        f"<div><dt>{escape(SCORES[name].removesuffix(', all pixels'))}</dt>"
+        f"<div><dt>{escape(titles[name].removesuffix(', all pixels'))}</dt>"
         f'<dd data-score="{name}">{percent(float(values[name]))}</dd></div>'
-        for name in TILE_SCORES
+        for name in (TILE_SCORES if titles is SCORES else CHANGE_TILE_SCORES)
     ]
     return f'<dl class="tiles">{"".join(cells)}</dl>'
 

@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from utils.error_map import ERROR_KINDS, draw_errors, error_map
+from utils.error_map import ERROR_KINDS, WRONG_CLASS, draw_errors, error_map
 from utils.panels import contact_sheet
 
 TITLES = (
@@ -73,7 +73,10 @@ def validation_panels(
                 draw_errors(np.maximum.reduce(both)) if both else blank,
             ]
         )
-    legend = [*zip(classes.names, classes.colors, strict=True), *ERROR_KINDS[1:]]
+    errors = list(ERROR_KINDS[1:])
+    if pred2 is None:
+        errors.remove(ERROR_KINDS[WRONG_CLASS])
+    legend = [*zip(classes.names, classes.colors, strict=True), *errors]
     return contact_sheet(CHANGE_TITLES if pred2 is None else TITLES, rows, cell, legend)
 
 
