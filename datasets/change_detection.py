@@ -218,12 +218,12 @@ class ChangeDetectionDataset(Dataset):
         return {key: torch.from_numpy(label) for key, label in labels.items()}
 
     def _read_labels(self, pair: Pair, size: tuple[int, int]) -> dict[str, np.ndarray]:
-        labels = _read_labels(pair, self.reader, size)
         if pair.change_mask and not self.classes.is_binary:
             raise DataError(
                 f"{pair.change_mask}: a change mask, but the class list names "
                 f"{self.classes.num_classes} classes; add label1 and label2, or remove classes.json"
             )
+        labels = _read_labels(pair, self.reader, size)
         changed = (next(iter(labels.values())) > 0).astype(np.uint8)
         return {**({} if self.classes.is_binary else labels), "change_mask": changed}
 
