@@ -17,17 +17,19 @@ WHITE = 255
 def find_change_masks(root: Path) -> str:
     """Say by what a data set shows that its labels name no classes; empty where they may.
 
-    Either the folder ``label`` stands alone, or label1 and label2 are grey and hold 0 and 255
-    only: 255 is no index of any class list, so no semantic set is taken for a binary one.
+    The first split with labels decides: either ``label`` stands alone there, or label1 and label2
+    are grey and hold 0 and 255 only. 255 is no index of any class list, so no semantic set is
+    taken for a binary one.
 
     Args:
         root: data set, or one of its split folders.
     """
-    for folder in (root, *(root / name for name in SPLIT_FOLDERS)):
+    for folder in (*(root / name for name in SPLIT_FOLDERS), root):
         dates = [folder / f"label{date}" for date in (1, 2) if (folder / f"label{date}").is_dir()]
         if dates:
             return "the labels looked at hold 0 and 255 only" if _holds_masks(dates[0]) else ""
-        if (folder / CHANGE_FOLDER).is_dir():
+        # A folder of that name beside the splits may be anything.
+        if (folder / CHANGE_FOLDER).is_dir() and (folder / "im1").is_dir():
             return f"from {folder.name}/{CHANGE_FOLDER}"
     return ""
 
@@ -37,7 +39,7 @@ def is_mask_folder(folder: Path) -> bool:
 
     By itself it has image files, all that are looked at grey with 0 and 255 alone.
     """
-    if find_change_masks(folder) or (folder / "change").is_dir():
+    if find_change_masks(folder) or any((folder / n).is_dir() for n in (CHANGE_FOLDER, "change")):
         return True
     return folder.is_dir() and not (folder / "im1").is_dir() and _holds_masks(folder)
 

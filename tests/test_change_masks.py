@@ -123,6 +123,15 @@ def test_a_semantic_set_is_none_of_change(sample_root, unlabelled_val_root):
         assert load_classes(root) is SECOND_CLASSES
 
 
+def test_a_stray_folder_label_is_no_sign(unlabelled_val_root, tmp_path):
+    shutil.copytree(unlabelled_val_root / "val", tmp_path / "val")
+    (tmp_path / "label").mkdir()
+    assert load_classes(tmp_path) is SECOND_CLASSES
+    shutil.copytree(unlabelled_val_root / "train", tmp_path / "train")
+    (tmp_path / "train" / "label").mkdir()
+    assert load_classes(tmp_path) is SECOND_CLASSES
+
+
 def test_the_folder_label_is_recognised(binary_root):
     assert "train/label" in find_change_masks(binary_root)
     assert load_classes(binary_root) is CHANGE_CLASSES
