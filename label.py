@@ -68,6 +68,11 @@ def label_in_world(args: Namespace, world: "World") -> "Coverage":
     if args.workers is None:
         args.workers = options.default_workers(world.device.type)
     classes = load_classes(args.data_root)
+    if classes.is_binary:
+        raise DataError(
+            f"{args.data_root}: change masks without classes: there is nothing to vote; pseudo "
+            "labels need classes"
+        )
     pairs = find_labelled_pairs(args)
     checkpoints = choose_ensemble(args.checkpoints, args.outdir / "models", classes.to_dict())
     world.say(
@@ -108,8 +113,11 @@ def find_labelled_pairs(args: Namespace) -> "list[Pair]":
     from datasets import index_pairs
 
     pairs = index_pairs(args.data_root / "train")
-    if pairs[0].label1 is None:
-        raise DataError(f"{args.data_root / 'train'}: no label1 and label2; nothing tells changes")
+    if len(pairs[0].labelled_dates) < 2:
+        raise DataError(
+            f"{args.data_root / 'train'}: no label1 and label2; a vote fills in what the labels of "
+            "both dates leave out"
+        )
     return pairs
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # functions import torch themselves, so that --help starts at
     from datasets import ClassList, Pair
     from utils.distributed import World
     from utils.inference import Predictor
-    from utils.metrics import ConfusionMatrix, Metrics
+    from utils.label_counts import AnyMetrics, LabelCounts
 
 EPILOG = """example:
   python test.py --tta --time-limit 400 --checkpoints outdir/models/pspnet_hrnet_w40_39.37.pth \\
@@ -50,7 +50,7 @@ def chosen_split(args: Namespace) -> SplitOptions | None:
     )
 
 
-def main(argv: list[str] | None = None) -> "Metrics | None":
+def main(argv: list[str] | None = None) -> "AnyMetrics | None":
     """Predict as the command line says; return the scores, or None without labels.
 
     With several GPUs, or ``--nproc``, the work is done in processes of their own: returns None.
@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None) -> "Metrics | None":
     return run_script(__file__, argv, args.nproc, args.device, work, started)
 
 
-def predict_in_world(args: Namespace, world: "World", started: float) -> "Metrics | None":
+def predict_in_world(args: Namespace, world: "World", started: float) -> "AnyMetrics | None":
     """Predict as one of the world's processes; ``started`` is when the user started the script."""
     from datasets import is_one_size, load_classes, remaining_loader
     from models.deploy import prepare_predictor
@@ -84,14 +84,14 @@ def predict_in_world(args: Namespace, world: "World", started: float) -> "Metric
         f"{world.size} × {world.device.type}:"
     )
     world.say(describe_all(checkpoints))
-    if pairs[0].label1 is not None:
+    if pairs[0].labels:
         warn_of_leakage(checkpoints, [pair.id for pair in pairs], world.say)
 
     precision = choose_precision(args.amp, world.device)
     choices = (args.tta, precision.name, args.compile, args.time_limit)
     key = work_key({"choices": choices, **classes.to_dict()}, [c.path for c in checkpoints])
     signatures = {pair.name: file_signature(pair.files) for pair in pairs}
-    manifest = Manifest(folder, key, signatures, world, args.overwrite)
+    manifest = Manifest(folder, key, signatures, world, args.overwrite, classes.mask_folders)
     loader = remaining_loader(
         pairs, classes, manifest.finished, args.test_batch_size, args.workers, world
     )
@@ -122,8 +122,8 @@ def write_predictions(
     when_written: Callable[[str], None],
     world: "World",
     started: float,
-) -> "Metrics | None":
-    """Predict every batch, write both dates' masks, and return the scores if there are labels."""
+) -> "AnyMetrics | None":
+    """Predict every batch, write its masks, and return the scores if there are labels."""
     from utils.engine import evaluate
     from utils.progress import progress
     from utils.time_limit import within_time_limit
@@ -135,37 +135,37 @@ def write_predictions(
         batches = within_time_limit(
             batches, predictor, own_pairs, started + args.time_limit, world.say
         )
-    confusion = count_finished(loader, classes, folder, predictor.device)
+    counts = count_finished(loader, classes, folder, predictor.device)
     if loader.batch_sampler.skipped:
         done = len(loader.batch_sampler.skipped)
         world.say(f"{done} pairs were finished already (--overwrite makes them again)")
-    with MaskWriter(folder, classes.colors, when_written) as writer:
-        return evaluate(predictor, batches, classes.num_classes, world, writer.write, confusion)
+    with MaskWriter(folder, classes.palette, when_written) as writer:
+        return evaluate(predictor, batches, classes.num_classes, world, writer.write, counts)
 
 
 def count_finished(
     loader: "DataLoader", classes: "ClassList", folder: Path, device: "torch.device"
-) -> "ConfusionMatrix":
+) -> "LabelCounts":
     """Return the counts of the pairs whose masks an earlier start has finished."""
     import torch
 
     from datasets.classes import read_label
-    from utils.metrics import ConfusionMatrix
+    from utils.label_counts import LabelCounts
 
-    confusion = ConfusionMatrix(classes.num_classes + 1, device)
+    counts = LabelCounts(classes.num_classes, device)
     for index in loader.batch_sampler.skipped:
-        pair = loader.dataset.pairs[index]
-        for label, date in ((pair.label1, "im1"), (pair.label2, "im2")):
-            if label is not None:
-                mask = read_label(folder / date / f"{pair.name}.png", classes)
-                truth = read_label(label, classes)
-                confusion.update(torch.from_numpy(mask), torch.from_numpy(truth))
-    return confusion
+        name = loader.dataset.pairs[index].name
+        masks = [
+            torch.from_numpy(read_label(folder / each / f"{name}.png", classes))
+            for each in classes.mask_folders
+        ]
+        counts.update(masks, loader.dataset.labels(index))
+    return counts
 
 
 def report(
     args: Namespace,
-    metrics: "Metrics | None",
+    metrics: "AnyMetrics | None",
     classes: "ClassList",
     pairs: int,
     folder: Path,

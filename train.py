@@ -19,8 +19,8 @@ if TYPE_CHECKING:  # functions import torch themselves, so that --help starts at
     from models import ChangeDetector, ModelConfig
     from utils.distributed import World
     from utils.inference import Predictor
+    from utils.label_counts import AnyMetrics
     from utils.logging import RunLog
-    from utils.metrics import Metrics
     from utils.run import RunFiles
     from utils.trainer import Trainer
 
@@ -45,7 +45,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     return args
 
 
-def main(argv: list[str] | None = None) -> "Metrics | None":
+def main(argv: list[str] | None = None) -> "AnyMetrics | None":
     """Do what the command line says and return the best validation scores.
 
     With several GPUs, or ``--nproc``, the work is done in processes of their own: returns None.
@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> "Metrics | None":
     return run_script(__file__, argv, args.nproc, args.device, work)
 
 
-def run_in_world(args: Namespace, world: "World") -> "Metrics":
+def run_in_world(args: Namespace, world: "World") -> "AnyMetrics":
     """Train or evaluate as one of the world's processes."""
     from datasets import load_classes, split_pairs
     from utils.precision import set_backend_options
@@ -73,9 +73,11 @@ def run_in_world(args: Namespace, world: "World") -> "Metrics":
     split, train_pairs, val_pairs = split_pairs(args.data_root, chosen)
     world.say(
         f"{len(train_pairs)} training and {len(val_pairs)} validation pairs "
-        f"(split {split.protocol}), {classes.num_classes} classes, "
+        f"(split {split.protocol}), {classes.semantic_classes} classes, "
         f"{world.size} × {world.device.type}"
     )
+    for line in describe_labels(args.data_root, classes, train_pairs, val_pairs):
+        world.say(line)
     if world.leads:
         check_quickly(train_pairs, classes)
     val_loader = make_val_loader(args, val_pairs, classes, world)
@@ -88,6 +90,25 @@ def run_in_world(args: Namespace, world: "World") -> "Metrics":
     if args.save_mask:
         evaluate_checkpoint(args, best_path, val_loader, classes, world)
     return best
+
+
+def describe_labels(
+    root: Path, classes: "ClassList", train_pairs: "list[Pair]", val_pairs: "list[Pair]"
+) -> list[str]:
+    """Say in a line each what the labels leave out: classes, or a date."""
+    from datasets.change_masks import find_change_masks
+
+    if classes.is_binary:
+        reason = find_change_masks(root) or "the class list names one class"
+        return [f"binary change labels ({reason}): the change branch is trained alone"]
+    return [
+        f"{name}: labels of date {pairs[0].labelled_dates[0]} only; {consequence}"
+        for name, pairs, consequence in (
+            ("training", train_pairs, "the other date's semantics are learnt from the shared head"),
+            ("validation", val_pairs, "scores that need classes are of that date and say so"),
+        )
+        if len(pairs[0].labelled_dates) == 1
+    ]
 
 
 def check_quickly(pairs: "list[Pair]", classes: "ClassList") -> None:
@@ -108,7 +129,7 @@ def train(
     classes: "ClassList",
     description: dict[str, Any],
     world: "World",
-) -> "tuple[Path, Metrics]":
+) -> "tuple[Path, AnyMetrics]":
     """Train over all epochs; return the best checkpoint and its scores."""
     from datasets import set_epoch
     from models import ModelConfig
@@ -118,7 +139,7 @@ def train(
     from utils.logging import RunLog
     from utils.run import RunFiles, fixed_options, run_name
 
-    config = ModelConfig(args.model, args.backbone, args.lightweight, classes.num_classes)
+    config = ModelConfig(args.model, args.backbone, args.lightweight, classes.semantic_classes)
     files = RunFiles(args.outdir / "models", f"{args.model}_{args.backbone}")
     steps = args.epochs * (len(train_loader) // args.accumulate)
     trainer, saved = make_trainer(args, config, description, steps, files, world)
@@ -165,8 +186,9 @@ def panel_writer(
 
     def write(epoch: int) -> None:
         maps = [decode(predictor(s["image1"][None], s["image2"][None])) for s in samples]
-        pred1, pred2 = ([date[0].cpu() for date in dates] for dates in zip(*maps, strict=True))
-        log.add_image("validation", validation_panels(samples, pred1, pred2, classes), epoch)
+        pred1, *pred2 = ([date[0].cpu() for date in dates] for dates in zip(*maps, strict=True))
+        picture = validation_panels(samples, pred1, pred2[0] if pred2 else None, classes)
+        log.add_image("validation", picture, epoch)
 
     return write
 
@@ -242,8 +264,11 @@ def make_model(
 
     if fresh and args.pretrain_from:
         model = build_model(config)
-        skipped = transfer_weights(model, open_checkpoint(args.pretrain_from))
+        checkpoint = open_checkpoint(args.pretrain_from)
+        skipped = transfer_weights(model, checkpoint)
         kept = f"; {', '.join(skipped)} starts anew (other classes)" if skipped else ""
+        if checkpoint.config.num_classes and not config.num_classes:
+            kept = "; its semantic_head is left out (no classes)"
         world.say(f"starting from {args.pretrain_from}{kept}")
         return model
     if fresh and args.pretrained:
@@ -260,6 +285,11 @@ def make_train_loader(
 
     pseudo_label_root = None
     if args.use_pseudo_label:
+        if classes.is_binary:
+            raise OptionError(
+                "--use-pseudo-label: pseudo labels are classes, and these labels are change masks "
+                "without any; train without it"
+            )
         pseudo_label_root = args.pseudo_label_root or args.outdir / "masks" / "train"
         if not pseudo_label_root.is_dir():
             raise OptionError(f"{pseudo_label_root}: no pseudo masks there; run label.py first")
@@ -297,7 +327,7 @@ def make_val_loader(
 
 def evaluate_checkpoint(
     args: Namespace, path: Path, loader: "DataLoader", classes: "ClassList", world: "World"
-) -> "Metrics":
+) -> "AnyMetrics":
     """Score one checkpoint on the validation pairs, write masks if asked to, return the scores."""
     from contextlib import nullcontext
 
@@ -316,7 +346,7 @@ def evaluate_checkpoint(
     predictor = Predictor([checkpoint.build(world.device)], views, autocast)
     folder = args.outdir / "masks" / "val"
     batches = progress(loader, "evaluate", world.leads)
-    with MaskWriter(folder, classes.colors) if args.save_mask else nullcontext() as writer:
+    with MaskWriter(folder, classes.palette) if args.save_mask else nullcontext() as writer:
         on_batch = writer.write if writer else None
         metrics = evaluate(predictor, batches, classes.num_classes, world, on_batch)
     world.say(f"{path}\n{details(metrics, classes.names)}")

@@ -12,13 +12,13 @@ from torch.utils.data import DataLoader, DistributedSampler
 from datasets import splits
 from datasets.cache import CachedReader, build_cache, cache_folder
 from datasets.change_detection import (
-    LABEL_FOLDERS,
     ChangeDetectionDataset,
     Pair,
     SameSizeBatches,
     collate,
     image_size,
     index_pairs,
+    label_folders,
 )
 from datasets.classes import ClassList, load_classes
 from datasets.splits import Split
@@ -57,9 +57,9 @@ def split_pairs(
     """
     root = Path(root)
     pairs = {pair.id: pair for pair in index_pairs(root / "train")}
-    if any(pair.label1 is None for pair in pairs.values()):
+    if not all(pair.labels for pair in pairs.values()):
         raise DataError(f"{root / 'train'}: no label1 and label2 folders; training needs labels")
-    protocol = options.choose(any((root / "val" / name).is_dir() for name in LABEL_FOLDERS))
+    protocol = options.choose(bool(label_folders(root / "val")))
     if protocol == "folders":
         val_pairs = index_pairs(root / "val")
         split = splits.folders(list(pairs), [pair.id for pair in val_pairs])

@@ -185,7 +185,7 @@ def _files(pairs: Sequence[Pair]) -> list[tuple[Path, bool]]:
     files = []
     for pair in pairs:
         files += [(pair.image1, True), (pair.image2, True)]
-        files += [(label, False) for label in (pair.label1, pair.label2) if label]
+        files += [(label, False) for label in pair.labels.values()]
     return files
 
 

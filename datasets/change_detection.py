@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset, Sampler
 
+from datasets.change_masks import CHANGE_FOLDER, layout_hint
 from datasets.classes import ClassList, read_label
 from datasets.partners import require_partners
 from datasets.transforms import TrainTransform
@@ -31,7 +32,8 @@ class Pair:
     Attributes:
         id: ``<folder>/<stem>``, such as ``train/00001``.
         image1, image2: image files.
-        label1, label2: label files, or None where the pair has no labels.
+        label1, label2: label files, or None where a date has no label.
+        change_mask: file that says what changed and no classes; None where there is none.
     """
 
     id: str
@@ -39,11 +41,24 @@ class Pair:
     image2: Path
     label1: Path | None = None
     label2: Path | None = None
+    change_mask: Path | None = None
+
+    @property
+    def labels(self) -> dict[str, Path]:
+        """The label files there are, by their key in a sample."""
+        files = {"label1": self.label1, "label2": self.label2, "change_mask": self.change_mask}
+        return {key: path for key, path in files.items() if path is not None}
+
+    @property
+    def labelled_dates(self) -> tuple[int, ...]:
+        """The dates whose classes are labelled, of 1 and 2."""
+        return tuple(date for date in (1, 2) if f"label{date}" in self.labels)
 
     @property
     def files(self) -> tuple[Path | None, ...]:
         """All files of the pair; None for a label there is not."""
-        return self.image1, self.image2, self.label1, self.label2
+        change_mask = () if self.change_mask is None else (self.change_mask,)
+        return self.image1, self.image2, self.label1, self.label2, *change_mask
 
     @property
     def name(self) -> str:
@@ -51,8 +66,17 @@ class Pair:
         return self.image1.stem
 
 
+def label_folders(folder: Path) -> dict[str, str]:
+    """Return a split's label folders by the key of their labels in a sample.
+
+    ``label1`` and ``label2``, or one of them; without both the change masks in ``label``.
+    """
+    dates = {name: name for name in LABEL_FOLDERS if (folder / name).is_dir()}
+    return dates or ({"change_mask": CHANGE_FOLDER} if (folder / CHANGE_FOLDER).is_dir() else {})
+
+
 def index_pairs(folder: Path) -> list[Pair]:
-    """List the pairs of ``folder/{im1,im2}``, with labels where ``label1`` and ``label2`` exist.
+    """List the pairs of ``folder/{im1,im2}``, with the labels of all `label_folders`.
 
     Raises:
         DataError: a folder is missing or empty, or a file has no partner.
@@ -64,15 +88,17 @@ def index_pairs(folder: Path) -> list[Pair]:
     require_partners(images1, images2, folder / "im1", folder / "im2")
     if not images1:
         raise DataError(f"{folder}/im1: no images in it; expected {', '.join(_suffixes())} files")
-    if not any((folder / name).is_dir() for name in LABEL_FOLDERS):
-        return [
-            Pair(f"{folder.name}/{stem}", images1[stem], images2[stem]) for stem in sorted(images1)
-        ]
-    labels1, labels2 = (_files_by_stem(folder / name) for name in LABEL_FOLDERS)
-    require_partners(images1, labels1, folder / "im1", folder / "label1")
-    require_partners(images1, labels2, folder / "im1", folder / "label2")
+    labels = {}
+    for key, name in label_folders(folder).items():
+        labels[key] = _files_by_stem(folder / name)
+        require_partners(images1, labels[key], folder / "im1", folder / name)
     return [
-        Pair(f"{folder.name}/{stem}", images1[stem], images2[stem], labels1[stem], labels2[stem])
+        Pair(
+            f"{folder.name}/{stem}",
+            images1[stem],
+            images2[stem],
+            **{key: files[stem] for key, files in labels.items()},
+        )
         for stem in sorted(images1)
     ]
 
@@ -83,7 +109,8 @@ def _suffixes() -> list[str]:
 
 def _files_by_stem(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder; a data set has im1, im2, label1 and label2")
+        expected = layout_hint(folder.parent) or "; a data set has im1, im2, label1 and label2"
+        raise DataError(f"{folder}: no such folder{expected}")
     files: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         if path.name.startswith(".") or path.suffix.lower() not in IMAGE_SUFFIXES:
@@ -114,8 +141,9 @@ class ChangeDetectionDataset(Dataset):
 
     A sample holds ``name`` (str), ``image1/image2`` (3, H, W) uint8 and, where the pair has
     labels, ``label1/label2`` (H, W) uint8 (0 = unlabelled, 1..C) and ``change_mask`` (H, W) uint8
-    (1 = changed). ``change_mask`` comes from the ground truth even when ``pseudo_label_root``
-    replaces the semantic labels.
+    (1 = changed). A date without labels has no key, under a binary class list neither has.
+    ``change_mask`` comes from the ground truth even when ``pseudo_label_root`` replaces the
+    semantic labels.
 
     Args:
         pairs: what `index_pairs` found.
@@ -156,8 +184,8 @@ class ChangeDetectionDataset(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         pair = self.pairs[index]
         sample: dict[str, Any] = {"name": pair.name, **_read_images(pair, self.reader)}
-        if pair.label1 is not None:
-            sample |= _read_labels(pair, self.reader, sample["image1"].shape[:2])
+        if pair.labels:
+            sample |= self._read_labels(pair, sample["image1"].shape[:2])
             if self.pseudo_label_root is not None:
                 sample |= self._read_pseudo_labels(pair, sample["image1"].shape[:2])
         if self.transform is not None:
@@ -168,6 +196,24 @@ class ChangeDetectionDataset(Dataset):
             if key in sample:
                 sample[key] = torch.from_numpy(sample[key])
         return sample
+
+    def labels(self, index: int) -> dict[str, torch.Tensor]:
+        """Return the labels of a pair as `__getitem__` does, without reading its images."""
+        pair = self.pairs[index]
+        if not pair.labels:
+            return {}
+        labels = self._read_labels(pair, image_size(pair.image1))
+        return {key: torch.from_numpy(label) for key, label in labels.items()}
+
+    def _read_labels(self, pair: Pair, size: tuple[int, int]) -> dict[str, np.ndarray]:
+        if pair.change_mask and not self.classes.is_binary:
+            raise DataError(
+                f"{pair.change_mask}: a change mask, but the class list names "
+                f"{self.classes.num_classes} classes; add label1 and label2, or remove classes.json"
+            )
+        labels = _read_labels(pair, self.reader, size)
+        changed = (next(iter(labels.values())) > 0).astype(np.uint8)
+        return {**({} if self.classes.is_binary else labels), "change_mask": changed}
 
     def _read_pseudo_labels(self, pair: Pair, size: tuple[int, int]) -> dict[str, np.ndarray]:
         masks = {}
@@ -198,17 +244,17 @@ def _read_images(pair: Pair, reader: "FileReader | CachedReader") -> dict[str, n
 def _read_labels(
     pair: Pair, reader: "FileReader | CachedReader", size: tuple[int, int]
 ) -> dict[str, np.ndarray]:
-    label1, label2 = reader.label(pair.label1), reader.label(pair.label2)
-    _require_size(pair.label1, label1.shape, pair.image1, size)
-    _require_size(pair.label2, label2.shape, pair.image1, size)
-    change_mask = label1 > 0
-    disagreeing = int((change_mask != (label2 > 0)).sum())
+    labels = {key: reader.label(path) for key, path in pair.labels.items()}
+    for key, label in labels.items():
+        _require_size(pair.labels[key], label.shape, pair.image1, size)
+    masks = [label > 0 for label in labels.values()]
+    disagreeing = int((masks[0] != masks[-1]).sum())
     if disagreeing:
         raise DataError(
             f"{pair.label1} and {pair.label2}: disagree on what changed in {disagreeing} pixels "
             "(0 in one, a class in the other); correct the masks or remove the pair"
         )
-    return {"label1": label1, "label2": label2, "change_mask": change_mask.astype(np.uint8)}
+    return labels
 
 
 def _require_size(

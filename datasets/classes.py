@@ -4,12 +4,14 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
+from datasets.change_masks import find_change_masks, read_mask_values
 from utils.errors import DataError
-from utils.masks import open_image
+from utils.masks import Palette, open_image
 
 CLASSES_FILE = "classes.json"
 MAX_CLASSES = 255  # index 255 stays free, and a palette PNG holds 256 colours
@@ -18,6 +20,8 @@ MAX_CLASSES = 255  # index 255 stays free, and a palette PNG holds 256 colours
 @dataclass(frozen=True)
 class ClassList:
     """Names and colours by index; index 0 is *unchanged* (or unlabelled), 1.. are the classes.
+
+    A list of a single class is *binary*: all that a label can say is what changed.
 
     Raises:
         ValueError: fewer than two entries, more than 255, or names or colours that repeat.
@@ -40,8 +44,28 @@ class ClassList:
 
     @property
     def num_classes(self) -> int:
-        """Number of semantic classes, *unchanged* not counted."""
+        """Number of classes, *unchanged* not counted."""
         return len(self.names) - 1
+
+    @property
+    def is_binary(self) -> bool:
+        """Whether labels say what changed and nothing else."""
+        return self.num_classes == 1
+
+    @property
+    def semantic_classes(self) -> int:
+        """Number of classes that a model has to tell apart; 0 of a binary list."""
+        return 0 if self.is_binary else self.num_classes
+
+    @property
+    def mask_folders(self) -> tuple[str, ...]:
+        """Folders that predicted masks go to: one per date, or one of change masks."""
+        return ("change",) if self.is_binary else ("im1", "im2")
+
+    @property
+    def palette(self) -> Palette | None:
+        """Colours of written masks; None for change masks, which are grey, 0 and 255."""
+        return None if self.is_binary else self.colors
 
     def to_dict(self) -> dict:
         """Return plain lists, as checkpoints store them."""
@@ -88,15 +112,21 @@ SECOND_CLASSES = ClassList(
     ),
 )
 
+CHANGE_CLASSES = ClassList(("unchanged", "changed"), ((0, 0, 0), (255, 255, 255)))
+
 
 def load_classes(root: Path) -> ClassList:
-    """Return the class list of ``root/classes.json``, or SECOND's where there is no such file.
+    """Return the class list of ``root/classes.json``; without that file the data speaks.
+
+    Labels that are change masks (`find_change_masks`) have the binary list, all others SECOND's.
 
     Raises:
         DataError: as `read_classes`.
     """
     path = Path(root) / CLASSES_FILE
-    return read_classes(path) if path.exists() else SECOND_CLASSES
+    if path.exists():
+        return read_classes(path)
+    return CHANGE_CLASSES if find_change_masks(Path(root)) else SECOND_CLASSES
 
 
 def classes_file(path: Path) -> Path:
@@ -135,7 +165,8 @@ def read_classes(path: Path) -> ClassList:
 def read_label(path: Path, classes: ClassList) -> np.ndarray:
     """Read a label file as (H, W) uint8 class indices.
 
-    Grey and palette images hold indices; RGB (and RGBA) images hold class colours.
+    Grey and palette images hold indices; RGB (and RGBA) images hold class colours. Under a binary
+    list grey images may hold 0 and 255 as well.
 
     Raises:
         DataError: the file cannot be decoded, has another mode, holds a value or colour that is
@@ -149,20 +180,28 @@ def read_label(path: Path, classes: ClassList) -> np.ndarray:
             f"{path}: mode {image.mode} is no label format; save class indices as an 8-bit grey or "
             "palette PNG, or class colours as RGB"
         )
+    if classes.is_binary:
+        mask = read_mask_values(path, image)
+    else:
+        mask = _read_indices(path, image, classes)
+    if image.mode == "P":
+        wrong = palette_contradiction(image, np.array(image, dtype=np.uint8), classes)
+        if wrong is not None:
+            raise DataError(
+                f"{path}: index {wrong.index} means {wrong.meant!r}, but its palette colour "
+                f"{wrong.color} is that of {wrong.shown!r}; save the mask as RGB or with plain "
+                "indices"
+            )
+    return mask
+
+
+def _read_indices(path: Path, image: Image.Image, classes: ClassList) -> np.ndarray:
     mask = np.array(image, dtype=np.uint8)
     highest = int(mask.max(initial=0))
     if highest > classes.num_classes:
         raise DataError(
             f"{path}: label value {highest}, but the class list ends at {classes.num_classes} "
             f"({classes.names[-1]}); correct the file or list the classes in {CLASSES_FILE}"
-        )
-    wrong = palette_contradiction(image, mask, classes) if image.mode == "P" else None
-    if wrong is not None:
-        index, color = wrong
-        shown = classes.names[classes.colors.index(color)]
-        raise DataError(
-            f"{path}: index {index} means {classes.names[index]!r}, but its palette colour "
-            f"{color} is that of {shown!r}; save the mask as RGB or with plain indices"
         )
     return mask
 
@@ -177,22 +216,35 @@ def _label_from_colors(path: Path, image: Image.Image, classes: ClassList) -> np
         ) from error
 
 
+class WrongColor(NamedTuple):
+    """An index of a palette image, the class it means, and its colour, which is another's."""
+
+    index: int
+    meant: str
+    color: tuple[int, int, int]
+    shown: str
+
+
 def palette_contradiction(
-    image: Image.Image, mask: np.ndarray, classes: ClassList
-) -> tuple[int, tuple[int, int, int]] | None:
-    """Return the first index that a palette shows in another class's colour, and that colour.
+    image: Image.Image, indices: np.ndarray, classes: ClassList
+) -> WrongColor | None:
+    """Return the first index that a palette shows in another class's colour.
 
     Args:
         image: of mode P.
-        mask: its indices, (H, W) uint8, all of them in the class list.
+        indices: its values, (H, W) uint8, all of them in the class list, or 255 for *changed*.
         classes: the class list.
     """
     palette = np.asarray(image.getpalette("RGB"), dtype=np.uint8).reshape(-1, 3)
-    used = np.flatnonzero(np.bincount(mask.ravel(), minlength=256))
+    used = np.flatnonzero(np.bincount(indices.ravel(), minlength=256))
     if len(used) < 2 or used[-1] >= len(palette):
         return None
     colors = [tuple(int(channel) for channel in palette[index]) for index in used]
     if not set(colors) <= set(classes.colors):
         return None  # a palette of its own: only the indices speak
-    pairs = zip(used.tolist(), colors, strict=True)
-    return next((pair for pair in pairs if pair[1] != classes.colors[pair[0]]), None)
+    for index, color in zip(used.tolist(), colors, strict=True):
+        meant = min(index, classes.num_classes)  # 255 of a change mask
+        if color != classes.colors[meant]:
+            shown = classes.names[classes.colors.index(color)]
+            return WrongColor(index, classes.names[meant], color, shown)
+    return None

@@ -1,4 +1,4 @@
-"""A clean copy of a data set: images as 8-bit PNG, labels as index PNGs."""
+"""A clean copy of a data set: images as 8-bit PNG, labels as index PNGs or change masks."""
 
 import shutil
 from collections.abc import Callable, Iterable
@@ -13,12 +13,12 @@ from datasets.change_detection import Pair
 from datasets.class_map import ClassMap
 from datasets.classes import CLASSES_FILE, ClassList
 from datasets.findings import Entry, relative
-from datasets.label_formats import BINARY, COLOR_DISTANCE, NEAR_COLORS, inspect_label
+from datasets.label_formats import COLOR_DISTANCE, NEAR_COLORS, inspect_label
 from datasets.pair_report import file_bits
 from datasets.scan import FolderScan, scan_dataset
 from utils.errors import DataError, OptionError
 from utils.files import atomic_path, write_json
-from utils.masks import open_image, save_image, save_mask
+from utils.masks import open_image, save_change_mask, save_image, save_mask
 from utils.parallel import ParallelMap
 
 BROKEN_NAMES = ("no-partner", "partner-case", "same-stem")
@@ -110,17 +110,21 @@ def convert_pair(pair: Pair, out: Path, rules: Rules) -> str:
         for path, image in zip((pair.image1, pair.image2), images, strict=True):
             if image.mode.startswith(("I", "F")) or file_bits(path, image) > 8:
                 raise ValueError(f"{path.name}: more than 8 bits per channel; scale it first")
-        labels = _convert_labels(pair, rules) if pair.label1 is not None else []
+        labels = _convert_labels(pair, rules) if pair.labels else {}
     except (DataError, ValueError) as error:
         return str(error)
-    sizes = {image.size[::-1] for image in images} | {label.shape for label in labels}
+    sizes = {image.size[::-1] for image in images} | {label.shape for label in labels.values()}
     if len(sizes) > 1:
         return "its files differ in size"
     folder = out / pair.id.split("/")[0]
     for number, path in enumerate((pair.image1, pair.image2)):
         _write_image(folder / f"im{number + 1}" / f"{pair.name}.png", path, images[number])
-    for number, label in enumerate(labels, start=1):
-        save_mask(folder / f"label{number}" / f"{pair.name}.png", label, rules.classes.colors)
+    for key, label in labels.items():
+        target = folder / pair.labels[key].parent.name / f"{pair.name}.png"
+        if rules.classes.is_binary:
+            save_change_mask(target, label)
+        else:
+            save_mask(target, label, rules.classes.colors)
     return ""
 
 
@@ -135,8 +139,6 @@ def decode_label(image: Image.Image, rules: Rules) -> np.ndarray:
     reading = inspect_label(image, rules.classes, rules.color_distance)
     if reading.mask is not None:
         return reading.mask
-    if reading.format == BINARY and rules.classes.num_classes == 1 and image.mode in ("L", "P"):
-        return (np.asarray(image) > 0).astype(np.uint8)
     values, names = np.asarray(image), rules.classes.names
     if image.mode.startswith("I") and values.min() >= 0 and values.max() <= len(names) - 1:
         return values.astype(np.uint8)
@@ -144,19 +146,22 @@ def decode_label(image: Image.Image, rules: Rules) -> np.ndarray:
     raise ValueError(f"{reading.format}, {reading.detail}; {remedy}")
 
 
-def _convert_labels(pair: Pair, rules: Rules) -> list[np.ndarray]:
-    labels = []
-    for path in (pair.label1, pair.label2):
+def _convert_labels(pair: Pair, rules: Rules) -> dict[str, np.ndarray]:
+    labels = {}
+    for key, path in pair.labels.items():
         try:
-            labels.append(decode_label(open_image(path), rules))
+            labels[key] = decode_label(open_image(path), rules)
         except ValueError as error:
             raise ValueError(f"{path.parent.name}/{path.name}: {error}") from error
-    if labels[0].shape != labels[1].shape:
+    first, *_, last = list(labels.values()) * 2
+    if first.shape != last.shape:
         raise ValueError("its files differ in size")
-    unchanged = np.zeros(labels[0].shape, dtype=bool)
+    unchanged = np.zeros(first.shape, dtype=bool)
     if rules.unchanged_where_equal:
-        unchanged |= labels[0] == labels[1]
-    disagreeing = (labels[0] > 0) != (labels[1] > 0)
+        if len(pair.labelled_dates) < 2 or rules.classes.is_binary:
+            raise ValueError("--unchanged-where-equal needs the classes of both dates")
+        unchanged |= first == last
+    disagreeing = (first > 0) != (last > 0)
     if rules.resolve_disagreement:
         unchanged |= disagreeing
     elif disagreeing.any():
@@ -164,7 +169,7 @@ def _convert_labels(pair: Pair, rules: Rules) -> list[np.ndarray]:
             f"labels disagree on what changed in {int(disagreeing.sum())} pixels; correct them or "
             "use --resolve-disagreement"
         )
-    return [np.where(unchanged, 0, label).astype(np.uint8) for label in labels]
+    return {key: np.where(unchanged, 0, label).astype(np.uint8) for key, label in labels.items()}
 
 
 def _write_image(target: Path, source: Path, image: Image.Image) -> None:

@@ -1,8 +1,9 @@
 """Everything that can be wrong with a data set, and what to do about it."""
 
-ERROR, WARNING = "error", "warning"
+ERROR, WARNING, NOTE = "error", "warning", "note"
 
-# kind: (level, what, remedy). Errors stop training or make its scores worthless.
+# kind: (level, what, remedy). Errors stop training or make its scores worthless; a
+# note tells what to expect.
 KINDS: dict[str, tuple[str, str, str]] = {
     "unreadable": (ERROR, "files that cannot be decoded",
         "copy them again, or remove their pairs"),
@@ -18,6 +19,8 @@ KINDS: dict[str, tuple[str, str, str]] = {
         "save images as PNG, JPEG, BMP or TIFF, or move other files elsewhere"),
     "no-labels": (ERROR, "a training set without label1 and label2",
         "add both folders; training needs them"),
+    "one-date": (NOTE, "labels of one date alone",
+        "nothing if intended: that date trains the semantics and is scored; label.py needs both"),
     "size-mismatch": (ERROR, "files of a pair that differ in size",
         "co-register each pair to one size"),
     "mixed-sizes": (WARNING, "images of several sizes in one split",
@@ -35,8 +38,7 @@ KINDS: dict[str, tuple[str, str, str]] = {
     "label-near-colours": (ERROR, "labels whose colours are near class colours (lossy compression)",
         "write a clean copy with --convert OUT; raise --color-distance if pixels stay beyond it"),
     "label-binary": (ERROR, "labels with only 0 and 255: a change mask without classes",
-        "give semantic labels; or, for change alone, list two classes in classes.json and use "
-        "--convert OUT"),
+        "give semantic labels; or, for change alone, remove classes.json or list one class in it"),
     "label-values": (ERROR, "labels with values beyond the class list",
         'list the classes in classes.json, or --convert OUT --class-map FILE, as {"255": 0}'),
     "label-colours": (ERROR, "labels with colours of no class",

@@ -10,7 +10,7 @@ import numpy as np
 from datasets import label_formats
 from datasets.classes import ClassList
 from datasets.duplicates import Copies
-from datasets.finding_kinds import ERROR, KINDS
+from datasets.finding_kinds import ERROR, KINDS, NOTE
 from datasets.pair_report import FileReport, PairReport
 
 SHOWN = 4  # entries in the text; the JSON has all
@@ -52,7 +52,7 @@ class Finding:
 
     @property
     def level(self) -> str:
-        """``error`` or ``warning``."""
+        """``error``, ``warning`` or ``note``."""
         return KINDS[self.kind][0]
 
     @property
@@ -88,11 +88,15 @@ class Finding:
 
 
 def collect(found: Iterable[tuple[str, Entry]]) -> list[Finding]:
-    """Group (kind, entry) by kind, errors first, in the order of `KINDS`."""
+    """Group (kind, entry) by kind, errors first and notes last, in the order of `KINDS`."""
     by_kind: dict[str, list[Entry]] = {}
     for kind, entry in found:
         by_kind.setdefault(kind, []).append(entry)
-    kinds = sorted(by_kind, key=lambda kind: (KINDS[kind][0] != ERROR, list(KINDS).index(kind)))
+    order = list(KINDS)
+    kinds = sorted(
+        by_kind,
+        key=lambda kind: (KINDS[kind][0] != ERROR, KINDS[kind][0] == NOTE, order.index(kind)),
+    )
     return [Finding(kind, tuple(by_kind[kind])) for kind in kinds]
 
 

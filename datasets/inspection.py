@@ -38,11 +38,27 @@ class Report:
     pairs: list[PairReport]
     findings: list[Finding]
 
-    def transitions(self, split: str | None = None) -> np.ndarray:
-        """Return the summed (C + 1, C + 1) class counts, date 1 by date 2, of all or one split."""
+    def transitions(self, split: str | None = None, both_dates: bool = False) -> np.ndarray:
+        """Return the summed (C + 1, C + 1) class counts, date 1 by date 2, of all or one split.
+
+        A single label stands for both dates, unless only pairs with ``both_dates`` are asked for.
+        """
         size = len(self.classes.names)
-        chosen = (r for r in self.pairs if r.transitions is not None and split in (None, r.split))
+        chosen = (
+            r
+            for r in self.pairs
+            if r.transitions is not None
+            and split in (None, r.split)
+            and not (both_dates and (self.classes.is_binary or len(r.labels) < 2))
+        )
         return sum((r.transitions for r in chosen), np.zeros((size, size), dtype=np.int64))
+
+    def dates(self, split: str) -> tuple[int, ...]:
+        """Return the dates whose classes a split's labels name."""
+        if self.classes.is_binary:
+            return ()
+        found = {date for r in self.pairs if r.split == split for date in r.pair.labelled_dates}
+        return tuple(sorted(found))
 
     @property
     def splits(self) -> list[str]:

@@ -16,7 +16,7 @@ def split_table(report: Report) -> str:
     for split in report.splits:
         pairs = [pair for pair in report.pairs if pair.split == split]
         sizes = Counter(file.size for pair in pairs for file in pair.images if not file.error)
-        labelled = sum(pair.pair.label1 is not None for pair in pairs)
+        labelled = sum(bool(pair.pair.labels) for pair in pairs)
         rows.append([split, len(pairs), labelled, usual(sizes, show_size), changed(report, split)])
     return table(["split", "pairs", "labelled", "size", "changed"], rows)
 
@@ -50,20 +50,23 @@ def folder_facts(report: Report) -> dict[str, dict[str, Counter]]:
 
 def class_table(report: Report) -> str:
     """Share of each class in the changed area, per split and date."""
-    splits = {split: class_shares(report, split) for split in report.splits}
-    header = ["% of changed area", *(f"{split} {date}" for split in splits for date in (1, 2))]
+    columns = {
+        f"{split} {date}": class_shares(report, split)[date - 1]
+        for split in report.splits
+        for date in report.dates(split) or (1, 2)
+    }
     return table(
-        header,
+        ["% of changed area", *columns],
         [
-            [name, *(f"{dates[date][i]:.1f}" for dates in splits.values() for date in (0, 1))]
+            [name, *(f"{shares[i]:.1f}" for shares in columns.values())]
             for i, name in enumerate(report.classes.names[1:])
         ],
     )
 
 
 def transition_table(report: Report) -> str:
-    """From class (rows) to class (columns), in percent of the changed area of all splits."""
-    counts = report.transitions()[1:, 1:]
+    """From class (rows) to class (columns), percent of the changed area labelled at both dates."""
+    counts = report.transitions(both_dates=True)[1:, 1:]
     names = report.classes.names[1:]
     shares = 100 * counts / counts.sum()
     rows = [
@@ -106,13 +109,15 @@ def to_dict(report: Report) -> dict[str, Any]:
         counts = report.transitions(split)
         splits[split] = {
             "pairs": len(pairs),
-            "labelled": sum(pair.pair.label1 is not None for pair in pairs),
+            "labelled": sum(bool(pair.pair.labels) for pair in pairs),
             "label_pixels_read": int(counts.sum()),
             "changed_pixels": int(counts[1:, 1:].sum()),
-            "class_pixels_date1": counts.sum(axis=1).tolist(),
-            "class_pixels_date2": counts.sum(axis=0).tolist(),
-            "transitions": counts.tolist(),
         }
+        dates = report.dates(split)
+        of_dates = {1: counts.sum(axis=1), 2: counts.sum(axis=0)}
+        splits[split] |= {f"class_pixels_date{date}": of_dates[date].tolist() for date in dates}
+        if len(dates) != 1 and not report.classes.is_binary:
+            splits[split]["transitions"] = counts.tolist()
     return {
         "root": str(report.root.resolve()),
         "classes": list(report.classes.names),

@@ -7,13 +7,15 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image
 
+from datasets.change_masks import mask_values
 from datasets.classes import ClassList, palette_contradiction
 
 INDEX, PALETTE, RGB = "index", "palette", "RGB in class colours"
+CHANGE_MASK = "change mask"  # under a binary class list, 0 and 1 or 0 and 255
 NEAR_COLORS, BINARY = "near-colours", "binary 0/255"
 FOREIGN_VALUES, FOREIGN_COLORS = "foreign values", "foreign colours"
 CONTRADICTING_PALETTE, OTHER_MODE = "contradicting palette", "other mode"
-READABLE = frozenset({INDEX, PALETTE, RGB})  # what training reads as it is
+READABLE = frozenset({INDEX, PALETTE, RGB, CHANGE_MASK})  # what training reads as it is
 
 COLOR_DISTANCE = 30
 LISTED = 5  # foreign values or colours that are named
@@ -97,17 +99,27 @@ def inspect_label(
     if image.mode not in ("L", "P", "1"):
         return LabelReading(OTHER_MODE, None, f"mode {image.mode}")
     mask = np.array(image, dtype=np.uint8)
-    if int(mask.max(initial=0)) > classes.num_classes:
-        return _inspect_values(mask, classes)
-    if image.mode == "P":
+    if classes.is_binary:
+        reading = _inspect_mask_values(mask)
+    elif int(mask.max(initial=0)) > classes.num_classes:
+        reading = _inspect_values(mask, classes)
+    else:
+        reading = LabelReading(PALETTE if image.mode == "P" else INDEX, mask)
+    if image.mode == "P" and reading.mask is not None:
         wrong = palette_contradiction(image, mask, classes)
-        if wrong is None:
-            return LabelReading(PALETTE, mask)
-        index, color = wrong
-        shown = classes.names[classes.colors.index(color)]
-        detail = f"index {index} ({classes.names[index]}) has the colour of {shown}"
-        return LabelReading(CONTRADICTING_PALETTE, None, detail)
-    return LabelReading(INDEX, mask)
+        if wrong is not None:
+            detail = f"index {wrong.index} ({wrong.meant}) has the colour of {wrong.shown}"
+            return LabelReading(CONTRADICTING_PALETTE, None, detail)
+    return reading
+
+
+def _inspect_mask_values(mask: np.ndarray) -> LabelReading:
+    changed = mask_values(mask)
+    if changed is None:
+        counts = np.bincount(mask.ravel(), minlength=256)
+        listed = ", ".join(f"{v}: {counts[v]} pixels" for v in np.flatnonzero(counts)[:LISTED])
+        return LabelReading(FOREIGN_VALUES, None, f"value {listed}")
+    return LabelReading(CHANGE_MASK, changed)
 
 
 def _inspect_values(mask: np.ndarray, classes: ClassList) -> LabelReading:

@@ -7,31 +7,37 @@ from pathlib import Path
 import numpy as np
 
 from datasets.change_detection import IMAGE_FOLDERS, IMAGE_SUFFIXES, LABEL_FOLDERS
+from datasets.change_masks import CHANGE_FOLDER
 from datasets.classes import ClassList, read_label
 from datasets.partners import and_more, require_partners
 from utils.errors import DataError
-from utils.scoring import PairCounts, count_pair, drop_one_sided
+from utils.scoring import PairCounts, count_change, count_pair, drop_one_sided
 
-PairPaths = tuple[Path, Path]
+PairPaths = tuple[Path, ...]  # one mask per date, or a change mask alone
 
 
 @dataclass(frozen=True)
 class MaskJob:
-    """The files of one pair: its labels, and its masks in each folder of predictions."""
+    """The files of one pair: its labels, and its masks in each folder of predictions.
+
+    Change masks without classes are one file each, class masks one per date.
+    """
 
     name: str
     label: PairPaths
     predictions: tuple[PairPaths, ...]
 
 
-def find_jobs(label: Path, predictions: Sequence[Path], names: Path | None) -> list[MaskJob]:
-    """List the pairs to score, by name.
+def find_jobs(
+    label: Path, predictions: Sequence[Path], names: Path | None, binary: bool = False
+) -> list[MaskJob]:
+    """List the pairs to score, by name; arguments beside the folders as `find_masks`.
 
     Raises:
         DataError: a folder or file is missing, a file is too many, or a name is unknown.
     """
-    labels = find_masks(label)
-    found = [find_masks(folder) for folder in predictions]
+    labels = find_masks(label, binary)
+    found = [find_masks(folder, binary) for folder in predictions]
     chosen = read_names(names, labels) if names else sorted(labels)
     for folder, masks in zip(predictions, found, strict=True):
         missing = [name for name in chosen if name not in masks]
@@ -49,12 +55,19 @@ def find_jobs(label: Path, predictions: Sequence[Path], names: Path | None) -> l
     return [MaskJob(n, labels[n], tuple(masks[n] for masks in found)) for n in chosen]
 
 
-def find_masks(folder: Path) -> dict[str, PairPaths]:
+def find_masks(folder: Path, binary: bool = False) -> dict[str, PairPaths]:
     """Return the masks of both dates by name, from ``label1/label2`` or else ``im1/im2``.
+
+    Args:
+        folder: holds the masks.
+        binary: look for change masks instead: in ``label``, in ``change``, in ``label1`` and
+            ``label2``, or in the folder itself.
 
     Raises:
         DataError: the folders are missing or empty, or a mask has no partner.
     """
+    if binary:
+        return _find_change_masks(folder)
     pair = next(
         (
             pair
@@ -74,6 +87,18 @@ def find_masks(folder: Path) -> dict[str, PairPaths]:
     if not dates[0]:
         raise DataError(f"{folder / pair[0]}: no masks in it; expected PNG files")
     return {name: (dates[0][name], dates[1][name]) for name in dates[0]}
+
+
+def _find_change_masks(folder: Path) -> dict[str, PairPaths]:
+    dates = [folder / name for name in LABEL_FOLDERS if (folder / name).is_dir()]
+    alone = [folder / name for name in (CHANGE_FOLDER, "change") if (folder / name).is_dir()]
+    places = alone[:1] or dates or [folder]
+    if not places[0].is_dir():
+        raise DataError(f"{folder}: no such folder; expected change masks in it, or in change")
+    files = [_files_by_stem(place) for place in places]
+    if not files[0]:
+        raise DataError(f"{places[0]}: no masks in it; expected PNG files, or a folder change")
+    return {name: tuple(of[name] for of in files if name in of) for name in files[0]}
 
 
 def read_names(path: Path, known: dict[str, PairPaths]) -> list[str]:
@@ -131,6 +156,8 @@ class MaskCounter:
             DataError: a mask is unreadable, holds what is no class, or differs in size, or the
                 dates disagree on what changed.
         """
+        if self.classes.is_binary:
+            return self._count_change(job)
         label1, label2 = self._read(job.label, job.label[0])
         counts = []
         for paths in job.predictions:
@@ -154,9 +181,26 @@ class MaskCounter:
             counts.append(pair)
         return counts
 
+    def _count_change(self, job: MaskJob) -> list[PairCounts]:
+        label = self._read_change(job.label, job.label[0])
+        masks = [self._read_change(p, job.label[0], label.shape) for p in job.predictions]
+        return [count_change(mask, label) for mask in masks]
+
+    def _read_change(
+        self, paths: PairPaths, reference: Path, shape: tuple[int, ...] | None = None
+    ) -> np.ndarray:
+        masks = self._read(paths, reference, shape)
+        disagreeing = int((masks[0] != masks[-1]).sum())
+        if disagreeing:
+            raise DataError(
+                f"{paths[0]} and {paths[-1]}: disagree on what changed in {disagreeing} pixels; "
+                "change masks of both dates must be equal"
+            )
+        return masks[0]
+
     def _read(
         self, paths: PairPaths, reference: Path, shape: tuple[int, ...] | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
+    ) -> tuple[np.ndarray, ...]:
         masks = []
         for path in paths:
             mask = read_label(path, self.classes)
@@ -167,4 +211,4 @@ class MaskCounter:
                     f"{shape[1]} × {shape[0]}; write masks of the labels' size"
                 )
             masks.append(mask)
-        return masks[0], masks[1]
+        return tuple(masks)

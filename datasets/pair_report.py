@@ -1,6 +1,7 @@
 """One pair looked at closely: what its four files are, and what its labels say."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from PIL import Image
 
 from datasets.change_detection import Pair
 from datasets.classes import ClassList
-from datasets.label_formats import COLOR_DISTANCE, LabelReading, inspect_label
+from datasets.label_formats import BINARY, COLOR_DISTANCE, LabelReading, inspect_label
 from utils.errors import DataError
 from utils.masks import open_image
 
@@ -54,13 +55,13 @@ class PairReport:
         pair: its files.
         split: the split it belongs to; `datasets.inspection` sets it.
         images: reports of the two images.
-        labels: reports of the two labels; empty for an unlabelled pair.
+        labels: reports of the labels there are; empty for an unlabelled pair.
         fingerprints: of the two images; None where one cannot be decoded or was not read.
         same_image: whether both dates show the same pixels.
         formats: label format per date, ``unreadable`` for a broken file.
         details: what is wrong with each label, in words.
         transitions: (C + 1, C + 1) pixel counts, class at date 1 by class at date 2; None where
-            the labels do not tell.
+            the labels do not tell. A single label stands for both dates.
     """
 
     pair: Pair
@@ -82,8 +83,13 @@ class PairReport:
 
     @property
     def same_class(self) -> int:
-        """Pixels labelled as changed, from a class to the same class."""
-        return 0 if self.transitions is None else int(np.trace(self.transitions[1:, 1:]))
+        """Pixels labelled as changed, from a class to the same class; 0 where one label is all.
+
+        Change masks name no classes.
+        """
+        if self.transitions is None or len(self.labels) < 2 or len(self.transitions) == 2:
+            return 0
+        return int(np.trace(self.transitions[1:, 1:]))
 
     @property
     def changed(self) -> float | None:
@@ -118,12 +124,16 @@ def inspect_pair(
         report.same_image = report.same_image and first.digest == second.digest
     else:
         report.same_image = _same_bytes(pair.image1, pair.image2)
-    if pair.label1 is not None and pair.label2 is not None:
+    if pair.labels:
         readings = [
             _inspect_label_file(report, path, classes, color_distance)
-            for path in (pair.label1, pair.label2)
+            for path in pair.labels.values()
         ]
-        report.transitions = _count_transitions(readings, len(classes.names))
+        dates = (readings[0], readings[-1])
+        if pair.change_mask and not classes.is_binary:
+            report.formats, report.details = [BINARY], ["beside a class list"]
+            return report
+        report.transitions = _count_transitions(dates, len(classes.names))
     return report
 
 
@@ -187,7 +197,7 @@ def _fingerprint(image: Image.Image) -> Fingerprint:
     return Fingerprint(digest, np.asarray(grey.resize(side, Image.Resampling.BOX)))
 
 
-def _count_transitions(readings: list[LabelReading | None], number: int) -> np.ndarray | None:
+def _count_transitions(readings: Sequence[LabelReading | None], number: int) -> np.ndarray | None:
     masks = [reading.mask if reading else None for reading in readings]
     if any(mask is None for mask in masks) or masks[0].shape != masks[1].shape:
         return None

@@ -12,9 +12,9 @@ from datasets.classes import SECOND_CLASSES
 from datasets.sample_draw import LOW_VEGETATION, WATER, Canvas, Color, Frame, Plot, Rng, pick
 from datasets.sample_land import DIRT_ROADS, LAND_USES, MEADOWS, ROADS, WATERS, draw_road
 from datasets.sample_render import light_scene, photograph, plan_nature
-from utils.masks import save_image
+from utils.masks import save_change_mask, save_image
 
-LABEL_FORMATS = ("rgb", "index")
+LABEL_FORMATS = ("rgb", "index", "binary")
 MIN_SIDE = 32
 
 USE_SHARES = {  # of the plots at the first date
@@ -113,7 +113,8 @@ def write_sample_data(
 ) -> None:
     """Write ``root/{train,val}/{im1,im2,label1,label2,truth1,truth2}/<00000>.png``.
 
-    Labels are RGB in the palette of SECOND or class indices, truth always indices. Scene i of a
+    Labels are RGB in the palette of SECOND or class indices, truth always indices; or, ``binary``,
+    change masks in ``label`` instead of label1 and label2. Scene i of a
     split depends on (seed, split, i) alone, so neither ``workers`` nor a restart changes a byte.
     """
     if label_format not in LABEL_FORMATS:
@@ -152,8 +153,11 @@ def _write_scene(job: tuple[Path, int, tuple[int, int, int], int, int, str]) -> 
         # The truth comes first: it tells generated folders from real ones, even unfinished.
         save_image(folder / f"truth{date}" / name, truth)
         save_image(folder / f"im{date}" / name, image)
-        shown = SECOND_CLASSES.to_rgb(label) if label_format == "rgb" else label
-        save_image(folder / f"label{date}" / name, shown)
+        if label_format != "binary":
+            shown = SECOND_CLASSES.to_rgb(label) if label_format == "rgb" else label
+            save_image(folder / f"label{date}" / name, shown)
+    if label_format == "binary":
+        save_change_mask(folder / "label" / name, (scene.label1 > 0).astype(np.uint8))
 
 
 def _subdivide(rng: Rng, frame: Frame) -> tuple[list[_Road], list[Plot]]:

@@ -4,7 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from datasets import splits
-from datasets.change_detection import IMAGE_FOLDERS, IMAGE_SUFFIXES, LABEL_FOLDERS, Pair
+from datasets.change_detection import IMAGE_FOLDERS, IMAGE_SUFFIXES, Pair, label_folders
+from datasets.change_masks import layout_hint
 from datasets.findings import Entry, relative
 from utils.errors import DataError
 from utils.split_options import SplitOptions
@@ -18,7 +19,7 @@ class FolderScan:
     """The names in one split's folders, before any file is opened.
 
     Attributes:
-        pairs: what is complete; labels are None where the folder has none or one is missing.
+        pairs: what is complete; they have no labels where the folder has none or one is missing.
         labelled: whether there are label folders.
         found: what is wrong with the names.
     """
@@ -38,6 +39,9 @@ def scan_dataset(root: Path) -> dict[str, FolderScan]:
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; name the one that holds train/im1, train/im2, …")
     names = [name for name in SPLIT_FOLDERS if (root / name).is_dir()]
+    for folder in (root, *(root / name for name in names)):
+        if layout_hint(folder):
+            raise DataError(f"{folder}: no im1 and im2 in it{layout_hint(folder)}")
     scans = {name: scan_folder(root / name, root) for name in names}
     if not any(scan.pairs or scan.found for scan in scans.values()):
         raise DataError(
@@ -48,8 +52,9 @@ def scan_dataset(root: Path) -> dict[str, FolderScan]:
 
 def scan_folder(folder: Path, root: Path) -> FolderScan:
     """Index one split's folder; what `index_pairs` refuses becomes a finding."""
-    scan = FolderScan(labelled=any((folder / name).is_dir() for name in LABEL_FOLDERS))
-    names = IMAGE_FOLDERS + (LABEL_FOLDERS if scan.labelled else ())
+    labels = label_folders(folder)
+    scan = FolderScan(labelled=bool(labels))
+    names = (*IMAGE_FOLDERS, *labels.values())
     files = {name: _files_by_stem(folder / name, root, scan.found) for name in names}
     stems = sorted({stem for by_stem in files.values() for stem in by_stem})
     alike: dict[str, list[str]] = {}
@@ -65,10 +70,12 @@ def scan_folder(folder: Path, root: Path) -> FolderScan:
             said = f"none in {', '.join(missing)}"
             scan.found.append(("partner-case" if renamed else "no-partner", Entry(paths, said)))
         if all(name in there for name in IMAGE_FOLDERS):
-            labels = [there.get(name) for name in LABEL_FOLDERS]
-            labels = labels if None not in labels else [None, None]
+            complete = all(name in there for name in labels.values())
+            of_pair = {key: there[name] for key, name in labels.items()} if complete else {}
             pair_id = f"{folder.name}/{stem}"
-            scan.pairs.append(Pair(pair_id, there["im1"], there["im2"], *labels))
+            scan.pairs.append(Pair(pair_id, there["im1"], there["im2"], **of_pair))
+    if len(labels) == 1 and "change_mask" not in labels:
+        scan.found.append(("one-date", Entry((relative(folder / names[-1], root),))))
     if folder.name == "train" and not scan.labelled:
         scan.found.append(("no-labels", Entry((relative(folder, root),))))
     return scan

@@ -17,6 +17,7 @@ from utils.masks import open_image
 from utils.panels import BACKGROUND, INK, contact_sheet
 
 TITLES = ("finding", "image 1", "image 2", "label 1", "label 2")
+CHANGE_TITLES = ("finding", "image 1", "image 2", "label")
 ROWS = 10
 CELL = 176
 GREY = (190, 190, 190)
@@ -31,6 +32,7 @@ def suspicious_sheet(report: Report, rows: int = ROWS) -> np.ndarray | None:
         (H, W, 3) uint8.
     """
     pairs = {pair_report.pair.id: pair_report.pair for pair_report in report.pairs}
+    binary = any(pair.change_mask for pair in pairs.values())
     pictures = []
     for finding, entry in _in_turns(report.findings):
         if len(pictures) + min(2, len(entry.pairs)) > rows:
@@ -38,11 +40,11 @@ def suspicious_sheet(report: Report, rows: int = ROWS) -> np.ndarray | None:
         for pair_id in entry.pairs[:2]:
             pair = pairs[pair_id]
             title = [f"{finding.level}: {finding.kind}", pair_id, entry.detail]
-            pictures.append([_text(title), *_draw_pair(pair, report.classes)])
+            pictures.append([_text(title), *_draw_pair(pair, report.classes, binary)])
     if not pictures:
         return None
     legend = list(zip(report.classes.names, report.classes.colors, strict=True))
-    return contact_sheet(TITLES, pictures, CELL, legend)
+    return contact_sheet(CHANGE_TITLES if binary else TITLES, pictures, CELL, legend)
 
 
 def _in_turns(findings: list[Finding]) -> Iterator[tuple[Finding, Entry]]:
@@ -51,8 +53,9 @@ def _in_turns(findings: list[Finding]) -> Iterator[tuple[Finding, Entry]]:
         yield from (item for item in turn if item is not None)
 
 
-def _draw_pair(pair: Pair, classes: ClassList) -> Iterator[np.ndarray]:
-    for path in (pair.image1, pair.image2, pair.label1, pair.label2):
+def _draw_pair(pair: Pair, classes: ClassList, binary: bool) -> Iterator[np.ndarray]:
+    labels = (pair.change_mask,) if binary else (pair.label1, pair.label2)
+    for path in (pair.image1, pair.image2, *labels):
         if path is None:
             yield _text(["no label"])
             continue
@@ -61,7 +64,7 @@ def _draw_pair(pair: Pair, classes: ClassList) -> Iterator[np.ndarray]:
         except DataError:
             yield _text(["cannot be decoded"], GREY)
             continue
-        is_label = path in (pair.label1, pair.label2)
+        is_label = path in labels
         picture = _draw_label(image, classes) if is_label else _to_rgb(image)
         # The sheet scales without smoothing, so that masks keep their colours; images look better
         # smoothed.

@@ -29,7 +29,8 @@ class TrainTransform:
         """Return the sample with its images and labels transformed.
 
         Args:
-            sample: ``image1/image2`` (H, W, bands) uint8, ``label1/label2/change_mask`` (H, W).
+            sample: ``image1/image2`` (H, W, bands) uint8, ``label1/label2/change_mask`` (H, W),
+                of which each may be absent.
             seed: integers that decide all draws.
         """
         if self._square is None:
@@ -38,7 +39,7 @@ class TrainTransform:
         geometry = self._square if self.crop_size or height == width else self._whole
         draws = np.random.SeedSequence(seed).generate_state(3)
         _seed(geometry, int(draws[0]))
-        keys = ("image1", "image2", *_LABEL_KEYS)
+        keys = ("image1", "image2", *(key for key in _LABEL_KEYS if key in sample))
         moved = geometry(image=sample["image1"], **{key: sample[key] for key in keys[1:]})
         moved["image1"] = moved.pop("image")
         for key, draw in zip(("image1", "image2"), draws[1:], strict=True):

@@ -16,7 +16,10 @@ SIZE_MULTIPLE = 32
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """All that is needed to rebuild a model; stored in each checkpoint."""
+    """All that is needed to rebuild a model; stored in each checkpoint.
+
+    Without classes (``num_classes`` 0) there is no semantic head: the change branch stands alone.
+    """
 
     model: str = "pspnet"
     backbone: str = "hrnet_w18"
@@ -33,13 +36,13 @@ class ChangeOutput(NamedTuple):
     """What a model predicts for N pairs, at the size of the images.
 
     Attributes:
-        semantic_logits1: (N, C, H, W) class logits of the first date.
-        semantic_logits2: (N, C, H, W) class logits of the second date.
+        semantic_logits1: (N, C, H, W) class logits of the first date; None without classes.
+        semantic_logits2: (N, C, H, W) class logits of the second date; None without classes.
         change_logits: (N, H, W); positive means *changed*.
     """
 
-    semantic_logits1: torch.Tensor
-    semantic_logits2: torch.Tensor
+    semantic_logits1: torch.Tensor | None
+    semantic_logits2: torch.Tensor | None
     change_logits: torch.Tensor
 
 
@@ -56,7 +59,11 @@ class ChangeDetector(nn.Module):
         semantic_head, change_head = HEADS[config.model]
         channels = encoder.out_channels
         self.encoder = encoder
-        self.semantic_head = semantic_head(channels, config.num_classes, config.lightweight)
+        self.semantic_head = (
+            semantic_head(channels, config.num_classes, config.lightweight)
+            if config.num_classes
+            else None
+        )
         self.change_head = change_head(channels, 1, config.lightweight)
 
     def forward(self, image1: torch.Tensor, image2: torch.Tensor) -> ChangeOutput:
@@ -70,9 +77,11 @@ class ChangeDetector(nn.Module):
         images = pad_to_multiple(torch.cat([image1, image2]), SIZE_MULTIPLE)
         features = self.encoder(images)
         features1, features2 = features.chunk(2)
-        semantic_logits = _to_size(self.semantic_head(features), images, image1)
+        semantic_logits1 = semantic_logits2 = None
+        if self.semantic_head is not None:
+            semantic_logits = _to_size(self.semantic_head(features), images, image1)
+            semantic_logits1, semantic_logits2 = semantic_logits.chunk(2)
         change_logits = _to_size(self.change_head((features1 - features2).abs()), images, image1)
-        semantic_logits1, semantic_logits2 = semantic_logits.chunk(2)
         return ChangeOutput(semantic_logits1, semantic_logits2, change_logits.squeeze(1))
 
     def parameter_groups(self, lr: float, head_factor: float = 10.0) -> list[dict]:

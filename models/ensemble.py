@@ -2,11 +2,19 @@
 
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 from models import Checkpoint, open_checkpoint
 from utils.errors import CheckpointError
 
 LATEST = "_latest"
+# By which of its scores a checkpoint is ranked; it has one of them.
+RANKS = {
+    "score": "Score",
+    "score_date1": "Score of date 1 only",
+    "score_date2": "Score of date 2 only",
+    "f1": "F1 of change",
+}
 
 
 def find_best_checkpoints(folder: Path) -> list[Path]:
@@ -23,7 +31,7 @@ def find_best_checkpoints(folder: Path) -> list[Path]:
             continue
         info = open_checkpoint(path).info
         run = info.get("run", str(path))
-        score = info.get("metrics", {}).get("score", 0.0)
+        score = _rank(info)[1] or 0.0
         if run not in best or score > best[run][0]:
             best[run] = (score, path)
     if not best:
@@ -85,12 +93,20 @@ def check_classes(checkpoint: Checkpoint, classes: dict) -> None:
     Foreign checkpoints carry no list; of them only the number of classes can be checked.
 
     Raises:
-        CheckpointError: the lists differ.
+        CheckpointError: the lists differ, or one of both knows change alone.
     """
     expected = list(classes["names"])
+    wanted = len(expected) - 1 if len(expected) > 2 else 0  # a single class is none to tell apart
+    if bool(checkpoint.config.num_classes) != bool(wanted):
+        there, here = ("change alone", "classes") if wanted else ("classes", "change masks alone")
+        note = " (a set without labels needs a classes.json of two entries)" if wanted else ""
+        raise CheckpointError(
+            f"{checkpoint.path}: predicts {there}, the data set has {here}{note}; leave this "
+            "checkpoint out, check --data-root, or train from it with --pretrain-from"
+        )
     trained_on = checkpoint.info.get("classes", {}).get("names")
     if trained_on is None:
-        if checkpoint.config.num_classes != len(expected) - 1:
+        if checkpoint.config.num_classes != wanted:
             raise CheckpointError(
                 f"{checkpoint.path}: predicts {checkpoint.config.num_classes} classes, the data "
                 f"set has {len(expected) - 1}; check --data-root"
@@ -106,18 +122,27 @@ def describe(checkpoint: Checkpoint) -> str:
     """Return one line about a checkpoint, for the list a script prints before it works."""
     config = checkpoint.config
     parts = [config.model, config.backbone] + (["lightweight"] if config.lightweight else [])
-    score = checkpoint.info.get("metrics", {}).get("score")
-    note = f"epoch {checkpoint.info['epoch']}, Score {100 * score:.2f}" if score is not None else ""
+    title, score = _rank(checkpoint.info)
+    note = f", epoch {checkpoint.info['epoch']}, {title} {100 * score:.2f}" if title else ""
     protocol = checkpoint.info.get("split", {}).get("protocol")
     if note and protocol:
         note += f" on split {protocol}"
-    return f"{checkpoint.path}  ({' '.join(parts)}{', ' + note if note else ''})"
+    return f"{checkpoint.path}  ({' '.join(parts)}{note})"
 
 
 def describe_all(checkpoints: Sequence[Checkpoint]) -> str:
     """Return a line about each checkpoint, and one more where their scores do not compare."""
     lines = [f"  {describe(checkpoint)}" for checkpoint in checkpoints]
-    scored = [c.info for c in checkpoints if "score" in c.info.get("metrics", {})]
+    scored = [c.info for c in checkpoints if _rank(c.info)[0]]
     if len({frozenset(info.get("split", {}).get("val", ())) for info in scored}) > 1:
-        lines.append("  note: these Scores are on different validation pairs and do not compare")
+        lines.append("  note: these scores are on different validation pairs and do not compare")
     return "\n".join(lines)
+
+
+def _rank(info: dict[str, Any]) -> tuple[str, float | None]:
+    """Return title and value of the score that ranks a checkpoint; nothing of a foreign one."""
+    metrics = info.get("metrics", {})
+    for name, title in RANKS.items():
+        if name in metrics:
+            return title, metrics[name]
+    return "", None

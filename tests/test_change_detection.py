@@ -120,7 +120,7 @@ def test_missing_root(tmp_path):
     assert message.startswith(f"{tmp_path / 'train'}: no such folder") and "--data-root" in message
 
 
-@pytest.mark.parametrize("name", FOLDERS)
+@pytest.mark.parametrize("name", FOLDERS[:2])
 def test_missing_folder(broken_root, name):
     shutil.rmtree(broken_root / "train" / name)
     message = index_error(broken_root / "train")

@@ -239,9 +239,18 @@ def smear_labels(root):
 
 
 def binary_labels(root):
+    """Change masks in a set that lists classes; without the list they would be one of change."""
+    names, colors = SECOND_CLASSES.names, SECOND_CLASSES.colors
+    entries = [{"name": n, "color": c} for n, c in zip(names, colors, strict=True)]
+    (root / "classes.json").write_text(json.dumps(entries))
     rewrite_labels(root, lambda mask: (mask > 0).astype(np.uint8) * 255)
     names = [("train", i) for i in range(12)] + [("val", i) for i in range(4)]
     return {"label-binary": [f"{s}/label{d}/{i:05d}.png" for s, i in names for d in (1, 2)]}
+
+
+def labels_of_one_date(root):
+    shutil.rmtree(root / "train/label2")
+    return {"one-date": ["train/label1"]}
 
 
 def black_and_white_label(root):
@@ -374,6 +383,7 @@ DAMAGES = [
     truncate, replace_by_text, empty_file, remove_partner, remove_label, rename_partner,
     names_alike, same_stem, foreign_file, no_labels, other_size_in_pair, other_size, sixteen_bits,
     grey_image, blank, same_dates, smear_labels, binary_labels, black_and_white_label,
+    labels_of_one_date,
     foreign_values, foreign_colors, contradicting_palette, sixteen_bit_label, one_index_label,
     disagree, same_class, nothing_changed, land_cover_as_labels, class_never_used, exact_leak,
     lossy_leak, flipped_leak, duplicate, brighter_duplicate,

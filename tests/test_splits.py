@@ -249,12 +249,13 @@ def test_split_pairs_without_val_takes_every_10th(broken_root):
     assert split_pairs(broken_root)[0].val == ids(0, 10)
 
 
-def test_half_labelled_val_is_an_error_whichever_half(broken_root):
+def test_half_labelled_val_stays_the_validation_set_whichever_half(broken_root):
     # Falling back to another protocol in silence would change what a score means.
-    for missing in ("label2", "label1"):
+    for missing, date in (("label2", 1), ("label1", 2)):
         shutil.rmtree(broken_root / "val" / missing)
-        with pytest.raises(DataError, match=f"val/{missing}: no such folder"):
-            split_pairs(broken_root)
+        split, _, val = split_pairs(broken_root)
+        assert split.protocol == "folders"
+        assert all(pair.labelled_dates == (date,) for pair in val)
         shutil.copytree(broken_root / "val" / "truth1", broken_root / "val" / missing)
 
 

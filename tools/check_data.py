@@ -46,7 +46,8 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
         type=Path,
         default=options.DATA_ROOT,
         metavar="ROOT",
-        help="folder with train/{im1,im2,label1,label2}, val/… (default: data/dataset)",
+        help="folder with train/{im1,im2,label1,label2} or train/{im1,im2,label}, val/… (default: "
+        "data/dataset)",
     )
     group = parser.add_argument_group("check")
     options.add_split_args(group)
@@ -63,7 +64,8 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
         "--convert",
         type=Path,
         metavar="OUT",
-        help="instead of checking, write a copy with index-PNG labels into this empty folder",
+        help="instead of checking, write a copy with index-PNG labels, or change masks of 0 and "
+        "255, into this empty folder",
     )
     group.add_argument(
         "--color-distance",
@@ -141,8 +143,12 @@ def check(args: Namespace) -> int:
         lambda items, unit: progress(items, "checking", unit=unit),
     )
     print(tables.split_table(report), tables.folder_table(report), sep="\n\n", end="\n\n")
-    if report.transitions()[1:, 1:].any():
-        print(tables.class_table(report), tables.transition_table(report), sep="\n\n", end="\n\n")
+    if report.classes.is_binary:
+        print("binary change labels: change masks without classes", end="\n\n")
+    elif report.transitions()[1:, 1:].any():
+        print(tables.class_table(report), end="\n\n")
+    if report.transitions(both_dates=True)[1:, 1:].any():
+        print(tables.transition_table(report), end="\n\n")
     for finding in report.findings:
         print("\n".join(finding.lines()), end="\n\n")
     levels = Counter(finding.level for finding in report.findings)
@@ -216,10 +222,11 @@ def draw_pictures(report: "Report", outdir: Path) -> list[str]:
     for name in PICTURES:
         (outdir / name).unlink(missing_ok=True)
     written = []
-    counts = report.transitions()[1:, 1:]
+    counts = report.transitions(both_dates=True)[1:, 1:]
     if counts.any():
         names, colors = report.classes.names[1:], report.classes.colors[1:]
-        labelled = [split for split in report.splits if report.transitions(split)[1:, 1:].any()]
+        labelled = [s for s in report.splits if len(report.dates(s)) == 2]
+        labelled = [s for s in labelled if report.transitions(s)[1:, 1:].any()]
         shares = {split: tables.class_shares(report, split) for split in labelled}
         try:
             plots.plot_transitions(outdir / PICTURES[0], counts, names)

@@ -13,7 +13,7 @@ from utils.errors import OptionError, UserError
 
 DEFAULT_ROOT = Path(__file__).resolve().parents[1] / "data" / "sample"
 SPLITS = ("train", "val")
-FOLDERS = ("im1", "im2", "label1", "label2", "truth1", "truth2")
+FOLDERS = ("im1", "im2", "label1", "label2", "label", "truth1", "truth2")
 GENERATED_NAME = re.compile(r"\d{5,}\.png")
 MIN_SIDE = 32  # of datasets.sample, which is imported late so that --help starts fast
 
@@ -73,9 +73,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     what.add_argument(
         "--label-format",
-        choices=("rgb", "index"),
+        choices=("rgb", "index", "binary"),
         default="rgb",
-        help="class colours, or class indices as 8-bit grey (default: %(default)s)",
+        help="class colours, class indices as 8-bit grey, or change masks of 0 and 255 in label "
+        "instead of label1 and label2 (default: %(default)s)",
     )
     how = parser.add_argument_group("how")
     how.add_argument(

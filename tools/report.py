@@ -28,7 +28,8 @@ EPILOG = """examples:
   python tools/report.py outdir/logs/A outdir/logs/B --masks outdir/masks/val --split val
 
 A run is shown with the best epoch of its metrics.csv; the pairs with the largest share of wrong
-pixels come first. Pairs without labels are shown by the share predicted to change.
+pixels come first. Pairs without labels, or with those of one date alone, are shown by the share
+predicted to change.
 """
 
 
@@ -47,8 +48,8 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
         "--masks",
         type=Path,
         metavar="DIR",
-        help="folder of predicted masks, im1 and im2 (default: masks/SPLIT of the first run's "
-        "outdir, if it is there)",
+        help="folder of predicted masks, im1 and im2, or change (default: masks/SPLIT of the first "
+        "run's outdir, if it is there)",
     )
     group.add_argument(
         "--data-root",
@@ -160,12 +161,12 @@ def read_masks(args: Namespace, first: "Run") -> "Masks | None":
     root = args.data_root or Path(first.options.get("data_root") or options.DATA_ROOT)
     classes = load_classes(root)
     pairs = find_pairs(args, root, first)
-    masks = find_masks(folder)
+    masks = find_masks(folder, classes.is_binary)
     missing = [pair.name for pair in pairs if pair.name not in masks]
     if missing:
         raise DataError(
-            f"{folder}: no masks for pair {missing[0]}{and_more(missing)}; predict all pairs, choose another "
-            "--split, or list those to show with --names"
+            f"{folder}: no masks for pair {missing[0]}{and_more(missing)}; predict all "
+            "pairs, choose another --split, or list those to show with --names"
         )
     counts = count_pairs(pairs, masks, classes)
     shown = choose_pairs(args.pairs, pairs, masks, counts, classes)
@@ -196,10 +197,15 @@ def count_pairs(
     from datasets.mask_folders import MaskCounter, MaskJob
     from tools.score import count_all
 
-    if any(pair.label1 is None for pair in pairs):
+    if any(not has_all_labels(pair, classes) for pair in pairs):
         return []
-    jobs = [MaskJob(p.name, (p.label1, p.label2), (masks[p.name],)) for p in pairs]
+    jobs = [MaskJob(p.name, tuple(p.labels.values()), (masks[p.name],)) for p in pairs]
     return count_all(jobs, MaskCounter(classes, one_sided="keep"))[0]
+
+
+def has_all_labels(pair: "Pair", classes: "ClassList") -> bool:
+    """Tell whether a pair can be scored: labels of both dates, or a change mask."""
+    return bool(pair.labels) if classes.is_binary else len(pair.labelled_dates) == 2
 
 
 def choose_pairs(
@@ -216,16 +222,17 @@ def choose_pairs(
 
     if counts:
         scores = image_scores(tally(counts, "dates"))
-        errors, f_scds = (1 - scores["oa"]).tolist(), scores["f_scd"].tolist()
+        f_scores = scores["f1" if classes.is_binary else "f_scd"].tolist()
+        errors = (1 - scores["oa"]).tolist()
         changed = [changed_share(pair.transitions[0]) for pair in counts]
         order = sorted(range(len(pairs)), key=lambda i: (-errors[i], pairs[i].name))
     else:
-        errors = f_scds = [None] * len(pairs)
+        errors = f_scores = [None] * len(pairs)
         predicted = [read_label(masks[pair.name][0], classes) for pair in progress(pairs, "read")]
         changed = [float((mask > 0).mean()) for mask in predicted]
         order = sorted(range(len(pairs)), key=lambda i: (-changed[i], pairs[i].name))
     return [
-        read_pair(pairs[i], masks[pairs[i].name], classes, errors[i], f_scds[i], changed[i])
+        read_pair(pairs[i], masks[pairs[i].name], classes, errors[i], f_scores[i], changed[i])
         for i in progress(order[:number], "embed", unit="pair")
     ]
 
@@ -240,7 +247,7 @@ def read_pair(
     masks: "PairPaths",
     classes: "ClassList",
     error: float | None,
-    f_scd: float | None,
+    f_score: float | None,
     changed: float,
 ) -> "GalleryPair":
     """Read the images and masks of one pair.
@@ -255,8 +262,9 @@ def read_pair(
     images = (read_rgb(pair.image1), read_rgb(pair.image2))
     predictions = tuple(read_label(path, classes) for path in masks)
     labels = None
-    if pair.label1 is not None:
-        labels = (read_label(pair.label1, classes), read_label(pair.label2, classes))
+    if has_all_labels(pair, classes):
+        paths = list(pair.labels.values())[: len(predictions)]
+        labels = tuple(read_label(path, classes) for path in paths)
     for path, array in zip((pair.image2, *masks), (images[1], *predictions), strict=True):
         if array.shape[:2] != images[0].shape[:2]:
             height, width = array.shape[:2]
@@ -264,7 +272,7 @@ def read_pair(
                 f"{path}: {width} × {height} pixels, but {pair.image1} has "
                 f"{images[0].shape[1]} × {images[0].shape[0]}; write masks of the images' size"
             )
-    return GalleryPair(pair.name, images, predictions, labels, error, f_scd, changed)
+    return GalleryPair(pair.name, images, predictions, labels, error, f_score, changed)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,8 @@ EPILOG = """examples:
   python tools/score.py --prediction A --versus B --label data/dataset/val --matrix transitions
 
 Each folder has label1 and label2, or im1 and im2, with masks of the same names: class indices or
-class colours. docs/metrics.md explains the scores.
+class colours. Change masks without classes, 0 and 255, are one per pair: in label, in change, or in
+the folder itself. docs/metrics.md explains the scores.
 """
 MATRIX_NAMES = {"dates": "dates", "transitions": "transitions", "7": "dates", "37": "transitions"}
 # Reader processes need about two seconds to start; below this many pairs one process is faster.
@@ -99,7 +100,7 @@ def _add_input_args(parser: options.argparse.ArgumentParser) -> None:
         type=Path,
         metavar="FILE",
         help="JSON list of classes, or a folder with a classes.json (default: classes.json beside "
-        "the labels or one folder up, else SECOND's classes)",
+        "the labels or one folder up, else SECOND's classes, or none for change masks)",
     )
 
 
@@ -117,7 +118,9 @@ def main(argv: list[str] | None = None) -> dict:
         raise OptionError("--versus compares by resampling; give --bootstrap at least 1")
     classes, source = find_classes(args.classes, args.label)
     folders = [args.prediction, *([args.versus] if args.versus else [])]
-    jobs = find_jobs(args.label, folders, args.names)
+    if classes.is_binary and MATRIX_NAMES[args.matrix] == "transitions":
+        raise OptionError("--matrix transitions: change masks without classes have none")
+    jobs = find_jobs(args.label, folders, args.names, classes.is_binary)
     counts = count_all(jobs, MaskCounter(classes, args.one_sided), args.workers)
     return report(args, classes, source, [job.name for job in jobs], counts)
 
@@ -128,7 +131,14 @@ def find_classes(path: Path | None, label: Path) -> tuple["ClassList", str]:
     Raises:
         DataError: the file is missing or malformed.
     """
-    from datasets.classes import CLASSES_FILE, SECOND_CLASSES, classes_file, read_classes
+    from datasets.change_masks import is_mask_folder
+    from datasets.classes import (
+        CHANGE_CLASSES,
+        CLASSES_FILE,
+        SECOND_CLASSES,
+        classes_file,
+        read_classes,
+    )
 
     if path is not None:
         file = classes_file(path)
@@ -136,6 +146,8 @@ def find_classes(path: Path | None, label: Path) -> tuple["ClassList", str]:
     for file in (label / CLASSES_FILE, label.absolute().parent / CLASSES_FILE):
         if file.exists():
             return read_classes(file), str(file)
+    if is_mask_folder(label):
+        return CHANGE_CLASSES, "the labels are change masks"
     return SECOND_CLASSES, "SECOND's"
 
 

@@ -10,14 +10,16 @@ from utils.distributed import World
 from utils.errors import NumericalError
 from utils.images import normalize
 from utils.inference import Predictor, decode
-from utils.metrics import ConfusionMatrix, Metrics, compute_metrics
+from utils.label_counts import AnyMetrics, LabelCounts, score_labels
 from utils.precision import Precision
 
 # Steps between two looks at the loss; each look makes the host wait for the device.
 READ_EVERY = 20
 
-# Called with (names, pred1, pred2), maps (N, H, W) uint8 on the CPU.
-OnBatch = Callable[[list[str], torch.Tensor, torch.Tensor], None]
+TARGETS = ("label1", "label2", "change_mask")
+# Called with names and predicted maps, those of both dates or the one of change: (N, H, W) uint8 on
+# the CPU.
+OnBatch = Callable[..., None]
 
 
 def train_one_epoch(
@@ -39,7 +41,8 @@ def train_one_epoch(
     Args:
         model: maps two images to logits, on the world's device; may be distributed.
         loader: yields dicts with uint8 ``image1/image2`` (N, bands, H, W), integer
-            ``label1/label2`` and ``change_mask`` (N, H, W), and ``name``.
+            ``change_mask`` and, for each date with labels, ``label1/label2`` (N, H, W), and
+            ``name``.
         criterion: as `utils.losses.ChangeCriterion`.
         optimizer: steps once per ``accumulate`` batches; batches left over at the end are dropped.
         scheduler: steps with the optimiser.
@@ -59,8 +62,8 @@ def train_one_epoch(
         image1 = normalize(batch["image1"].to(world.device, non_blocking=True))
         image2 = normalize(batch["image2"].to(world.device, non_blocking=True))
         targets = [
-            batch[key].to(world.device, non_blocking=True)
-            for key in ("label1", "label2", "change_mask")
+            batch[key].to(world.device, non_blocking=True) if key in batch else None
+            for key in TARGETS
         ]
         with nullcontext() if last_part or world.size == 1 else model.no_sync():
             with precision.autocast():
@@ -145,32 +148,27 @@ def evaluate(
     num_classes: int,
     world: World,
     on_batch: OnBatch | None = None,
-    confusion: ConfusionMatrix | None = None,
-) -> Metrics | None:
+    counts: LabelCounts | None = None,
+) -> AnyMetrics | None:
     """Predict every pair of a loader and score it where labels exist.
 
     Each process brings its own share of the pairs; the counts are added up over all of them.
 
     Args:
         predictor: models and views.
-        loader: yields dicts as for training; ``label1/label2`` may be absent.
-        num_classes: semantic classes C.
+        loader: yields dicts as for training; any labels may be absent.
+        num_classes: classes C, *unchanged* not counted; 1 stands for change masks.
         world: the processes that share the work.
         on_batch: receives each batch's names and maps, to write them.
-        confusion: counts of pairs that need no prediction any more.
+        counts: those of pairs that need no prediction any more.
 
     Returns:
         The scores, or None when the pairs have no labels.
     """
-    confusion = confusion or ConfusionMatrix(num_classes + 1, predictor.device)
-    labelled = bool(confusion.counts.any())
+    counts = counts or LabelCounts(num_classes, predictor.device)
     for batch in loader:
-        pred1, pred2 = decode(predictor(batch["image1"], batch["image2"]))
-        if "label1" in batch:
-            labelled = True
-            confusion.update(pred1, batch["label1"])
-            confusion.update(pred2, batch["label2"])
+        maps = decode(predictor(batch["image1"], batch["image2"]))
+        counts.update(maps, batch)
         if on_batch is not None:
-            on_batch(batch["name"], pred1.cpu(), pred2.cpu())
-    counts = world.sum(confusion.counts.cpu())
-    return compute_metrics(counts) if world.any(labelled) else None
+            on_batch(batch["name"], *(pred.cpu() for pred in maps))
+    return score_labels(world.sum(counts.stack()))

@@ -10,8 +10,8 @@ from utils.distributed import StopRequest
 from utils.engine import evaluate
 from utils.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, InterruptionError
 from utils.inference import Predictor
+from utils.label_counts import AnyMetrics
 from utils.logging import RunLog, epoch_row
-from utils.metrics import Metrics
 from utils.progress import progress, summary
 from utils.run import RunFiles
 from utils.trainer import Trainer
@@ -48,7 +48,7 @@ class Record:
         if trainer.world.leads:
             self.files.save_latest(state)
 
-    def save_epoch(self, trainer: Trainer, metrics: Metrics, is_best: bool) -> None:
+    def save_epoch(self, trainer: Trainer, metrics: AnyMetrics, is_best: bool) -> None:
         """Write the log row, the best checkpoint if this epoch's is, and the latest."""
         if trainer.world.leads:
             self.log.write(trainer.rows)
@@ -59,7 +59,7 @@ class Record:
                     "epoch": trainer.epoch,
                     "metrics": metrics.to_dict(),
                 }
-                self.files.save_best(state, metrics.score)
+                self.files.save_best(state, metrics.rank)
         self.save_latest(trainer)
 
 
@@ -73,7 +73,7 @@ def fit(
     class_names: Sequence[str],
     record: Record,
     after_epoch: Callable[[int], None] = lambda epoch: None,
-) -> Metrics:
+) -> AnyMetrics:
     """Train up to the last epoch and return the best scores.
 
     Args:

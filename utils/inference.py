@@ -25,14 +25,19 @@ class Probabilities(NamedTuple):
     """What a model or an ensemble believes about N pairs.
 
     Attributes:
-        semantic_probs1: (N, C, H, W) float32, sums to 1 over C: classes at the first date.
+        semantic_probs1: (N, C, H, W) float32, sums to 1 over C: classes at the first date; None of
+            models without classes.
         semantic_probs2: the same at the second date.
         change_probs: (N, H, W) float32, probability of *changed*.
     """
 
-    semantic_probs1: torch.Tensor
-    semantic_probs2: torch.Tensor
+    semantic_probs1: torch.Tensor | None
+    semantic_probs2: torch.Tensor | None
     change_probs: torch.Tensor
+
+    def present(self) -> list[torch.Tensor]:
+        """Return the probabilities there are."""
+        return [probs for probs in self if probs is not None]
 
 
 def apply_view(x: torch.Tensor, view: View) -> torch.Tensor:
@@ -102,9 +107,9 @@ class Predictor:
             if total is None:
                 total = probs
             else:
-                for mean, value in zip(total, probs, strict=True):
+                for mean, value in zip(total.present(), probs.present(), strict=True):
                     mean.add_(value)
-        for mean in total:
+        for mean in total.present():
             mean.div_(len(self.models))
         return total
 
@@ -144,11 +149,16 @@ class Predictor:
                     continue
                 if total is None:
                     total = Probabilities(
-                        *(p.new_zeros(len(image1), *p.shape[1:-2], height, width) for p in probs)
+                        *(
+                            None
+                            if p is None
+                            else p.new_zeros(len(image1), *p.shape[1:-2], height, width)
+                            for p in probs
+                        )
                     )
                 _add_segments(total, probs, segments)
                 waiting = rest
-        for mean in total:
+        for mean in total.present():
             mean.div_(len(self.views))
         return total
 
@@ -164,10 +174,9 @@ class Predictor:
 
     def _run(self, model: nn.Module, image1: torch.Tensor, image2: torch.Tensor) -> Probabilities:
         with self._frozen_weights(), self.autocast():
-            semantic_logits1, semantic_logits2, change_logits = model(image1, image2)
+            *semantic_logits, change_logits = model(image1, image2)
         return Probabilities(
-            semantic_logits1.float().softmax(dim=1),
-            semantic_logits2.float().softmax(dim=1),
+            *(None if x is None else x.float().softmax(dim=1) for x in semantic_logits),
             change_logits.float().sigmoid(),
         )
 
@@ -205,7 +214,7 @@ def _add_segments(total: Probabilities, probs: Probabilities, segments: list[Seg
     start = 0
     for view, first, last in segments:
         stop = start + last - first
-        for mean, value in zip(total, probs, strict=True):
+        for mean, value in zip(total.present(), probs.present(), strict=True):
             mean[first:last].add_(undo_view(value[start:stop], view))
         start = stop
 
@@ -227,12 +236,15 @@ def _gather(images: torch.Tensor, segments: list[Segment], size: int) -> torch.T
     return batch
 
 
-def decode(probs: Probabilities) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the predicted maps of both dates: (N, H, W) uint8, 0 = unchanged, 1..C = class."""
+def decode(probs: Probabilities) -> tuple[torch.Tensor, ...]:
+    """Return the predicted maps, (N, H, W) uint8.
+
+    Those of both dates, 0 = unchanged, 1..C = class; of models without classes the one map of
+    change, 1 = changed.
+    """
     changed = probs.change_probs >= CHANGE_THRESHOLD
-    pred1 = (probs.semantic_probs1.argmax(dim=1) + 1) * changed
-    pred2 = (probs.semantic_probs2.argmax(dim=1) + 1) * changed
-    return pred1.to(torch.uint8), pred2.to(torch.uint8)
+    classes = [p.argmax(dim=1) + 1 for p in probs[:2] if p is not None]
+    return tuple((c * changed).to(torch.uint8) for c in classes) or (changed.to(torch.uint8),)
 
 
 def _views_of_one_shape(views: Sequence[View], square: bool) -> list[list[View]]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from utils.errors import UserError
 from utils.files import write_text
-from utils.metrics import Metrics
+from utils.label_counts import AnyMetrics
 
 
 class RunLog:
@@ -72,20 +72,17 @@ def _tensorboard_writer(folder: Path) -> Any:
 def epoch_row(
     epoch: int,
     losses: Mapping[str, float],
-    metrics: Metrics,
+    metrics: AnyMetrics,
     class_names: Sequence[str],
     lr: float,
     train_s: float,
     val_s: float,
 ) -> dict[str, Any]:
     """Return one row of ``metrics.csv``: losses, scores as fractions, rate and seconds."""
-    scores = metrics.to_dict()
-    ious = scores.pop("class_iou")
     return {
         "epoch": epoch,
         **{f"loss_{name}": value for name, value in losses.items()},
-        **scores,
-        **{f"iou_{name}": iou for name, iou in zip(class_names[1:], ious[1:], strict=True)},
+        **metrics.to_row(class_names),
         "lr": lr,
         "train_s": round(train_s, 3),
         "val_s": round(val_s, 3),

@@ -38,25 +38,30 @@ class ChangeCriterion(nn.Module):
 
     def forward(
         self,
-        output: "tuple[torch.Tensor, torch.Tensor, torch.Tensor]",
-        label1: torch.Tensor,
-        label2: torch.Tensor,
+        output: "tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor]",
+        label1: torch.Tensor | None,
+        label2: torch.Tensor | None,
         change_mask: torch.Tensor,
     ) -> dict[str, torch.Tensor]:
         """Return the loss terms by name, and their weighted sum as ``total``.
 
+        A date without logits or without a label has no term.
+
         Args:
-            output: semantic logits of both dates (N, C, H, W) and change logits (N, H, W).
-            label1: (N, H, W) integer, 0 = unlabelled (ignored), 1..C = class at the first date.
+            output: semantic logits of both dates (N, C, H, W), or None for a model without classes,
+                and change logits (N, H, W).
+            label1: (N, H, W) integer, 0 = unlabelled (ignored), 1..C = class at the first date;
+                None where that date has no labels.
             label2: the same at the second date.
             change_mask: (N, H, W), 1 = changed, from the ground truth.
         """
-        semantic_logits1, semantic_logits2, change_logits = output
-        terms = {
-            "change": change_loss(change_logits, change_mask),
-            "semantic1": self._semantic_loss(semantic_logits1, label1),
-            "semantic2": self._semantic_loss(semantic_logits2, label2),
-        }
+        *semantic_logits, change_logits = output
+        terms = {"change": change_loss(change_logits, change_mask)}
+        for date, (logits, label) in enumerate(
+            zip(semantic_logits, (label1, label2), strict=True), start=1
+        ):
+            if logits is not None and label is not None:
+                terms[f"semantic{date}"] = self._semantic_loss(logits, label)
         terms["total"] = sum(TERM_WEIGHTS[name] * value for name, value in terms.items())
         return terms
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -11,7 +11,6 @@ from utils.distributed import World
 from utils.errors import UserError
 from utils.files import remove_leftovers, write_text
 
-DATES = ("im1", "im2")
 LEFTOVER_AGE_S = 60  # a mask is written within a fraction of a second
 
 
@@ -45,16 +44,17 @@ def file_signature(paths: Iterable[Path | None]) -> str:
 class Manifest:
     """A journal of finished pairs beside their masks, one file per process, a line per pair.
 
-    A line is written when both masks of a pair are in place, so that whatever ends the program
+    A line is written when all masks of a pair are in place, so that whatever ends the program
     leaves a journal that says too little at the worst. Half-written masks of a killed program are
     removed.
 
     Args:
-        folder: holds the masks as ``{im1,im2}/<name>.png``.
+        folder: holds the masks as ``{im1,im2}/<name>.png``, or in other ``mask_folders``.
         key: of this work; entries under another key do not count.
         signatures: name and `file_signature` of every pair there is to do.
         world: the processes that share the work; every one must call this.
         overwrite: forget what is finished.
+        mask_folders: what ``folder`` has instead of ``im1`` and ``im2``.
 
     Attributes:
         finished: names of the pairs whose masks are there, made from these very files.
@@ -67,8 +67,10 @@ class Manifest:
         signatures: Mapping[str, str],
         world: World,
         overwrite: bool = False,
+        mask_folders: Sequence[str] = ("im1", "im2"),
     ) -> None:
         self._folder = Path(folder)
+        self._mask_folders = mask_folders
         self._signatures = signatures
         self._lock = threading.Lock()
         known = world.from_leader(self._read(key) if world.leads and not overwrite else {})
@@ -80,7 +82,7 @@ class Manifest:
             for path in self._journals():
                 if path != self._path(0):
                     path.unlink()
-            for part in (self._folder, *(self._folder / date for date in DATES)):
+            for part in (self._folder, *(self._folder / each for each in mask_folders)):
                 remove_leftovers(part, LEFTOVER_AGE_S)
         world.wait()
         if not world.leads:
@@ -107,7 +109,7 @@ class Manifest:
 
     def _entry(self, name: str) -> str:
         """Return a digest of a pair's files and of its masks, which others may write as well."""
-        masks = [self._folder / date / f"{name}.png" for date in DATES]
+        masks = [self._folder / each / f"{name}.png" for each in self._mask_folders]
         return f"{self._signatures[name]}-{file_signature(masks)}"
 
     def _holds(self, name: str, entry: str) -> bool:

@@ -57,6 +57,11 @@ def save_image(path: Path, array: np.ndarray) -> None:
         )
 
 
+def save_change_mask(path: Path, mask: np.ndarray) -> None:
+    """Write an (H, W) uint8 map of change, 1 = changed, as a grey PNG of 0 and 255."""
+    save_image(path, mask * np.uint8(255))
+
+
 def save_mask(path: Path, mask: np.ndarray, palette: Palette) -> None:
     """Write an (H, W) uint8 map of class indices as a palette PNG.
 

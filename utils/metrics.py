@@ -5,9 +5,17 @@ convention of SenseEarth 2020 and of the Bi-SRNet/SCanNet lineage: the (C+1)-cla
 dates are counted into one (C+1)×(C+1) matrix. `utils.scoring` knows the other convention.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+
+# Scores that follow from the classes: of one date's labels they are other figures than of both.
+# What remains, mIoU and the two IoUs, depends on the change alone.
+OF_CLASSES = (
+    *("score", "sek", "f_scd", "f_scd_precision", "f_scd_recall", "oa", "kappa", "class_iou"),
+)
 
 
 class ConfusionMatrix:
@@ -37,6 +45,9 @@ class ConfusionMatrix:
 class Metrics:
     """All scores of one confusion matrix, as fractions (1 = perfect) unless said otherwise.
 
+    Where one date alone has labels, `to_dict` calls all that follows from the classes
+    ``<score>_date1`` or ``<score>_date2``, so that nobody compares it with scores of both dates.
+
     Attributes:
         score: 0.3·mIoU + 0.7·SeK, the challenge's ranking.
         miou: mean IoU of *unchanged* and *changed*.
@@ -49,6 +60,7 @@ class Metrics:
         iou_unchanged: IoU of *unchanged*.
         iou_changed: IoU of *changed*.
         class_iou: IoU per class, *unchanged* first; 0 for a class that is nowhere.
+        date: the only date that has labels, 1 or 2; None for both.
     """
 
     score: float
@@ -62,22 +74,44 @@ class Metrics:
     iou_unchanged: float
     iou_changed: float
     class_iou: tuple[float, ...]
+    date: int | None = None
 
-    def to_dict(self) -> dict:
+    @property
+    def rank(self) -> float:
+        """The score by which the best epoch is chosen: Score."""
+        return self.score
+
+    @property
+    def suffix(self) -> str:
+        """What follows the names of `OF_CLASSES` in files."""
+        return f"_date{self.date}" if self.date else ""
+
+    def to_dict(self) -> dict[str, Any]:
         """Return plain values, as checkpoints and logs store them."""
-        return {**self.__dict__, "class_iou": list(self.class_iou)}
+        values = {**self.__dict__, "class_iou": list(self.class_iou)}
+        del values["date"]
+        return {f"{n}{self.suffix if n in OF_CLASSES else ''}": v for n, v in values.items()}
+
+    def to_row(self, class_names: Sequence[str]) -> dict[str, float]:
+        """Return one number per name, a class's IoU as ``iou_<class>``."""
+        values = self.to_dict()
+        ious = values.pop(f"class_iou{self.suffix}")
+        named = zip(class_names[1:], ious[1:], strict=True)
+        return values | {f"iou_{name}{self.suffix}": iou for name, iou in named}
 
 
-def compute_metrics(counts: torch.Tensor) -> Metrics:
+def compute_metrics(counts: torch.Tensor, date: int | None = None) -> Metrics:
     """Compute all scores from a confusion matrix.
 
     Args:
         counts: (K, K) non-negative, row = label, column = prediction, index 0 = unchanged.
+        date: the only date they are of; None for both.
     """
     counts = counts.detach().cpu().double()
     scores = compute_scores(counts.sum(1), counts.sum(0), counts.diagonal())
     class_iou = tuple(scores.pop("class_iou").tolist())
-    return Metrics(**{name: value.item() for name, value in scores.items()}, class_iou=class_iou)
+    values = {name: value.item() for name, value in scores.items()}
+    return Metrics(**values, class_iou=class_iou, date=date)
 
 
 def compute_scores(

@@ -82,7 +82,8 @@ def add_data_args(parser: argparse.ArgumentParser, split: bool = True) -> None:
         type=Path,
         default=DATA_ROOT,
         metavar="DIR",
-        help="folder with train/{im1,im2,label1,label2}, val/… (default: data/dataset)",
+        help="folder with train/{im1,im2,label1,label2} or, for change alone, "
+        "train/{im1,im2,label}, val/… (default: data/dataset)",
     )
     if split:
         add_split_args(group)

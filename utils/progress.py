@@ -5,7 +5,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from utils.metrics import Metrics
+from utils.change_metrics import ChangeMetrics
+from utils.label_counts import AnyMetrics
+
+SUMMARY = {"score": "Score", "miou": "mIoU", "sek": "SeK", "f_scd": "F_scd", "oa": "OA"}
+CHANGE_SUMMARY = {"f1": "F1", "miou": "mIoU", "iou_changed": "IoU changed", "oa": "OA"}
 
 
 def progress(
@@ -36,20 +40,26 @@ def progress(
     )
 
 
-def summary(metrics: Metrics) -> str:
+def summary(metrics: AnyMetrics) -> str:
     """Return the scores people compare, in percent."""
-    names = (
-        ("Score", "score"),
-        ("mIoU", "miou"),
-        ("SeK", "sek"),
-        ("F_scd", "f_scd"),
-        ("OA", "oa"),
+    if isinstance(metrics, ChangeMetrics):
+        return _percent(metrics, CHANGE_SUMMARY)
+    note = f"labels of date {metrics.date} only:  " if metrics.date else ""
+    return note + _percent(metrics, SUMMARY)
+
+
+def _percent(metrics: AnyMetrics, titles: dict[str, str]) -> str:
+    return "  ".join(
+        f"{title} {100 * getattr(metrics, name):.2f}" for name, title in titles.items()
     )
-    return "  ".join(f"{label} {100 * getattr(metrics, name):.2f}" for label, name in names)
 
 
-def details(metrics: Metrics, class_names: Iterable[str]) -> str:
+def details(metrics: AnyMetrics, class_names: Iterable[str]) -> str:
     """Return all scores on several lines, in percent."""
+    if isinstance(metrics, ChangeMetrics):
+        rest = {"precision": "precision", "recall": "recall", "kappa": "kappa"}
+        rest |= {"iou_unchanged": "IoU unchanged"}
+        return f"{summary(metrics)}\n{_percent(metrics, rest)}"
     ious = ", ".join(
         f"{name} {100 * iou:.1f}" for name, iou in zip(class_names, metrics.class_iou, strict=True)
     )

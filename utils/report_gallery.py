@@ -31,19 +31,19 @@ class GalleryPair:
     Attributes:
         name: of the pair.
         images: (H, W, 3) uint8 of both dates.
-        predictions: (H, W) uint8 class indices of both dates.
+        predictions: (H, W) uint8 class indices of both dates; or the change mask alone.
         labels: the same, or None where the pair has none.
         error: share of the pixels of both dates that are wrong; None without labels.
-        f_scd: of this pair alone; None without labels.
+        f_score: F_scd of this pair alone, or F1 of its change mask; None without labels.
         changed: share of the pixels that change, in the label or else in the prediction.
     """
 
     name: str
     images: tuple[np.ndarray, np.ndarray]
-    predictions: tuple[np.ndarray, np.ndarray]
-    labels: tuple[np.ndarray, np.ndarray] | None
+    predictions: tuple[np.ndarray, ...]
+    labels: tuple[np.ndarray, ...] | None
     error: float | None
-    f_scd: float | None
+    f_score: float | None
     changed: float
 
 
@@ -74,7 +74,7 @@ def encode_pair(pair: GalleryPair, entries: int) -> dict[str, Any]:
         "fullWidth": width,
         "fullHeight": height,
         "error": pair.error,
-        "f_scd": pair.f_scd,
+        "f_score": pair.f_score,
         "changed": pair.changed,
         "images": [picture_uri(image, size) for image in pair.images],
         "predictions": [mask_uri(mask, size, entries) for mask in pair.predictions],

@@ -14,14 +14,16 @@ from utils.error_map import ERROR_KINDS
 from utils.report_gallery import GalleryPair, encode_pair, mask_step, safe_colors
 from utils.report_runs import Run
 from utils.report_tables import class_table, heat_map, letter, stage_tables, tiles
-from utils.score_tables import SCORES, transitions
+from utils.score_tables import CHANGE_SCORES, SCORES, transitions
 from utils.scoring import PairCounts, pooled_scores, tally
 
 TEMPLATE = Path(__file__).with_name("report_template")
 MAIN_CHARTS = ("loss_total", "score", "miou", "sek", "f_scd", "oa")
+OTHER_MAIN_CHARTS = ("f1", *(f"{n}_date{d}" for d in (1, 2) for n in ("score", "sek", "f_scd")))
 OTHER_TITLES = {"loss_total": "Loss", "lr": "Learning rate", "train_s": "Training, s"}
 OTHER_TITLES |= {"val_s": "Validation, s", "oa": "OA"}
-FRACTIONS = (*SCORES, "iou_")
+FRACTIONS = (*SCORES, *CHANGE_SCORES, "iou_")
+ONE_DATE = re.compile(r"(.*)_date([12])")
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,11 @@ class Masks:
     total: int
     counts: Sequence[PairCounts] = ()
     pairs: Sequence[GalleryPair] = field(default_factory=list)
+
+    @property
+    def is_binary(self) -> bool:
+        """Whether they are change masks without classes."""
+        return len(self.class_names) == 2
 
 
 def render_page(groups: Sequence[Sequence[Run]], masks: Masks | None, written: str) -> str:
@@ -106,7 +113,7 @@ def _split_of_curve(run: Run, group: str) -> str:
 
 def _charts(runs: Sequence[Run]) -> list[dict[str, Any]]:
     columns = list(dict.fromkeys(name for run in runs for name in run.columns))
-    present = [name for name in MAIN_CHARTS if name in columns]
+    present = [name for name in (*MAIN_CHARTS, *OTHER_MAIN_CHARTS) if name in columns]
     others = [name for name in columns if name not in present]
     return [
         {
@@ -120,9 +127,12 @@ def _charts(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def _title(column: str) -> str:
-    known = OTHER_TITLES.get(column) or SCORES.get(column)
+    known = OTHER_TITLES.get(column) or (CHANGE_SCORES | SCORES).get(column)
     if known:
         return known
+    of_date = ONE_DATE.fullmatch(column)
+    if of_date:
+        return f"{_title(of_date[1])}, date {of_date[2]} only"
     kind, _, rest = column.partition("_")
     return f"{'IoU' if kind == 'iou' else kind.capitalize()} {rest}".strip()
 
@@ -131,6 +141,7 @@ def _gallery_data(masks: Masks) -> dict[str, Any]:
     entries = len(masks.class_names)
     return {
         "classes": list(masks.class_names),
+        "binary": masks.is_binary,
         "palettes": {
             "data": [list(color) for color in masks.class_colors],
             "safe": [list(color) for color in safe_colors(masks.class_colors)],
@@ -146,14 +157,28 @@ def _scores(masks: Masks) -> str:
     head = f'<section id="masks"><h2>Masks: {escape(masks.title)}</h2>'
     if not masks.counts:
         return (
-            f"{head}<p>{masks.total:,} pairs without labels: there is nothing to score. The "
-            "gallery shows them by the share that is predicted to change.</p></section>"
+            f"{head}<p>{masks.total:,} pairs without labels of both dates: nothing is scored here. "
+            "The gallery shows them by the share that is predicted to change.</p></section>"
         )
     names = masks.class_names
     values = pooled_scores(tally(masks.counts, "dates"))
     confusion = sum(pair.confusion for pair in masks.counts)
-    labelled, predicted, _ = sum(pair.transitions for pair in masks.counts)
     per_row = confusion / np.where(confusion.any(1), confusion.sum(1), np.nan)[:, None]
+    confusion_map = heat_map(
+        "confusion",
+        f"Share of each label's pixels{'' if masks.is_binary else ', both dates'}, %",
+        names,
+        per_row,
+        confusion,
+        ("label", "prediction"),
+    )
+    if masks.is_binary:
+        return (
+            f"{head}<p>{len(masks.counts):,} pairs of change masks against their labels, every "
+            f"pixel once; in percent.</p>{tiles(values)}"
+            f'<div class="card"><h3>Confusion</h3>{confusion_map}</div></section>'
+        )
+    labelled, predicted, _ = sum(pair.transitions for pair in masks.counts)
     one_sided = sum(pair.one_sided_prediction for pair in masks.counts)
     note = (
         f" {one_sided:,} pixels are predicted to change at one date alone and are in no cell of "
@@ -181,14 +206,6 @@ def _scores(masks: Masks) -> str:
             ("date 1", "date 2"),
         )
         for key, title, unit, shares, pixels in maps
-    )
-    confusion_map = heat_map(
-        "confusion",
-        "Share of each label's pixels, both dates, %",
-        names,
-        per_row,
-        confusion,
-        ("label", "prediction"),
     )
     return (
         f"{head}<p>{len(masks.counts):,} pairs against their labels, one confusion matrix over "

@@ -17,7 +17,7 @@ UNKNOWN = "unknown"
 # What decides on which pairs a run is validated.
 DATA_OPTIONS = ("data_root", "val_list", "val_fraction", "folds", "fold", "split_seed")
 # By which score the best epoch is chosen: the first of these that the run has.
-RANKING = ("score", "miou", "f_scd", "iou_changed", "oa")
+RANKING = ("score", "score_date1", "score_date2", "f1", "miou", "f_scd", "iou_changed", "oa")
 
 Row = dict[str, float | None]
 

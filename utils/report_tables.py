@@ -1,6 +1,6 @@
 """Tables of a report as HTML: runs, scores, heat maps. All text that comes from data is escaped."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 
@@ -8,10 +8,19 @@ import numpy as np
 
 from utils.report_folds import FoldSummary, summarise_folds
 from utils.report_runs import UNKNOWN, Run
-from utils.score_tables import SCORES
+from utils.score_tables import SCORES, score_titles
 
 STAGE_SCORES = {"score": "Score", "miou": "mIoU", "sek": "SeK", "f_scd": "F_scd", "oa": "OA"}
+# Shown where runs have them: change masks without classes, and labels of one date alone.
+OTHER_STAGE_SCORES = {"f1": "F1", "precision": "Precision", "recall": "Recall"}
+OTHER_STAGE_SCORES |= {
+    f"{name}_date{date}": f"{title}, date {date} only"
+    for date in (1, 2)
+    for name, title in STAGE_SCORES.items()
+    if name != "miou"
+}
 TILE_SCORES = ("score", "miou", "sek", "f_scd", "oa", "kappa")
+CHANGE_TILE_SCORES = ("f1", "precision", "recall", "miou", "iou_changed", "oa", "kappa")
 SHOWN_CLASSES = 24  # rows of a heat map
 HOT = (0.7, 0.6)  # share of the highest value where the figures change colour: light, dark
 PROTOCOLS = {
@@ -72,13 +81,14 @@ def describe_split(run: Run) -> str:
 
 
 def _stage_table(runs: Sequence[Run], group: str) -> str:
-    header = ("Run", "Best epoch", *STAGE_SCORES.values(), "Seconds")
+    titles = _stage_titles(runs)
+    header = ("Run", "Best epoch", *titles.values(), "Seconds")
     comparable = [run for run in runs if not run.split.k_fold]  # single folds are not
     highest = {
         name: max(
             (run.best[name] for run in comparable if run.best.get(name) is not None), default=None
         )
-        for name in STAGE_SCORES
+        for name in titles
     }
     rows = []
     for run in runs:
@@ -88,7 +98,7 @@ def _stage_table(runs: Sequence[Run], group: str) -> str:
             f"{escape(run.name)}<small>{escape(describe_training(run))}</small></th>",
             f"<td>{best['epoch']:g} of {run.rows[-1]['epoch']:g}</td>",
         ]
-        for name in STAGE_SCORES:
+        for name in titles:
             value = best.get(name)
             top = len(comparable) > 1 and value is not None and value == highest[name]
             cells.append(
@@ -97,7 +107,7 @@ def _stage_table(runs: Sequence[Run], group: str) -> str:
         seconds = "–" if run.seconds is None else f"{run.seconds:,.0f}"
         cells.append(f'<td data-column="seconds">{seconds}</td>')
         rows.append(f'<tr data-run="{escape(run.name)}">{"".join(cells)}</tr>')
-    rows += [_fold_row(summary) for summary in summarise_folds(runs)]
+    rows += [_fold_row(summary, titles) for summary in summarise_folds(runs)]
     title = f"<strong>{group}.</strong> " if group else ""
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in header)
     return (
@@ -107,14 +117,14 @@ def _stage_table(runs: Sequence[Run], group: str) -> str:
     )
 
 
-def _fold_row(summary: FoldSummary) -> str:
+def _fold_row(summary: FoldSummary, columns: Iterable[str]) -> str:
     """Return the mean over the folds of one configuration, as a row below the runs."""
     title = f"Mean of {len(summary.runs)} of {summary.folds} folds"
     if summary.repeated:
         numbers = ", ".join(map(str, summary.repeated))
         title = f"No mean: several runs of fold {numbers}"
     cells = []
-    for name in STAGE_SCORES:
+    for name in columns:
         spread = summary.spread(name)
         text = "–" if spread is None else " ± ".join(map(percent, spread))
         cells.append(f'<td data-column="{name}">{text}</td>')
@@ -123,6 +133,13 @@ def _fold_row(summary: FoldSummary) -> str:
         f'<tr class="folds"><th scope="row">{title}<small>{training}</small></th><td>–</td>'
         f'{"".join(cells)}<td data-column="seconds">–</td></tr>'
     )
+
+
+def _stage_titles(runs: Sequence[Run]) -> dict[str, str]:
+    columns = {name for run in runs for name in run.columns}
+    if not columns & OTHER_STAGE_SCORES.keys():
+        return STAGE_SCORES
+    return {n: title for n, title in (OTHER_STAGE_SCORES | STAGE_SCORES).items() if n in columns}
 
 
 def describe_training(run: Run) -> str:
@@ -143,10 +160,11 @@ def _describe_options(run: Run) -> str:
 
 def tiles(values: Mapping[str, np.ndarray]) -> str:
     """Return the main scores as large figures, in percent."""
+    titles = score_titles(values)
     cells = [
-        f"<div><dt>{escape(SCORES[name].removesuffix(', all pixels'))}</dt>"
+        f"<div><dt>{escape(titles[name].removesuffix(', all pixels'))}</dt>"
         f'<dd data-score="{name}">{percent(float(values[name]))}</dd></div>'
-        for name in TILE_SCORES
+        for name in (TILE_SCORES if titles is SCORES else CHANGE_TILE_SCORES)
     ]
     return f'<dl class="tiles">{"".join(cells)}</dl>'
 

@@ -8,11 +8,11 @@ from functools import cached_property
 from pathlib import Path
 
 from utils.score_tables import (
-    SCORES,
     Values,
     class_table,
     comparison_table,
     score_table,
+    score_titles,
     transition_table,
     transitions,
     verdict,
@@ -37,6 +37,7 @@ ONE_SIDED = {
     "unchanged": "a pixel predicted to change at one date alone counts as unchanged at both",
     "keep": "each date counts as it is, also where only one of them is predicted to change",
 }
+CHANGE_MATRIX = "change masks without classes: every pixel once, 2 × 2"
 
 
 @dataclass(frozen=True)
@@ -83,19 +84,30 @@ class Report:
             return {}
         return compare(*zip(self.values, self.samples, strict=True))
 
+    @property
+    def is_binary(self) -> bool:
+        """Whether change masks were scored, without classes."""
+        return len(self.class_names) == 2
+
     def _topics(self) -> dict[str, str]:
         """Say what was scored and how."""
         classes = len(self.class_names) - 1
         entries = classes + 1 if self.matrix == "dates" else classes**2 + 1
         letters = ("prediction",) if len(self.folders) == 1 else ("A", "B")
-        return {
-            **{letter: str(folder) for letter, folder in zip(letters, self.folders, strict=True)},
-            "label": str(self.label),
-            "pairs": f"{len(self.pair_names):,}",
+        conventions = {
             "classes": f"unchanged and {classes} more, {self.classes_source}",
             "matrix": f"{self.matrix}: {MATRIX_TEXTS[self.matrix]}, {entries} × {entries}",
             "OA": "once over all pixels, once as the mean over images of each image's accuracy",
             "change": ONE_SIDED[self.one_sided],
+        }
+        if self.is_binary:
+            conventions |= {"classes": f"none, {self.classes_source}", "matrix": CHANGE_MATRIX}
+            del conventions["change"]
+        return {
+            **{letter: str(folder) for letter, folder in zip(letters, self.folders, strict=True)},
+            "label": str(self.label),
+            "pairs": f"{len(self.pair_names):,}",
+            **conventions,
             "intervals": f"{CONFIDENCE:.0%} percentile bootstrap over images, {self.resamples} "
             f"resamples, seed {self.seed}"
             if self.resamples
@@ -109,12 +121,14 @@ class Report:
         samples = self.samples[0] if self.samples else None
         blocks = ["\n".join(f"{topic:<{width}}  {text}" for topic, text in topics.items())]
         blocks.append(score_table(self.values[0], samples))
-        if self.matrix == "dates":
+        if self.matrix == "dates" and not self.is_binary:
             blocks.append(class_table(self.class_names, self.values[0], samples))
-        blocks.append(transition_table(transitions(self.class_names, self.counts[0])))
+        if not self.is_binary:
+            blocks.append(transition_table(transitions(self.class_names, self.counts[0])))
         if self.differences:
             blocks.append(comparison_table(*self.values, self.differences))
-            blocks.append(verdict(self.differences["score"]))
+            name, title = next(iter(score_titles(self.values[0]).items()))
+            blocks.append(verdict(title, self.differences[name]))
         return "\n\n".join(blocks)
 
     def to_dict(self) -> dict:
@@ -123,7 +137,9 @@ class Report:
             {
                 "scores": with_intervals(values, self.samples[i] if self.samples else None),
                 "confusion": sum(pair.confusion for pair in counts).tolist(),
-                "transitions": transitions(self.class_names, counts),
+                **(
+                    {} if self.is_binary else {"transitions": transitions(self.class_names, counts)}
+                ),
             }
             for i, (values, counts) in enumerate(zip(self.values, self.counts, strict=True))
         ]
@@ -132,8 +148,8 @@ class Report:
             "label": str(self.label),
             "pairs": len(self.pair_names),
             "classes": list(self.class_names),
-            "matrix": self.matrix,
-            "one_sided": self.one_sided,
+            "matrix": "change" if self.is_binary else self.matrix,
+            **({} if self.is_binary else {"one_sided": self.one_sided}),
             "bootstrap": self.resamples,
             "seed": self.seed,
             **folders[0],
@@ -155,7 +171,7 @@ class Report:
                 row["pixels"] = int(labelled.sum())
                 row["changed_label"] = int(labelled.sum() - labelled[0, 0])
                 row[f"{prefix}changed_prediction"] = int(predicted.sum() - predicted[0, 0])
-                for name in SCORES:
+                for name in score_titles(scores):
                     if name in scores:
                         row[f"{prefix}{name}"] = float(scores[name][i])
         return rows

@@ -20,17 +20,29 @@ SCORES = {
     "iou_unchanged": "IoU unchanged",
     "iou_changed": "IoU changed",
 }
+CHANGE_SCORES = {
+    "f1": "F1",
+    "precision": "precision",
+    "recall": "recall",
+    **{name: SCORES[name] for name in ("miou", "iou_changed", "iou_unchanged")},
+    **{name: SCORES[name] for name in ("oa", "oa_image_mean", "kappa")},
+}
 SHOWN_TRANSITIONS = 20
 
 Values = Mapping[str, np.ndarray]
+
+
+def score_titles(values: Mapping[str, object]) -> dict[str, str]:
+    """Return the titles of the scores there are, those of change masks or of classes, by name."""
+    return CHANGE_SCORES if "f1" in values else SCORES
 
 
 def score_table(values: Values, samples: Values | None) -> str:
     """Return the scores in percent, with their intervals where there are resamples."""
     return _with_intervals(
         "in percent",
-        [(title, values[name]) for name, title in SCORES.items()],
-        samples and [samples[name] for name in SCORES],
+        [(title, values[name]) for name, title in score_titles(values).items()],
+        samples and [samples[name] for name in score_titles(values)],
     )
 
 
@@ -102,7 +114,7 @@ def comparison_table(a: Values, b: Values, differences: Mapping[str, Difference]
     """Return both sets' scores, their differences with intervals, and how often A is better."""
     lines = [
         (title, _percent(a[name]), _percent(b[name]), *_difference(differences[name]))
-        for name, title in SCORES.items()
+        for name, title in score_titles(a).items()
     ]
     return table(("in percent", "A", "B", "A − B", "from", "to", "A better in"), lines)
 
@@ -112,15 +124,15 @@ def _difference(difference: Difference) -> tuple[str, ...]:
     return (*(f"{100 * x:+.2f}" for x in signed), f"{100 * difference.share_better:.1f} %")
 
 
-def verdict(difference: Difference) -> str:
-    """Say in a sentence what the comparison of the Score shows."""
+def verdict(title: str, difference: Difference) -> str:
+    """Say in a sentence what the comparison of a score shows."""
     if difference.low > 0:
         found = "A is better: the interval of the difference lies above 0"
     elif difference.high < 0:
         found = "B is better: the interval of the difference lies below 0"
     else:
         found = "undecided: the interval of the difference holds 0"
-    return f"Score: {found}"
+    return f"{title}: {found}"
 
 
 def _percent(value: float) -> str:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from utils.change_metrics import compute_change_scores
 from utils.metrics import compute_scores
 
 MATRICES = ("dates", "transitions")
@@ -29,7 +30,8 @@ class PairCounts:
     """Pixel counts of one pair, enough for both conventions. K = C + 1.
 
     Attributes:
-        confusion: (K, K) int64 over both dates, row = label, column = prediction.
+        confusion: (K, K) int64 over both dates, row = label, column = prediction; (2, 2) and each
+            pixel once where there are change masks alone.
         transitions: (3, K, K) int64, row = class at date 1, column = class at date 2; pixels of
             that transition in the label, in the prediction, and in both at once.
     """
@@ -89,6 +91,16 @@ def count_pair(
     return PairCounts(confusion, transitions)
 
 
+def count_change(prediction: np.ndarray, label: np.ndarray) -> PairCounts:
+    """Count one pair of change masks: any equal shape, uint8 values 0 and 1.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    twice = count_pair(prediction, prediction, label, label, 1)
+    return PairCounts(twice.confusion // 2, twice.transitions)
+
+
 def _cells(row: np.ndarray, column: np.ndarray, size: int) -> np.ndarray:
     return row.astype(np.uint16) * np.uint16(size) + column  # below 2¹⁶
 
@@ -106,6 +118,8 @@ def drop_one_sided(mask1: np.ndarray, mask2: np.ndarray) -> tuple[np.ndarray, np
 @dataclass(frozen=True)
 class Tallies:
     """What the scores of n images need under one convention; K entries, *unchanged* first.
+
+    Two entries are *unchanged* and *changed*, and have the scores of change alone.
 
     Attributes:
         labelled: (n, K) int64, pixels the label gives each entry.
@@ -144,10 +158,18 @@ def tally(counts: Sequence[PairCounts], matrix: str) -> Tallies:
     return Tallies(entries[:, 0], entries[:, 1], entries[:, 2])
 
 
+def _scores(*sums: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Score (…, K) sums: labelled, predicted, right."""
+    return compute_change_scores(*sums) if sums[0].shape[-1] == 2 else compute_scores(*sums)
+
+
 def image_scores(tallies: Tallies) -> dict[str, np.ndarray]:
-    """Score each image by itself: the fields of `utils.metrics.Metrics` as (n,) and (n, K)."""
+    """Score each image by itself: the fields of `utils.metrics.Metrics` as (n,) and (n, K).
+
+    Change masks have the fields of `utils.change_metrics.ChangeMetrics`.
+    """
     stack = (tallies.labelled, tallies.predicted, tallies.right)
-    scores = compute_scores(*(torch.from_numpy(part.astype(np.float64)) for part in stack))
+    scores = _scores(*(torch.from_numpy(part.astype(np.float64)) for part in stack))
     return {name: value.numpy() for name, value in scores.items()}
 
 
@@ -159,14 +181,14 @@ def weighted_scores(tallies: Tallies, weights: np.ndarray) -> dict[str, np.ndarr
         weights: (B, n), how often each resample holds each image.
 
     Returns:
-        The fields of `utils.metrics.Metrics` and ``oa_image_mean``, the mean accuracy of an image:
-        ``class_iou`` (B, K), the others (B,).
+        The fields of `utils.metrics.Metrics`, or of `utils.change_metrics.ChangeMetrics`, and
+        ``oa_image_mean``, the mean accuracy of an image: ``class_iou`` (B, K), the others (B,).
     """
     weights = weights.astype(np.float64)
     parts = [tallies.labelled, tallies.predicted, tallies.right]
     sums = weights @ np.concatenate(parts, axis=1).astype(np.float64)  # whole numbers: exact
     labelled, predicted, right = (torch.from_numpy(part) for part in np.split(sums, 3, axis=1))
-    scores = {k: v.numpy() for k, v in compute_scores(labelled, predicted, right).items()}
+    scores = {k: v.numpy() for k, v in _scores(labelled, predicted, right).items()}
     image_oa = tallies.right.sum(1) / np.maximum(1, tallies.labelled.sum(1))
     return scores | {"oa_image_mean": weights @ image_oa / weights.sum(1)}
 

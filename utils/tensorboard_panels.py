@@ -5,13 +5,14 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from utils.error_map import ERROR_KINDS, draw_errors, error_map
+from utils.error_map import ERROR_KINDS, WRONG_CLASS, draw_errors, error_map
 from utils.panels import contact_sheet
 
 TITLES = (
     *("image 1", "image 2", "label 1", "label 2"),
     *("prediction 1", "prediction 2", "errors, both dates"),
 )
+CHANGE_TITLES = ("image 1", "image 2", "label", "prediction", "errors")
 SHOWN_PAIRS = 6
 
 
@@ -31,17 +32,18 @@ def fixed_pairs(pairs: int, shown: int = SHOWN_PAIRS) -> list[int]:
 def validation_panels(
     samples: Sequence[Mapping[str, Any]],
     pred1: Sequence[Any],
-    pred2: Sequence[Any],
+    pred2: Sequence[Any] | None,
     classes: Classes,
     cell: int = 160,
 ) -> np.ndarray:
-    """Draw a row per pair: images, labels, predictions, and where either date is wrong.
+    """Draw a row per pair: images, labels, predictions, and where any of these is wrong.
 
     Args:
         samples: dicts as the dataset gives them: ``image1/image2`` (bands, H, W) or (H, W, bands),
-            tensors or arrays; ``label1/label2`` (H, W), absent where there is none.
-        pred1: predicted maps of date 1, (H, W), in the samples' order.
-        pred2: those of date 2.
+            tensors or arrays; ``label1/label2``, or ``change_mask`` (H, W), absent where there is
+            none.
+        pred1: predicted maps of date 1, (H, W), in the samples' order; of change without ``pred2``.
+        pred2: those of date 2; None for models without classes.
         classes: the class list.
         cell: side of a picture in pixels.
 
@@ -52,10 +54,11 @@ def validation_panels(
         ValueError: there are not as many predictions as samples.
     """
     palette = np.asarray(classes.colors, dtype=np.uint8)
+    keys = ("change_mask",) if pred2 is None else ("label1", "label2")
     rows = []
-    for sample, *masks in zip(samples, pred1, pred2, strict=True):
+    for sample, *masks in zip(samples, *([pred1, pred2][: len(keys)]), strict=True):
         predictions = [np.asarray(mask) for mask in masks]
-        labels = [_label(sample, key, predictions[0]) for key in ("label1", "label2")]
+        labels = [_label(sample, key, predictions[0]) for key in keys]
         both = [
             error_map(mask, label)
             for mask, label in zip(predictions, labels, strict=True)
@@ -70,8 +73,11 @@ def validation_panels(
                 draw_errors(np.maximum.reduce(both)) if both else blank,
             ]
         )
-    legend = [*zip(classes.names, classes.colors, strict=True), *ERROR_KINDS[1:]]
-    return contact_sheet(TITLES, rows, cell, legend)
+    errors = list(ERROR_KINDS[1:])
+    if pred2 is None:
+        errors.remove(ERROR_KINDS[WRONG_CLASS])
+    legend = [*zip(classes.names, classes.colors, strict=True), *errors]
+    return contact_sheet(CHANGE_TITLES if pred2 is None else TITLES, rows, cell, legend)
 
 
 def _label(sample: Mapping[str, Any], key: str, like: np.ndarray) -> np.ndarray | None:

@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 from utils.distributed import World
 from utils.engine import LossReader, train_one_epoch
 from utils.errors import NumericalError
-from utils.metrics import Metrics
+from utils.label_counts import AnyMetrics, metrics_from_dict
 from utils.precision import Precision
 
 POLY_POWER = 0.9
@@ -68,7 +68,7 @@ class Trainer:
         )
         self._parallel = _distribute(model, world)
         self.epoch, self.step, self.validated = 0, 0, True
-        self.best: Metrics | None = None
+        self.best: AnyMetrics | None = None
         self.rows: list[dict[str, Any]] = []
         self._losses = LossReader(world)
 
@@ -126,11 +126,11 @@ class Trainer:
                 f"{scale_before:g} → {scale:g}); lower --lr, or use --amp bf16 or off"
             )
 
-    def end_epoch(self, row: dict[str, Any], metrics: Metrics) -> bool:
-        """Remember an epoch's log row and scores; tell whether its Score is the best so far."""
+    def end_epoch(self, row: dict[str, Any], metrics: AnyMetrics) -> bool:
+        """Remember an epoch's log row and scores; tell whether they rank best so far."""
         self.validated = True
         self.rows.append(row)
-        if self.best is not None and metrics.score <= self.best.score:
+        if self.best is not None and metrics.rank <= self.best.rank:
             return False
         self.best = metrics
         return True
@@ -171,7 +171,7 @@ class Trainer:
         self.epoch, self.step = state["epoch"], state["step"]
         self.validated = state["validated"]
         self._losses.load_state_dict(state["losses"])
-        self.best = Metrics(**state["best"]) if state["best"] else None
+        self.best = metrics_from_dict(state["best"]) if state["best"] else None
         self.rows = list(state["rows"])
         if self.world.rank < len(state["rng"]):
             rng = state["rng"][self.world.rank]

@@ -9,25 +9,25 @@ from types import TracebackType
 import numpy as np
 import torch
 
-from utils.masks import Palette, save_mask
+from utils.masks import Palette, save_change_mask, save_mask
 
 MAX_PENDING = 32  # pairs that wait in memory before the caller has to wait
 
 
 class MaskWriter:
-    """A context that writes palette PNGs in threads; leaving it waits for all of them.
+    """A context that writes PNGs in threads; leaving it waits for all of them.
 
     Args:
-        folder: gets ``{im1,im2}/<name>.png``.
-        palette: one RGB colour per index.
-        when_written: told the name of each pair whose two masks are in place, from a thread.
+        folder: gets ``{im1,im2}/<name>.png``, or ``change/<name>.png``.
+        palette: one RGB colour per index; None for change masks, which become grey, 0 and 255.
+        when_written: told the name of each pair whose masks are in place, from a thread.
         threads: encoding threads; zlib leaves the interpreter lock free.
     """
 
     def __init__(
         self,
         folder: Path,
-        palette: Palette,
+        palette: Palette | None,
         when_written: Callable[[str], None] = lambda name: None,
         threads: int = 2,
     ) -> None:
@@ -37,20 +37,23 @@ class MaskWriter:
         self._pool = ThreadPoolExecutor(threads)
         self._pending: deque[Future] = deque()
 
-    def write(self, names: list[str], pred1: torch.Tensor, pred2: torch.Tensor) -> None:
-        """Queue a batch's maps of both dates: (N, H, W) uint8 indices, on the CPU.
+    def write(self, names: list[str], *maps: torch.Tensor) -> None:
+        """Queue a batch's maps, of both dates or of change: (N, H, W) uint8, on the CPU.
 
         Raises:
             UserError: an earlier mask could not be written.
         """
-        for name, mask1, mask2 in zip(names, pred1.numpy(), pred2.numpy(), strict=True):
-            self._pending.append(self._pool.submit(self._write_pair, name, mask1, mask2))
+        for name, *masks in zip(names, *(pred.numpy() for pred in maps), strict=True):
+            self._pending.append(self._pool.submit(self._write_pair, name, *masks))
         while len(self._pending) > MAX_PENDING or (self._pending and self._pending[0].done()):
             self._pending.popleft().result()
 
-    def _write_pair(self, name: str, mask1: np.ndarray, mask2: np.ndarray) -> None:
-        save_mask(self._folder / "im1" / f"{name}.png", mask1, self._palette)
-        save_mask(self._folder / "im2" / f"{name}.png", mask2, self._palette)
+    def _write_pair(self, name: str, *masks: np.ndarray) -> None:
+        if self._palette is None:
+            save_change_mask(self._folder / "change" / f"{name}.png", *masks)
+        else:
+            for date, mask in zip(("im1", "im2"), masks, strict=True):
+                save_mask(self._folder / date / f"{name}.png", mask, self._palette)
         self._when_written(name)
 
     def __enter__(self) -> "MaskWriter":

@@ -6,9 +6,13 @@
   const $ = (id) => document.getElementById(id);
   const LAYERS = ["prediction", "label", "error"];
   const OUTLINES = { label: "#fff", prediction: "#000" };
+  const F_SCORE = DATA.binary ? "F1" : "F_scd";
+  // Of change masks both dates show the only one.
+  const ofDate = (masks, date) => masks[Math.min(date, masks.length - 1)];
+  const isPossible = (_, kind) => kind && !(DATA.binary && kind === 2); // 2: a wrong class
   const labelled = DATA.pairs.some((pair) => pair.labels.length);
   const SORTS = labelled
-    ? [["error", "largest error"], ["-f_scd", "lowest F_scd"], ["changed", "most change"], ["name", "name"]]
+    ? [["error", "largest error"], ["-f_score", `lowest ${F_SCORE}`], ["changed", "most change"], ["name", "name"]]
     : [["changed", "most predicted change"], ["name", "name"]];
   const state = { order: [], at: 0, palette: "data", show: { prediction: true, label: false, error: false } };
   const decoded = new Map();
@@ -104,11 +108,11 @@
       if (filled) {
         context.globalAlpha = $("opacity").value / 100;
         context.imageSmoothingEnabled = false;
-        context.drawImage(paintMask(parts[filled][date], width, height, filled), 0, 0, canvas.width, canvas.height);
+        context.drawImage(paintMask(ofDate(parts[filled], date), width, height, filled), 0, 0, canvas.width, canvas.height);
         context.globalAlpha = 1;
       }
       for (const layer of active) {
-        if (layer !== filled) outline(context, parts[layer][date], width, height, scale, OUTLINES[layer]);
+        if (layer !== filled) outline(context, ofDate(parts[layer], date), width, height, scale, OUTLINES[layer]);
       }
     });
     $("stage").dataset.pair = pair.name;
@@ -120,11 +124,11 @@
     if (pair !== state.order[state.at]) return;
     const titles = { label: "Label", prediction: "Prediction", error: "Errors" };
     const layers = ["label", "prediction", "error"].filter((layer) => parts[layer].length);
-    const figures = [0, 1].flatMap((date) =>
+    const figures = (DATA.binary ? [0] : [0, 1]).flatMap((date) =>
       layers.map((layer) => {
         const figure = document.createElement("figure");
         const caption = document.createElement("figcaption");
-        caption.textContent = `${titles[layer]} ${date + 1}`;
+        caption.textContent = DATA.binary ? titles[layer] : `${titles[layer]} ${date + 1}`;
         figure.append(paintMask(parts[layer][date], pair.width, pair.height, layer), caption);
         return figure;
       }));
@@ -144,7 +148,7 @@
     const pair = state.order[state.at];
     $("pair-name").textContent = pair.name;
     const facts = [`${state.at + 1} of ${state.order.length}`];
-    if (pair.error !== null) facts.push(`${percent(pair.error)} wrong`, `F_scd ${(100 * pair.f_scd).toFixed(1)}`);
+    if (pair.error !== null) facts.push(`${percent(pair.error)} wrong`, `${F_SCORE} ${(100 * pair.f_score).toFixed(1)}`);
     facts.push(`${percent(pair.changed)} ${labelled ? "changed" : "predicted to change"}`);
     facts.push(`${pair.fullWidth} × ${pair.fullHeight} pixels`);
     $("pair-scores").textContent = facts.join(" · ");
@@ -168,7 +172,7 @@
     const { images, error, prediction } = await decodePair(pair);
     const context = canvas.getContext("2d");
     context.drawImage(images[1], 0, 0, canvas.width, canvas.height);
-    const [mask, layer] = labelled ? [error[1].map((kind) => (kind === 1 ? 0 : kind)), "error"] : [prediction[1], "prediction"];
+    const [mask, layer] = labelled ? [ofDate(error, 1).map((kind) => (kind === 1 ? 0 : kind)), "error"] : [ofDate(prediction, 1), "prediction"];
     context.globalAlpha = 0.8;
     context.imageSmoothingEnabled = false;
     context.drawImage(paintMask(mask, pair.width, pair.height, layer), 0, 0, canvas.width, canvas.height);
@@ -187,7 +191,7 @@
       const scale = 160 / Math.max(pair.width, pair.height);
       const canvas = canvasOf(Math.round(pair.width * scale), Math.round(pair.height * scale));
       const text = document.createElement("span");
-      const value = { "-f_scd": `F_scd ${(100 * pair.f_scd).toFixed(1)}`, changed: percent(pair.changed) }[key]
+      const value = { "-f_score": `${F_SCORE} ${(100 * pair.f_score).toFixed(1)}`, changed: percent(pair.changed) }[key]
         ?? (pair.error === null ? "" : percent(pair.error));
       text.append(Object.assign(document.createElement("b"), { textContent: pair.name }), ` ${value}`);
       button.append(canvas, text);
@@ -209,7 +213,7 @@
     const palette = DATA.palettes[state.palette];
     const entries = DATA.classes.map((name, i) => ({ name, color: palette[i] }));
     $("class-key").replaceChildren(...entries.slice(1).map(item));
-    $("error-key").replaceChildren(...(labelled ? DATA.errors.slice(1).map(item) : []));
+    $("error-key").replaceChildren(...(labelled ? DATA.errors.filter(isPossible).map(item) : []));
     for (const swatch of document.querySelectorAll(".swatch[data-class]")) {
       swatch.style.background = `rgb(${palette[swatch.dataset.class]})`;
     }
@@ -236,7 +240,7 @@
     const at = y * pair.width + x;
     const texts = parts.prediction.map((mask, date) => {
       const truth = parts.label.length ? `label ${DATA.classes[parts.label[date][at]]}, ` : "";
-      return `date ${date + 1}: ${truth}predicted ${DATA.classes[mask[at]]}`;
+      return `${DATA.binary ? "" : `date ${date + 1}: `}${truth}predicted ${DATA.classes[mask[at]]}`;
     });
     $("readout").textContent = `x ${x}, y ${y} · ${texts.join(" · ")}`;
   }
