@@ -7,18 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch.utils.data import Dataset, Sampler
 
 from datasets.classes import ClassList, read_label
 from datasets.transforms import TrainTransform
+from utils.bands import RGB, Bands
 from utils.errors import DataError
-from utils.masks import read_rgb
+from utils.rasters import ARRAY_SUFFIX, read_bands, read_header
 
 if TYPE_CHECKING:
     from datasets.cache import CachedReader
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"})
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"})  # masks as well
+RASTER_SUFFIXES = IMAGE_SUFFIXES | {ARRAY_SUFFIX}
 IMAGE_FOLDERS = ("im1", "im2")
 LABEL_FOLDERS = ("label1", "label2")
 
@@ -59,7 +60,7 @@ def index_pairs(folder: Path) -> list[Pair]:
     folder = Path(folder)
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; --data-root needs train/im1, train/im2, …")
-    images1, images2 = (_files_by_stem(folder / name) for name in IMAGE_FOLDERS)
+    images1, images2 = (_files_by_stem(folder / name, RASTER_SUFFIXES) for name in IMAGE_FOLDERS)
     _require_partners(images1, images2, folder / "im1", folder / "im2")
     if not images1:
         raise DataError(f"{folder}/im1: no images in it; expected {', '.join(_suffixes())} files")
@@ -77,15 +78,15 @@ def index_pairs(folder: Path) -> list[Pair]:
 
 
 def _suffixes() -> list[str]:
-    return sorted(suffix[1:] for suffix in IMAGE_SUFFIXES)
+    return sorted(suffix[1:] for suffix in RASTER_SUFFIXES)
 
 
-def _files_by_stem(folder: Path) -> dict[str, Path]:
+def _files_by_stem(folder: Path, suffixes: Collection[str] = IMAGE_SUFFIXES) -> dict[str, Path]:
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; a data set has im1, im2, label1 and label2")
     files: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or path.suffix.lower() not in IMAGE_SUFFIXES:
+        if path.name.startswith(".") or path.suffix.lower() not in suffixes:
             continue
         if path.stem in files:
             raise DataError(f"{path} and {files[path.stem].name}: same name twice; remove one")
@@ -107,14 +108,15 @@ def _require_partners(
 
 
 class FileReader:
-    """Decodes images and labels at every access."""
+    """Decodes images and labels at every access; images give the chosen bands."""
 
-    def __init__(self, classes: ClassList) -> None:
+    def __init__(self, classes: ClassList, bands: Bands = RGB) -> None:
         self._classes = classes
+        self._bands = bands
 
     def image(self, path: Path) -> np.ndarray:
-        """Return (H, W, 3) uint8."""
-        return read_rgb(path)
+        """Return (H, W, bands) uint8 or uint16."""
+        return read_bands(path, self._bands)
 
     def label(self, path: Path) -> np.ndarray:
         """Return (H, W) uint8 class indices."""
@@ -124,10 +126,10 @@ class FileReader:
 class ChangeDetectionDataset(Dataset):
     """Pairs as dicts: for training, validation, pseudo labelling and testing alike.
 
-    A sample holds ``name`` (str), ``image1/image2`` (3, H, W) uint8 and, where the pair has
-    labels, ``label1/label2`` (H, W) uint8 (0 = unlabelled, 1..C) and ``change_mask`` (H, W) uint8
-    (1 = changed). ``change_mask`` comes from the ground truth even when ``pseudo_label_root``
-    replaces the semantic labels.
+    A sample holds ``name`` (str), ``image1/image2`` (bands, H, W) uint8 or uint16 and, where the
+    pair has labels, ``label1/label2`` (H, W) uint8 (0 = unlabelled, 1..C) and ``change_mask``
+    (H, W) uint8 (1 = changed). ``change_mask`` comes from the ground truth even when
+    ``pseudo_label_root`` replaces the semantic labels.
 
     Args:
         pairs: what `index_pairs` found.
@@ -135,7 +137,8 @@ class ChangeDetectionDataset(Dataset):
         transform: augmentation; None for evaluation.
         pseudo_label_root: folder with ``im1`` and ``im2`` of masks that replace the labels.
         seed: together with `set_epoch` and the index decides every random draw.
-        reader: has ``image(path)`` and ``label(path)``; None decodes the files at every access.
+        reader: has ``image(path)`` and ``label(path)``; None decodes the files at every access, as
+            RGB of 8 bits.
     """
 
     def __init__(
@@ -239,13 +242,8 @@ def image_size(path: Path) -> tuple[int, int]:
     Raises:
         DataError: the file is not an image.
     """
-    try:
-        with Image.open(path) as image:
-            return image.height, image.width
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(
-            f"{path}: cannot be decoded ({error}); copy the file again or remove its pair"
-        ) from error
+    header = read_header(path)
+    return header.height, header.width
 
 
 class SameSizeBatches(Sampler[list[int]]):
