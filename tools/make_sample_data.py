@@ -77,6 +77,16 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         default="rgb",
         help="class colours, or class indices as 8-bit grey (default: %(default)s)",
     )
+    what.add_argument(
+        "--bands",
+        type=int,
+        choices=(1, 3, 4),
+        default=3,
+        help="1 grey, 3 RGB, 4 RGB and near infrared (default: %(default)s)",
+    )
+    what.add_argument(
+        "--bits", type=int, choices=(8, 16), default=8, help="per value (default: %(default)s)"
+    )
     how = parser.add_argument_group("how")
     how.add_argument(
         "--workers", type=count, default=1, metavar="N", help="processes (default: %(default)s)"
@@ -157,6 +167,8 @@ def main(argv: list[str] | None = None) -> None:
         args.label_format,
         args.workers,
         progress=sys.stderr.isatty(),
+        bands=args.bands,
+        bits=args.bits,
     )
     print(
         f"{args.train_pairs} training and {args.val_pairs} validation pairs of {height}x{width} "
