@@ -60,7 +60,7 @@ def label_in_world(args: Namespace, world: "World") -> "Coverage":
     """Label as one of the world's processes."""
     from datasets import is_one_size, load_classes, remaining_loader
     from models.deploy import prepare_predictor
-    from models.ensemble import choose_ensemble, describe_all
+    from models.ensemble import bands_to_read, choose_ensemble, describe_all
     from utils.manifest import Manifest, file_signature, work_key
     from utils.precision import choose_precision, set_backend_options
 
@@ -81,6 +81,7 @@ def label_in_world(args: Namespace, world: "World") -> "Coverage":
     )
     world.say(describe_all(checkpoints))
     warn_of_seen_pairs(args, checkpoints, world)
+    bands = bands_to_read(checkpoints, pairs[0].image1)
 
     precision = choose_precision(args.amp, world.device)
     choices = (args.vote, args.min_confidence, args.tta, precision.name, args.compile)
@@ -89,7 +90,7 @@ def label_in_world(args: Namespace, world: "World") -> "Coverage":
     signatures = {pair.name: file_signature(pair.files) for pair in pairs}
     manifest = Manifest(folder, key, signatures, world, args.overwrite)
     loader = remaining_loader(
-        pairs, classes, manifest.finished, args.test_batch_size, args.workers, world
+        pairs, classes, manifest.finished, args.test_batch_size, args.workers, world, bands
     )
     predictor = prepare_predictor(
         checkpoints, precision, args.tta, args.compile, loader, is_one_size(loader), world

@@ -69,7 +69,7 @@ def predict_in_world(args: Namespace, world: "World", started: float) -> "AnyMet
     """Predict as one of the world's processes; ``started`` is when the user started the script."""
     from datasets import is_one_size, load_classes, remaining_loader
     from models.deploy import prepare_predictor
-    from models.ensemble import choose_ensemble, describe_all, warn_of_leakage
+    from models.ensemble import bands_to_read, choose_ensemble, describe_all, warn_of_leakage
     from utils.manifest import Manifest, file_signature, work_key
     from utils.precision import choose_precision, set_backend_options
 
@@ -87,13 +87,14 @@ def predict_in_world(args: Namespace, world: "World", started: float) -> "AnyMet
     if pairs[0].labels:
         warn_of_leakage(checkpoints, [pair.id for pair in pairs], world.say)
 
+    bands = bands_to_read(checkpoints, pairs[0].image1)
     precision = choose_precision(args.amp, world.device)
     choices = (args.tta, precision.name, args.compile, args.time_limit)
     key = work_key({"choices": choices, **classes.to_dict()}, [c.path for c in checkpoints])
     signatures = {pair.name: file_signature(pair.files) for pair in pairs}
     manifest = Manifest(folder, key, signatures, world, args.overwrite, classes.mask_folders)
     loader = remaining_loader(
-        pairs, classes, manifest.finished, args.test_batch_size, args.workers, world
+        pairs, classes, manifest.finished, args.test_batch_size, args.workers, world, bands
     )
     predictor = prepare_predictor(
         checkpoints, precision, args.tta, args.compile, loader, is_one_size(loader), world

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from utils import options
+from utils.bands import RGB, Bands
 from utils.cli import run
 from utils.errors import OptionError
 from utils.split_options import SplitOptions
@@ -16,12 +17,12 @@ if TYPE_CHECKING:  # functions import torch themselves, so that --help starts at
     from torch.utils.data import DataLoader
 
     from datasets import ClassList, Pair
-    from models import ChangeDetector, ModelConfig
+    from models import ChangeDetector, Checkpoint, ModelConfig
+    from utils.bands import Imagery
     from utils.distributed import World
     from utils.inference import Predictor
     from utils.label_counts import AnyMetrics
     from utils.logging import RunLog
-    from utils.run import RunFiles
     from utils.trainer import Trainer
 
 EPILOG = """examples:
@@ -36,6 +37,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     """Parse the command line."""
     parser = options.make_parser(__doc__, EPILOG)
     options.add_data_args(parser)
+    options.add_band_args(parser)
     options.add_model_args(parser)
     options.add_training_args(parser)
     options.add_validation_args(parser)
@@ -62,6 +64,8 @@ def main(argv: list[str] | None = None) -> "AnyMetrics | None":
 def run_in_world(args: Namespace, world: "World") -> "AnyMetrics":
     """Train or evaluate as one of the world's processes."""
     from datasets import load_classes, split_pairs
+    from datasets.band_statistics import choose_bands
+    from models.ensemble import bands_to_read, open_ensemble
     from utils.precision import set_backend_options
     from utils.progress import summary
 
@@ -78,17 +82,23 @@ def run_in_world(args: Namespace, world: "World") -> "AnyMetrics":
     )
     for line in describe_labels(args.data_root, classes, train_pairs, val_pairs):
         world.say(line)
-    if world.leads:
-        check_quickly(train_pairs, classes)
-    val_loader = make_val_loader(args, val_pairs, classes, world)
     if args.load_from:
-        return evaluate_checkpoint(args, args.load_from, val_loader, classes, world)
-    train_loader = make_train_loader(args, train_pairs, classes, world)
+        checkpoint = open_ensemble([args.load_from], classes.to_dict())[0]
+        bands = bands_to_read([checkpoint], val_pairs[0].image1)
+    else:
+        bands = choose_bands(args.bands, train_pairs[0].image1)
+    if world.leads:
+        check_quickly(train_pairs, classes, bands)
+    val_loader = make_val_loader(args, val_pairs, classes, world, bands)
+    if args.load_from:
+        return evaluate_checkpoint(args, checkpoint, val_loader, classes, world)
+    train_loader = make_train_loader(args, train_pairs, classes, world, bands)
     description = {"classes": classes.to_dict(), "split": split.to_dict()}
-    best_path, best = train(args, train_loader, val_loader, classes, description, world)
+    best_path, best = train(args, train_loader, val_loader, classes, description, bands, world)
     world.say(f"best: {best_path}  {summary(best)}")
     if args.save_mask:
-        evaluate_checkpoint(args, best_path, val_loader, classes, world)
+        checkpoint = open_ensemble([best_path], classes.to_dict())[0]
+        evaluate_checkpoint(args, checkpoint, val_loader, classes, world)
     return best
 
 
@@ -111,12 +121,12 @@ def describe_labels(
     ]
 
 
-def check_quickly(pairs: "list[Pair]", classes: "ClassList") -> None:
+def check_quickly(pairs: "list[Pair]", classes: "ClassList", bands: Bands) -> None:
     """Warn of what a look at a few pairs shows to be wrong with a data set."""
     from datasets.inspection import quick_check
 
     started = time.perf_counter()
-    warnings = quick_check(pairs, classes)
+    warnings = quick_check(pairs, classes, bands.numbers)
     for warning in warnings:
         print(f"warning: {warning}; see tools/check_data.py", file=sys.stderr)
     print(f"data: {len(warnings)} warnings ({time.perf_counter() - started:.1f} s)")
@@ -128,6 +138,7 @@ def train(
     val_loader: "DataLoader",
     classes: "ClassList",
     description: dict[str, Any],
+    bands: Bands,
     world: "World",
 ) -> "tuple[Path, AnyMetrics]":
     """Train over all epochs; return the best checkpoint and its scores."""
@@ -137,12 +148,21 @@ def train(
     from utils.fit import Record, fit
     from utils.inference import IDENTITY, VIEWS, Predictor
     from utils.logging import RunLog
-    from utils.run import RunFiles, fixed_options, run_name
+    from utils.run import RunFiles, find_resume, fixed_options, run_name
 
-    config = ModelConfig(args.model, args.backbone, args.lightweight, classes.semantic_classes)
     files = RunFiles(args.outdir / "models", f"{args.model}_{args.backbone}")
+    if world.leads:
+        files.remove_leftovers()
+    saved = find_resume(args.resume, files, vars(args), description, world.say)
+    if saved and world.leads:
+        files.settle_interrupted_save(saved, args.resume)
+    imagery = find_imagery(args, saved, train_loader.dataset.pairs, bands, world)
+    config = ModelConfig(
+        *(args.model, args.backbone, args.lightweight),
+        *(classes.semantic_classes, len(bands.numbers), imagery),
+    )
     steps = args.epochs * (len(train_loader) // args.accumulate)
-    trainer, saved = make_trainer(args, config, description, steps, files, world)
+    trainer = make_trainer(args, config, description, steps, saved, world)
     name = saved["run"] if saved else world.from_leader(run_name(files.prefix))
     log = RunLog(args.outdir / "logs" / name, args.tensorboard) if world.leads else None
     if log:
@@ -155,7 +175,10 @@ def train(
         checkpoint_every=args.checkpoint_every,
     )
     predictor = Predictor(
-        [trainer.model], VIEWS if args.tta else IDENTITY, trainer.precision.autocast
+        [trainer.model],
+        VIEWS if args.tta else IDENTITY,
+        trainer.precision.autocast,
+        normalizations=[trainer.normalization],
     )
     best = fit(
         trainer,
@@ -198,24 +221,19 @@ def make_trainer(
     config: "ModelConfig",
     description: dict[str, Any],
     steps: int,
-    files: "RunFiles",
+    saved: dict[str, Any] | None,
     world: "World",
-) -> "tuple[Trainer, dict[str, Any] | None]":
-    """Return a trainer and, when a run is resumed, the checkpoint it goes on from."""
+) -> "Trainer":
+    """Return a trainer; one that goes on where a saved checkpoint was taken, if there is any."""
     import torch
 
     from models.recompute import checkpoint_activations
     from models.sync_norm import synchronize_batch_norm
+    from utils.images import normalization
     from utils.losses import ChangeCriterion, default_class_weights
     from utils.precision import choose_precision
-    from utils.run import find_resume
     from utils.trainer import Trainer
 
-    if world.leads:
-        files.remove_leftovers()
-    saved = find_resume(args.resume, files, vars(args), description, world.say)
-    if saved and world.leads:
-        files.settle_interrupted_save(saved, args.resume)
     weights = args.class_weights or default_class_weights(
         description["classes"]["names"][1:], args.use_pseudo_label
     )
@@ -243,6 +261,7 @@ def make_trainer(
         world=world,
         precision=choose_precision(args.amp, world.device),
         accumulate=args.accumulate,
+        normalization=normalization(config.imagery, config.imagery.bands),
     )
     if saved:
         model.load_state_dict(saved["model"])
@@ -251,7 +270,33 @@ def make_trainer(
             f"resuming {saved['run']} in epoch {trainer.epoch} of {args.epochs}, after step "
             f"{trainer.step}"
         )
-    return trainer, saved
+    return trainer
+
+
+def find_imagery(
+    args: Namespace,
+    saved: dict[str, Any] | None,
+    pairs: "list[Pair]",
+    bands: Bands,
+    world: "World",
+) -> "Imagery":
+    """Return bands and statistics: of the resumed run, of a file, ImageNet's, or measured."""
+    from datasets.band_statistics import measure, measured_pairs, read_statistics
+    from utils.bands import RGB_IMAGERY
+    from utils.progress import progress
+    from utils.run import saved_imagery
+
+    if saved:
+        return saved_imagery(saved, bands)
+    if args.band_statistics:
+        return read_statistics(args.band_statistics, bands)
+    if bands == RGB:
+        return RGB_IMAGERY
+    world.say(f"measuring {bands} on {len(measured_pairs(pairs))} of {len(pairs)} training pairs")
+    imagery = world.from_leader(measure(pairs, bands, progress) if world.leads else None)
+    mean, std = (", ".join(f"{v:.1f}" for v in values) for values in (imagery.mean, imagery.std))
+    world.say(f"mean {mean}; standard deviation {std}")
+    return imagery
 
 
 def make_model(
@@ -269,6 +314,8 @@ def make_model(
         kept = f"; {', '.join(skipped)} starts anew (other classes)" if skipped else ""
         if checkpoint.config.num_classes and not config.num_classes:
             kept = "; its semantic_head is left out (no classes)"
+        if model.config.in_channels != checkpoint.config.in_channels:
+            kept += f"; first convolution adapted to {model.config.in_channels} bands"
         world.say(f"starting from {args.pretrain_from}{kept}")
         return model
     if fresh and args.pretrained:
@@ -277,7 +324,7 @@ def make_model(
 
 
 def make_train_loader(
-    args: Namespace, pairs: "list[Pair]", classes: "ClassList", world: "World"
+    args: Namespace, pairs: "list[Pair]", classes: "ClassList", world: "World", bands: Bands = RGB
 ) -> "DataLoader":
     """Return the loader of this process's augmented training batches."""
     from datasets import ChangeDetectionDataset, TrainTransform, make_reader, training_loader
@@ -299,9 +346,10 @@ def make_train_loader(
             "pspnet normalises one value per image and channel: --batch-size ≥ 2, and no more "
             "--accumulate than leaves two pairs a pass"
         )
-    reader = make_reader(args.cache, args.outdir, pairs, classes, world, pseudo_label_root)
+    reader = make_reader(args.cache, args.outdir, pairs, classes, world, pseudo_label_root, bands)
+    transform = TrainTransform(args.crop_size, is_rgb=bands == RGB)
     dataset = ChangeDetectionDataset(
-        pairs, classes, TrainTransform(args.crop_size), pseudo_label_root, args.seed, reader
+        pairs, classes, transform, pseudo_label_root, args.seed, reader
     )
     pinned = world.device.type == "cuda"
     return training_loader(
@@ -310,15 +358,14 @@ def make_train_loader(
 
 
 def make_val_loader(
-    args: Namespace, pairs: "list[Pair]", classes: "ClassList", world: "World"
+    args: Namespace, pairs: "list[Pair]", classes: "ClassList", world: "World", bands: Bands = RGB
 ) -> "DataLoader":
     """Return the loader of this process's validation batches."""
     from datasets import ChangeDetectionDataset, evaluation_loader, make_reader
 
     cache = "off" if args.load_from else args.cache  # a single pass decodes nothing twice
-    dataset = ChangeDetectionDataset(
-        pairs, classes, reader=make_reader(cache, args.outdir, pairs, classes, world)
-    )
+    reader = make_reader(cache, args.outdir, pairs, classes, world, bands=bands)
+    dataset = ChangeDetectionDataset(pairs, classes, reader=reader)
     pinned = world.device.type == "cuda"
     return evaluation_loader(
         dataset, args.val_batch_size, args.workers, pinned, world.rank, world.size
@@ -326,30 +373,40 @@ def make_val_loader(
 
 
 def evaluate_checkpoint(
-    args: Namespace, path: Path, loader: "DataLoader", classes: "ClassList", world: "World"
+    args: Namespace,
+    checkpoint: "Checkpoint",
+    loader: "DataLoader",
+    classes: "ClassList",
+    world: "World",
 ) -> "AnyMetrics":
     """Score one checkpoint on the validation pairs, write masks if asked to, return the scores."""
     from contextlib import nullcontext
 
-    from models.ensemble import open_ensemble, warn_of_leakage
+    from models.ensemble import warn_of_leakage
     from utils.engine import evaluate
+    from utils.images import normalization
     from utils.inference import IDENTITY, VIEWS, Predictor
     from utils.precision import choose_precision
     from utils.progress import details, progress
     from utils.writer import MaskWriter
 
-    checkpoint = open_ensemble([path], classes.to_dict())[0]
     warn_of_leakage([checkpoint], [pair.id for pair in loader.dataset.pairs], world.say)
+    imagery = checkpoint.config.imagery
     # As in training, batch norm unfolded, so that the scores are those of the training log.
     views = VIEWS if args.tta else IDENTITY
     autocast = choose_precision(args.amp, world.device).autocast
-    predictor = Predictor([checkpoint.build(world.device)], views, autocast)
+    predictor = Predictor(
+        [checkpoint.build(world.device)],
+        views,
+        autocast,
+        normalizations=[normalization(imagery, imagery.bands)],
+    )
     folder = args.outdir / "masks" / "val"
     batches = progress(loader, "evaluate", world.leads)
     with MaskWriter(folder, classes.palette) if args.save_mask else nullcontext() as writer:
         on_batch = writer.write if writer else None
         metrics = evaluate(predictor, batches, classes.num_classes, world, on_batch)
-    world.say(f"{path}\n{details(metrics, classes.names)}")
+    world.say(f"{checkpoint.path}\n{details(metrics, classes.names)}")
     if args.save_mask:
         world.say(f"masks: {folder}")
     return metrics

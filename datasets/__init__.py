@@ -13,6 +13,7 @@ from datasets import splits
 from datasets.cache import CachedReader, build_cache, cache_folder
 from datasets.change_detection import (
     ChangeDetectionDataset,
+    FileReader,
     Pair,
     SameSizeBatches,
     collate,
@@ -23,6 +24,7 @@ from datasets.change_detection import (
 from datasets.classes import ClassList, load_classes
 from datasets.splits import Split
 from datasets.transforms import TrainTransform
+from utils.bands import RGB, Bands
 from utils.distributed import World
 from utils.errors import DataError
 from utils.progress import progress
@@ -155,10 +157,11 @@ def remaining_loader(
     batch_size: int,
     workers: int,
     world: World,
+    bands: Bands = RGB,
 ) -> DataLoader:
     """Return the evaluation batches that hold a pair whose name is not ``finished``."""
     return evaluation_loader(
-        ChangeDetectionDataset(pairs, classes),
+        ChangeDetectionDataset(pairs, classes, reader=FileReader(classes, bands)),
         batch_size,
         workers,
         world.device.type == "cuda",
@@ -180,8 +183,9 @@ def make_reader(
     classes: ClassList,
     world: World,
     pseudo_label_root: Path | None = None,
-) -> CachedReader | None:
-    """Return the decoded cache of some pairs, or None for ``off``.
+    bands: Bands = RGB,
+) -> CachedReader | FileReader:
+    """Return what reads some pairs: their decoded cache, or for ``off`` the files themselves.
 
     One process per node builds it, the others of that node open the same file.
 
@@ -192,9 +196,10 @@ def make_reader(
         classes: decodes the labels.
         world: the processes that share it.
         pseudo_label_root: folder of pseudo masks to cache as well.
+        bands: what is read from the images.
     """
     if mode == "off":
-        return None
+        return FileReader(classes, bands)
     leads_node = os.environ.get("LOCAL_RANK", "0") == "0"
     host, own = socket.gethostname(), cache_folder(mode, outdir) if leads_node else None
     folder = next(path for node, path in world.gather((host, own)) if node == host and path)
@@ -202,7 +207,9 @@ def make_reader(
     # The leading process first, then one of each node where the file is not seen, then the others.
     for turn, shown in ((world.leads, progress), (leads_node, None), (True, None)):
         if turn and reader is None:
-            reader = build_cache(pairs, classes, folder, pseudo_label_root, progress=shown)
+            reader = build_cache(
+                pairs, classes, folder, pseudo_label_root, progress=shown, bands=bands
+            )
         world.wait()
     return reader
 

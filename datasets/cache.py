@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,10 +16,11 @@ import numpy as np
 
 from datasets.change_detection import IMAGE_FOLDERS, FileReader, Pair, image_size, pseudo_mask
 from datasets.classes import ClassList
+from utils.bands import RGB, Bands
 from utils.errors import OptionError
 from utils.files import atomic_path, remove_leftovers, write_text
 
-FORMAT = 1
+FORMAT = 2
 LEFTOVER_AGE_S = 86400  # another program may be writing the same cache for hours
 SHARED_MEMORY = Path("/dev/shm")
 
@@ -36,23 +38,25 @@ class CachedReader:
         self._pseudo_masks = pseudo_masks
         index = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         self._entries: dict[str, tuple[int, list[int]]] = index["entries"]
+        self._image_type = np.dtype(index["image_type"])
         self._bytes: np.ndarray | None = None
 
     def image(self, path: Path) -> np.ndarray:
-        """Return (H, W, 3) uint8; a private view, writing to it changes no file."""
-        return self._read(path)
+        """Return (H, W, bands) uint8 or uint16; a private view, writing to it changes no file."""
+        return self._read(path, self._image_type)
 
     def label(self, path: Path) -> np.ndarray:
         """Return (H, W) uint8 class indices; a private view."""
         if self._pseudo_masks is not None and str(path) in self._pseudo_masks._entries:
             return self._pseudo_masks.label(path)
-        return self._read(path)
+        return self._read(path, np.dtype(np.uint8))
 
-    def _read(self, path: Path) -> np.ndarray:
+    def _read(self, path: Path, dtype: np.dtype) -> np.ndarray:
         if self._bytes is None:
             self._bytes = np.memmap(self._path, dtype=np.uint8, mode="c")
         offset, shape = self._entries[str(path)]
-        return self._bytes[offset : offset + int(np.prod(shape))].reshape(shape)
+        size = int(np.prod(shape)) * dtype.itemsize
+        return self._bytes[offset : offset + size].view(dtype).reshape(shape)
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_bytes": None}  # each process maps the file by itself
@@ -81,13 +85,14 @@ def build_cache(
     pseudo_label_root: Path | None = None,
     threads: int = 2,
     progress: Callable[..., Iterable] | None = None,
+    bands: Bands = RGB,
 ) -> CachedReader:
     """Decode every file of some pairs, unless that has been done, and open the result.
 
     Images and labels go into one file, pseudo masks into another, so that a new round of labelling
     decodes the masks alone; the masks of its earlier rounds are removed. A file's name follows from
-    the paths, sizes and modification times of all that is in it and from the class list, so that a
-    changed data set gets another cache. It is written under a temporary name and renamed.
+    the paths, sizes and modification times of all that is in it, from the class list and the bands,
+    so that a changed data set gets another cache. It is written under a temporary name and renamed.
 
     Args:
         pairs: whose images and labels are decoded.
@@ -96,6 +101,7 @@ def build_cache(
         pseudo_label_root: folder of pseudo masks to decode as well.
         threads: decoding threads; the decoders leave the interpreter lock free.
         progress: `utils.progress.progress`, or None for no bar.
+        bands: what is read from the images.
 
     Raises:
         DataError: a file cannot be decoded.
@@ -105,12 +111,13 @@ def build_cache(
     masks = None
     if pseudo_label_root is not None:
         mask_files = _pseudo_files(pairs, pseudo_label_root)
-        path = folder / f"{_round_prefix(mask_files)}{_key(mask_files, classes)}.bin"
-        _remove_earlier_rounds(path, _round_prefix(mask_files), mask_files)
-        masks = CachedReader(_write_cache(path, mask_files, classes, threads, progress))
+        prefix = _round_prefix(mask_files)
+        path = folder / f"{prefix}{_key(mask_files, classes, bands)}.bin"
+        _remove_earlier_rounds(path, prefix, mask_files)
+        masks = CachedReader(_write_cache(path, mask_files, classes, bands, threads, progress))
     files = _files(pairs)
-    path = folder / f"{_key(files, classes)}.bin"
-    return CachedReader(_write_cache(path, files, classes, threads, progress), masks)
+    path = folder / f"{_key(files, classes, bands)}.bin"
+    return CachedReader(_write_cache(path, files, classes, bands, threads, progress), masks)
 
 
 def _round_prefix(mask_files: Sequence[tuple[Path, bool]]) -> str:
@@ -129,8 +136,9 @@ def _remove_earlier_rounds(
     for other in others:
         with contextlib.suppress(OSError):  # removed by another process, or still open there
             # A cache newer than the masks is another process's, whose view of a shared folder is
-            # the fresher one.
-            if other.stat().st_mtime < newest:
+            # the fresher one; a younger one than a day may be in use on another machine.
+            written = other.stat().st_mtime
+            if written < newest and time.time() - written > LEFTOVER_AGE_S:
                 other.unlink()
 
 
@@ -138,6 +146,7 @@ def _write_cache(
     path: Path,
     files: Sequence[tuple[Path, bool]],
     classes: ClassList,
+    bands: Bands,
     threads: int,
     progress: Callable[..., Iterable] | None,
 ) -> Path:
@@ -145,7 +154,7 @@ def _write_cache(
     if _is_whole(path):
         return path
     folder = path.parent
-    entries, total = _layout(files)
+    entries, total = _layout(files, bands)
     folder.mkdir(parents=True, exist_ok=True)
     _require_room(folder, total)
     with atomic_path(path) as temporary:
@@ -153,13 +162,14 @@ def _write_cache(
             if hasattr(os, "posix_fallocate"):  # a full disk is an error here, not a crash later
                 os.posix_fallocate(file.fileno(), 0, total)
         store = np.memmap(temporary, dtype=np.uint8, mode="w+", shape=(total,))
-        reader = FileReader(classes)
+        reader = FileReader(classes, bands)
 
         def decode(item: tuple[Path, bool]) -> None:
             file, is_image = item
             array = reader.image(file) if is_image else reader.label(file)
             offset, shape = entries[str(file)]
-            store[offset : offset + array.size].reshape(shape)[:] = array.reshape(shape)
+            place = store[offset : offset + array.nbytes].view(array.dtype)
+            place.reshape(shape)[:] = array.reshape(shape)
 
         with ThreadPoolExecutor(threads) as pool:
             decoded = pool.map(decode, files)
@@ -168,7 +178,8 @@ def _write_cache(
             for _ in decoded:
                 pass
         store.flush()
-    write_text(path.with_suffix(".json"), json.dumps({"bytes": total, "entries": entries}))
+    index = {"bytes": total, "image_type": bands.dtype, "entries": entries}
+    write_text(path.with_suffix(".json"), json.dumps(index))
     return path
 
 
@@ -193,8 +204,8 @@ def _pseudo_files(pairs: Sequence[Pair], root: Path) -> list[tuple[Path, bool]]:
     return [(pseudo_mask(root, date, pair), False) for pair in pairs for date in IMAGE_FOLDERS]
 
 
-def _key(files: Sequence[tuple[Path, bool]], classes: ClassList) -> str:
-    digest = hashlib.sha256(json.dumps([FORMAT, classes.to_dict()]).encode())
+def _key(files: Sequence[tuple[Path, bool]], classes: ClassList, bands: Bands) -> str:
+    digest = hashlib.sha256(json.dumps([FORMAT, classes.to_dict(), str(bands)]).encode())
     for path, _ in files:
         try:
             state = path.stat()
@@ -204,13 +215,16 @@ def _key(files: Sequence[tuple[Path, bool]], classes: ClassList) -> str:
     return digest.hexdigest()[:20]
 
 
-def _layout(files: Sequence[tuple[Path, bool]]) -> tuple[dict[str, tuple[int, list[int]]], int]:
-    entries, offset = {}, 0
+def _layout(
+    files: Sequence[tuple[Path, bool]], bands: Bands
+) -> tuple[dict[str, tuple[int, list[int]]], int]:
+    entries, offset, itemsize = {}, 0, np.dtype(bands.dtype).itemsize
     for path, is_image in files:
         height, width = image_size(path)
-        shape = [height, width, 3] if is_image else [height, width]
+        shape = [height, width, len(bands.numbers)] if is_image else [height, width]
         entries[str(path)] = (offset, shape)
-        offset += int(np.prod(shape))
+        offset += int(np.prod(shape)) * (itemsize if is_image else 1)
+        offset += offset % itemsize  # 16-bit values start at even places
     return entries, offset
 
 

@@ -7,20 +7,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch.utils.data import Dataset, Sampler
 
 from datasets.change_masks import CHANGE_FOLDER, layout_hint
 from datasets.classes import ClassList, read_label
 from datasets.partners import require_partners
 from datasets.transforms import TrainTransform
+from utils.bands import RGB, Bands
 from utils.errors import DataError
-from utils.masks import read_rgb
+from utils.rasters import ARRAY_SUFFIX, read_bands, read_header
 
 if TYPE_CHECKING:
     from datasets.cache import CachedReader
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"})
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"})  # masks as well
+RASTER_SUFFIXES = IMAGE_SUFFIXES | {ARRAY_SUFFIX}
 IMAGE_FOLDERS = ("im1", "im2")
 LABEL_FOLDERS = ("label1", "label2")
 
@@ -84,7 +85,7 @@ def index_pairs(folder: Path) -> list[Pair]:
     folder = Path(folder)
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; --data-root needs train/im1, train/im2, …")
-    images1, images2 = (_files_by_stem(folder / name) for name in IMAGE_FOLDERS)
+    images1, images2 = (_files_by_stem(folder / name, RASTER_SUFFIXES) for name in IMAGE_FOLDERS)
     require_partners(images1, images2, folder / "im1", folder / "im2")
     if not images1:
         raise DataError(f"{folder}/im1: no images in it; expected {', '.join(_suffixes())} files")
@@ -104,16 +105,16 @@ def index_pairs(folder: Path) -> list[Pair]:
 
 
 def _suffixes() -> list[str]:
-    return sorted(suffix[1:] for suffix in IMAGE_SUFFIXES)
+    return sorted(suffix[1:] for suffix in RASTER_SUFFIXES)
 
 
-def _files_by_stem(folder: Path) -> dict[str, Path]:
+def _files_by_stem(folder: Path, suffixes: Collection[str] = IMAGE_SUFFIXES) -> dict[str, Path]:
     if not folder.is_dir():
         expected = layout_hint(folder.parent) or "; a data set has im1, im2, label1 and label2"
         raise DataError(f"{folder}: no such folder{expected}")
     files: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or path.suffix.lower() not in IMAGE_SUFFIXES:
+        if path.name.startswith(".") or path.suffix.lower() not in suffixes:
             continue
         if path.stem in files:
             raise DataError(f"{path} and {files[path.stem].name}: same name twice; remove one")
@@ -122,14 +123,15 @@ def _files_by_stem(folder: Path) -> dict[str, Path]:
 
 
 class FileReader:
-    """Decodes images and labels at every access."""
+    """Decodes images and labels at every access; images give the chosen bands."""
 
-    def __init__(self, classes: ClassList) -> None:
+    def __init__(self, classes: ClassList, bands: Bands = RGB) -> None:
         self._classes = classes
+        self._bands = bands
 
     def image(self, path: Path) -> np.ndarray:
-        """Return (H, W, 3) uint8."""
-        return read_rgb(path)
+        """Return (H, W, bands) uint8 or uint16."""
+        return read_bands(path, self._bands)
 
     def label(self, path: Path) -> np.ndarray:
         """Return (H, W) uint8 class indices."""
@@ -139,10 +141,10 @@ class FileReader:
 class ChangeDetectionDataset(Dataset):
     """Pairs as dicts: for training, validation, pseudo labelling and testing alike.
 
-    A sample holds ``name`` (str), ``image1/image2`` (3, H, W) uint8 and, where the pair has
-    labels, ``label1/label2`` (H, W) uint8 (0 = unlabelled, 1..C) and ``change_mask`` (H, W) uint8
-    (1 = changed). A date without labels has no key, under a binary class list neither has.
-    ``change_mask`` comes from the ground truth even when ``pseudo_label_root`` replaces the
+    A sample holds ``name`` (str), ``image1/image2`` (bands, H, W) uint8 or uint16 and, where the
+    pair has labels, ``label1/label2`` (H, W) uint8 (0 = unlabelled, 1..C) and ``change_mask``
+    (H, W) uint8 (1 = changed). A date without labels has no key, under a binary class list neither
+    has. ``change_mask`` comes from the ground truth even when ``pseudo_label_root`` replaces the
     semantic labels.
 
     Args:
@@ -151,7 +153,8 @@ class ChangeDetectionDataset(Dataset):
         transform: augmentation; None for evaluation.
         pseudo_label_root: folder with ``im1`` and ``im2`` of masks that replace the labels.
         seed: together with `set_epoch` and the index decides every random draw.
-        reader: has ``image(path)`` and ``label(path)``; None decodes the files at every access.
+        reader: has ``image(path)`` and ``label(path)``; None decodes the files at every access, as
+            RGB of 8 bits.
     """
 
     def __init__(
@@ -273,13 +276,8 @@ def image_size(path: Path) -> tuple[int, int]:
     Raises:
         DataError: the file is not an image.
     """
-    try:
-        with Image.open(path) as image:
-            return image.height, image.width
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(
-            f"{path}: cannot be decoded ({error}); copy the file again or remove its pair"
-        ) from error
+    header = read_header(path)
+    return header.height, header.width
 
 
 class SameSizeBatches(Sampler[list[int]]):

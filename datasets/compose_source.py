@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from datasets.change_detection import IMAGE_SUFFIXES, image_size
+from datasets.change_detection import IMAGE_SUFFIXES
 from datasets.class_map import ClassMap
 from datasets.classes import CLASSES_FILE, ClassList
 from datasets.compose_regions import Tile
@@ -17,6 +17,7 @@ from datasets.label_formats import inspect_label
 from datasets.partners import require_partners
 from utils.errors import DataError
 from utils.masks import open_image, read_rgb
+from utils.rasters import read_header
 
 Color = tuple[int, int, int]
 SPLITS = ("train", "val")
@@ -206,10 +207,16 @@ def check_scene(scene: SceneFiles, read_mask: MaskReader, size: int) -> np.ndarr
     """Check a scene's sizes and mask; return its pixels per class, (C + 1) integers.
 
     Raises:
-        DataError: the mask is not as `MaskReader` needs it, image and mask differ in size, or they
-            are smaller than ``size``.
+        DataError: the mask is not as `MaskReader` needs it, image and mask differ in size, they are
+            smaller than ``size``, or the image is no 8-bit one of three bands.
     """
-    height, width = image_size(scene.image)
+    header = read_header(scene.image)
+    if not header.is_rgb:
+        raise DataError(
+            f"{scene.image}: {header.bands} bands of {header.dtype}; pairs are composed of 8-bit "
+            "grey or RGB images alone: convert all, with one scale"
+        )
+    height, width = header.height, header.width
     truth = read_mask(scene.mask)
     if truth.shape != (height, width):
         raise DataError(

@@ -1,4 +1,4 @@
-"""A clean copy of a data set: images as 8-bit PNG, labels as index PNGs or change masks."""
+"""A clean copy of a data set: 8-bit images as PNG, others as they are, labels without doubt."""
 
 import shutil
 from collections.abc import Callable, Iterable
@@ -14,12 +14,13 @@ from datasets.class_map import ClassMap
 from datasets.classes import CLASSES_FILE, ClassList
 from datasets.findings import Entry, relative
 from datasets.label_formats import COLOR_DISTANCE, NEAR_COLORS, inspect_label
-from datasets.pair_report import file_bits
 from datasets.scan import FolderScan, scan_dataset
 from utils.errors import DataError, OptionError
 from utils.files import atomic_path, write_json
 from utils.masks import open_image, save_change_mask, save_image, save_mask
 from utils.parallel import ParallelMap
+from utils.pictures import to_rgb
+from utils.rasters import Header, read_header, read_raster
 
 BROKEN_NAMES = ("no-partner", "partner-case", "same-stem")
 
@@ -75,7 +76,8 @@ def convert_dataset(
 ) -> Conversion:
     """Write train, val and test of a data set, and its ``classes.json``, to an empty folder.
 
-    8-bit PNG images are copied byte by byte, other 8-bit images become PNGs of the same pixels.
+    Images of up to three 8-bit bands become PNGs of the same pixels; PNGs, and images of more bands
+    or 16 bits, are copied byte by byte.
     A pair is written whole or left out.
 
     Raises:
@@ -106,19 +108,18 @@ def convert_dataset(
 def convert_pair(pair: Pair, out: Path, rules: Rules) -> str:
     """Write one pair below ``out``; return why it was left out, or an empty text."""
     try:
-        images = [open_image(path) for path in (pair.image1, pair.image2)]
-        for path, image in zip((pair.image1, pair.image2), images, strict=True):
-            if image.mode.startswith(("I", "F")) or file_bits(path, image) > 8:
-                raise ValueError(f"{path.name}: more than 8 bits per channel; scale it first")
+        headers = [read_header(path) for path in (pair.image1, pair.image2)]
+        images = [read_raster(path) for path in (pair.image1, pair.image2)]
         labels = _convert_labels(pair, rules) if pair.labels else {}
     except (DataError, ValueError) as error:
         return str(error)
-    sizes = {image.size[::-1] for image in images} | {label.shape for label in labels.values()}
+    sizes = {image.shape[:2] for image in images} | {label.shape for label in labels.values()}
     if len(sizes) > 1:
         return "its files differ in size"
     folder = out / pair.id.split("/")[0]
     for number, path in enumerate((pair.image1, pair.image2)):
-        _write_image(folder / f"im{number + 1}" / f"{pair.name}.png", path, images[number])
+        target = folder / f"im{number + 1}" / pair.name
+        _write_image(target, path, headers[number], images[number])
     for key, label in labels.items():
         target = folder / pair.labels[key].parent.name / f"{pair.name}.png"
         if rules.classes.is_binary:
@@ -172,12 +173,14 @@ def _convert_labels(pair: Pair, rules: Rules) -> dict[str, np.ndarray]:
     return {key: np.where(unchanged, 0, label).astype(np.uint8) for key, label in labels.items()}
 
 
-def _write_image(target: Path, source: Path, image: Image.Image) -> None:
-    if image.format == "PNG":
-        with atomic_path(target) as temporary:
-            shutil.copyfile(source, temporary)
-    else:
-        save_image(target, np.asarray(image.convert("RGB")))
+def _write_image(target: Path, source: Path, header: Header, values: np.ndarray) -> None:
+    """Write an image below ``target``, a path that lacks the suffix."""
+    if header.format != "PNG" and header.bits == 8 and header.bands <= 3:
+        save_image(target.with_name(f"{target.name}.png"), to_rgb(values))
+        return
+    suffix = ".png" if header.format == "PNG" else source.suffix.lower()
+    with atomic_path(target.with_name(target.name + suffix)) as temporary:
+        shutil.copyfile(source, temporary)
 
 
 def _usable_pairs(scan: FolderScan) -> tuple[list[Pair], list[Entry]]:

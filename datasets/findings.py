@@ -12,6 +12,8 @@ from datasets.classes import ClassList
 from datasets.duplicates import Copies
 from datasets.finding_kinds import ERROR, KINDS, NOTE
 from datasets.pair_report import FileReport, PairReport
+from utils.bands import RGB
+from utils.rasters import DTYPES, lacks_bands
 
 SHOWN = 4  # entries in the text; the JSON has all
 MANY = 0.5  # share of the pairs from which something is said of the whole set
@@ -100,8 +102,16 @@ def collect(found: Iterable[tuple[str, Entry]]) -> list[Finding]:
     return [Finding(kind, tuple(by_kind[kind])) for kind in kinds]
 
 
-def pair_entries(report: PairReport, root: Path) -> Iterable[tuple[str, Entry]]:
-    """Yield what is wrong within one pair; file names are relative to ``root``."""
+def pair_entries(
+    report: PairReport, root: Path, bands: Sequence[int] = RGB.numbers
+) -> Iterable[tuple[str, Entry]]:
+    """Yield what is wrong within one pair; file names are relative to ``root``.
+
+    Args:
+        report: of the pair.
+        root: the data set.
+        bands: numbers of the bands that are to be used, from 1.
+    """
 
     def entry(files: Sequence[FileReport], detail: str = "") -> Entry:
         return Entry(tuple(relative(file.path, root) for file in files), detail, (report.pair.id,))
@@ -115,10 +125,10 @@ def pair_entries(report: PairReport, root: Path) -> Iterable[tuple[str, Entry]]:
         said = ", ".join(f"{width} × {height}" for height, width in sorted(sizes))
         yield "size-mismatch", entry([file for file in files if not file.error], said)
     for file, fingerprint in zip(report.images, report.fingerprints, strict=True):
-        if file.mode.startswith(("I", "F")):
-            yield "bit-depth", entry([file], f"mode {file.mode}, {file.bits} bits")
-        elif file.bits > 8:
-            yield "bits-dropped", entry([file])
+        if file.header is not None and file.header.dtype not in DTYPES:
+            yield "bit-depth", entry([file], file.header.dtype)
+        elif file.header is not None and lacks_bands(file.header, bands):
+            yield "band-count", entry([file], f"{file.header.bands} of {file.bits} bits")
         if fingerprint is not None and np.ptp(fingerprint.thumbnail) == 0:
             yield "blank-image", entry([file])
     if report.same_image:
@@ -198,6 +208,7 @@ def _mixtures(reports: Sequence[PairReport], root: Path) -> Iterable[tuple[str, 
     sizes: dict[str, dict[str, list[Path]]] = {}
     modes: dict[str, dict[str, list[Path]]] = {}
     formats: dict[str, dict[str, list[Path]]] = {}
+    depths: dict[str, dict[str, list[Path]]] = {}
     for report in reports:
         for file in report.images:
             if not file.error:
@@ -205,11 +216,15 @@ def _mixtures(reports: Sequence[PairReport], root: Path) -> Iterable[tuple[str, 
                 size = f"{file.size[1]} × {file.size[0]}"
                 sizes.setdefault(report.split, {}).setdefault(size, []).append(file.path)
                 modes.setdefault(folder, {}).setdefault(file.mode, []).append(file.path)
+                if file.header.dtype in DTYPES:
+                    depth = f"{file.bits} bits"
+                    depths.setdefault("this data set", {}).setdefault(depth, []).append(file.path)
         for file, name in zip(report.labels, report.formats, strict=True):
             if name in label_formats.READABLE:
                 folder = relative(file.path.parent, root)
                 formats.setdefault(folder, {}).setdefault(name, []).append(file.path)
     mixtures = {"mixed-sizes": sizes, "mixed-modes": modes, "mixed-formats": formats}
+    mixtures["mixed-depth"] = depths
     for kind, groups in mixtures.items():
         for place, files_by_value in groups.items():
             if len(files_by_value) > 1:

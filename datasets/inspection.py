@@ -3,11 +3,14 @@
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from datasets import band_statistics
+from datasets.band_statistics import BandSums
 from datasets.change_detection import Pair
 from datasets.classes import ClassList
 from datasets.duplicates import MAX_HAMMING, ImageKey, find_copies
@@ -15,6 +18,7 @@ from datasets.findings import Finding, collect, copy_entries, pair_entries, rela
 from datasets.label_formats import COLOR_DISTANCE
 from datasets.pair_report import PairReport, inspect_pair
 from datasets.scan import UNUSED, assign_splits, scan_dataset
+from utils.bands import RGB
 from utils.parallel import ParallelMap
 from utils.split_options import AS_THE_DATA_SUGGESTS, SplitOptions
 
@@ -31,12 +35,31 @@ class Report:
         classes: its class list.
         pairs: one report per pair, in the order of folders and names.
         findings: what is wrong, errors first.
+        bands: numbers of the bands that are to be used, from 1.
     """
 
     root: Path
     classes: ClassList
     pairs: list[PairReport]
     findings: list[Finding]
+    bands: tuple[int, ...] = RGB.numbers
+
+    def band_statistics(self) -> dict[str, Any] | None:
+        """Return mean and standard deviation of each band over both dates of the training pairs.
+
+        None where there are no readable training images, or some of other bands or depths.
+        """
+        files = [
+            (file.bits, sums)
+            for report in self.pairs
+            if report.split == "train"
+            for file, sums in zip(report.images, report.band_sums, strict=True)
+            if sums is not None
+        ]
+        if len({(bits, len(sums.sums)) for bits, sums in files}) != 1:
+            return None
+        total = reduce(BandSums.__add__, (sums for _, sums in files))
+        return band_statistics.to_dict(total, files[0][0], len(files) // 2)
 
     def transitions(self, split: str | None = None, both_dates: bool = False) -> np.ndarray:
         """Return the summed (C + 1, C + 1) class counts, date 1 by date 2, of all or one split.
@@ -74,6 +97,7 @@ def inspect_dataset(
     max_hamming: int = MAX_HAMMING,
     workers: int = 1,
     progress: Progress = lambda items, _: items,
+    bands: tuple[int, ...] = RGB.numbers,
 ) -> Report:
     """Look at every file of a data set; nothing in the files raises.
 
@@ -85,6 +109,7 @@ def inspect_dataset(
         max_hamming: bits of 63 in which the hashes of a near copy may differ.
         workers: processes that decode.
         progress: wraps iterables in a bar.
+        bands: numbers of the bands that are to be used, from 1.
 
     Raises:
         DataError: there is no pair below ``root``, or the split does not fit.
@@ -100,16 +125,21 @@ def inspect_dataset(
     images = []
     for number, report in enumerate(reports):
         report.split = split_of[report.pair.id]
-        found += pair_entries(report, root)
+        found += pair_entries(report, root, bands)
         if report.split != UNUSED:
             images += _image_keys(number, report, root)
     copies = find_copies(images, max_hamming, lambda items: progress(items, "copies"))
     found += copy_entries(copies, [report.pair.id for report in reports])
     found += set_entries(reports, classes, root)
-    return Report(root, classes, reports, collect(found))
+    return Report(root, classes, reports, collect(found), bands)
 
 
-def quick_check(pairs: Sequence[Pair], classes: ClassList, sample: int = 16) -> list[str]:
+def quick_check(
+    pairs: Sequence[Pair],
+    classes: ClassList,
+    bands: tuple[int, ...] = RGB.numbers,
+    sample: int = 16,
+) -> list[str]:
     """Look at a few pairs spread over a set and return warnings, one line each.
 
     Reads labels and the headers of the images, and stops after half a second.
@@ -123,11 +153,11 @@ def quick_check(pairs: Sequence[Pair], classes: ClassList, sample: int = 16) -> 
         reports.append(inspect_pair(pair, classes, decode_images=False))
         reports[-1].split = f"a sample of {len(pairs)} pairs"
     root = pairs[0].image1.parents[2] if pairs else Path()
-    found = [item for report in reports for item in pair_entries(report, root)]
+    found = [item for report in reports for item in pair_entries(report, root, bands)]
     found += [
         item
         for item in set_entries(reports, classes, root)
-        if item[0] in ("all-unchanged", "all-changed")
+        if item[0] in ("all-unchanged", "all-changed", "mixed-depth")
     ]
     return [str(finding) for finding in collect(found)]
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from datasets.band_statistics import REPORT_KEY
 from datasets.findings import relative
 from datasets.inspection import Report
 from utils.logging import table
@@ -46,6 +47,18 @@ def folder_facts(report: Report) -> dict[str, dict[str, Counter]]:
             if label_format:
                 of_folder["label_formats"][label_format] += 1
     return dict(sorted(facts.items()))
+
+
+def band_table(report: Report) -> str:
+    """Mean and standard deviation of each band over the training images."""
+    statistics = report.band_statistics()
+    rows = [
+        [number, f"{mean:.2f}", f"{std:.2f}"]
+        for number, (mean, std) in enumerate(
+            zip(statistics["mean"], statistics["std"], strict=True), start=1
+        )
+    ]
+    return table([f"{statistics['bits']}-bit band, train", "mean", "deviation"], rows)
 
 
 def class_table(report: Report) -> str:
@@ -123,6 +136,7 @@ def to_dict(report: Report) -> dict[str, Any]:
         "classes": list(report.classes.names),
         "splits": splits,
         "folders": folder_facts(report),
+        REPORT_KEY: report.band_statistics(),
         "findings": [finding.to_dict() for finding in report.findings],
         "pairs": [
             {

@@ -8,14 +8,16 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from datasets.band_statistics import BandSums, sum_bands
 from datasets.change_detection import Pair
 from datasets.classes import ClassList
 from datasets.label_formats import BINARY, COLOR_DISTANCE, LabelReading, inspect_label
 from utils.errors import DataError
-from utils.masks import open_image
+from utils.masks import file_bits, open_image
+from utils.pictures import to_rgb
+from utils.rasters import DTYPES, Header, read_header, read_raster
 
 THUMBNAIL_SIDE = 32
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 @dataclass(frozen=True)
@@ -25,9 +27,10 @@ class FileReport:
     Attributes:
         path: the file.
         format: ``PNG``, ``JPEG``, …; empty where the file cannot be decoded.
-        mode: Pillow's mode, such as ``RGB``, ``P`` or ``I;16``.
+        mode: Pillow's mode, such as ``RGB``, ``P`` or ``I;16``, or a number of bands.
         bits: bits per channel in the file.
         size: (height, width).
+        header: of an image; None for a label.
         error: why the file cannot be decoded; empty where it can.
     """
 
@@ -36,6 +39,7 @@ class FileReport:
     mode: str = ""
     bits: int = 0
     size: tuple[int, int] = (0, 0)
+    header: Header | None = None
     error: str = ""
 
 
@@ -57,6 +61,7 @@ class PairReport:
         images: reports of the two images.
         labels: reports of the labels there are; empty for an unlabelled pair.
         fingerprints: of the two images; None where one cannot be decoded or was not read.
+        band_sums: sums over the pixels of the two images; None likewise.
         same_image: whether both dates show the same pixels.
         formats: label format per date, ``unreadable`` for a broken file.
         details: what is wrong with each label, in words.
@@ -69,6 +74,7 @@ class PairReport:
     images: list[FileReport] = field(default_factory=list)
     labels: list[FileReport] = field(default_factory=list)
     fingerprints: list[Fingerprint | None] = field(default_factory=list)
+    band_sums: list[BandSums | None] = field(default_factory=list)
     same_image: bool = False
     formats: list[str] = field(default_factory=list)
     details: list[str] = field(default_factory=list)
@@ -115,9 +121,10 @@ def inspect_pair(
     """
     report = PairReport(pair)
     for path in (pair.image1, pair.image2):
-        file, fingerprint = _inspect_image(path) if decode_images else (_read_header(path), None)
+        file, values = _inspect_image(path, decode_images)
         report.images.append(file)
-        report.fingerprints.append(fingerprint)
+        report.fingerprints.append(None if values is None else _fingerprint(values))
+        report.band_sums.append(None if values is None else sum_bands(values))
     if decode_images:
         first, second = report.fingerprints
         report.same_image = first is not None and second is not None
@@ -137,11 +144,14 @@ def inspect_pair(
     return report
 
 
-def _inspect_image(path: Path) -> tuple[FileReport, Fingerprint | None]:
+def _inspect_image(path: Path, decode: bool) -> tuple[FileReport, np.ndarray | None]:
+    """Return what a file is, and its (H, W, bands) values where they are wanted and supported."""
     try:
-        image = open_image(path)
-        file = _describe(path, image)
-        return file, _fingerprint(image)
+        header = read_header(path)
+        size = (header.height, header.width)
+        mode = header.mode or f"{header.bands} bands"
+        file = FileReport(path, header.format, mode, header.bits, size, header)
+        return file, read_raster(path) if decode and header.dtype in DTYPES else None
     except (DataError, OSError, ValueError) as error:
         return FileReport(path, error=_reason(error, path)), None
 
@@ -160,39 +170,17 @@ def _inspect_label_file(
     return reading
 
 
-def _read_header(path: Path) -> FileReport:
-    try:
-        with Image.open(path) as image:
-            return _describe(path, image)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        return FileReport(path, error=_reason(error, path))
-
-
-def file_bits(path: Path, image: Image.Image) -> int:
-    """Return the bits per channel in the file; Pillow hands 16-bit PNG colours out as 8 bits."""
-    with open(path, "rb") as file:
-        head = file.read(25)
-    if head.startswith(PNG_SIGNATURE):
-        return head[24]
-    return {"1": 1, "I": 32, "F": 32}.get(image.mode, 16 if "16" in image.mode else 8)
-
-
 def _describe(path: Path, image: Image.Image) -> FileReport:
     size = (image.height, image.width)
     return FileReport(path, image.format or "", image.mode, file_bits(path, image), size)
 
 
-def _fingerprint(image: Image.Image) -> Fingerprint:
-    if image.mode.startswith(("I", "F")):
-        values = np.asarray(image).astype(np.float64)
-        low, span = values.min(), np.ptp(values) or 1.0
-        grey = Image.fromarray(((values - low) / span * 255).astype(np.uint8))
-        content = np.asarray(image).tobytes()
-    else:
-        grey = image if image.mode == "RGB" else image.convert("RGB")
-        content = grey.tobytes()
-        grey = grey.convert("L")
-    digest = hashlib.sha256(f"{image.width} {image.height} ".encode() + content).hexdigest()[:32]
+def _fingerprint(values: np.ndarray) -> Fingerprint:
+    picture = to_rgb(values)
+    content = picture if values.dtype == np.uint8 else values
+    height, width = values.shape[:2]
+    digest = hashlib.sha256(f"{width} {height} ".encode() + content.tobytes()).hexdigest()[:32]
+    grey = Image.fromarray(np.ascontiguousarray(picture)).convert("L")
     side = (THUMBNAIL_SIDE, THUMBNAIL_SIDE)
     return Fingerprint(digest, np.asarray(grey.resize(side, Image.Resampling.BOX)))
 

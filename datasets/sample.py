@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from datasets.classes import SECOND_CLASSES
+from datasets.sample_bands import sense
 from datasets.sample_draw import LOW_VEGETATION, WATER, Canvas, Color, Frame, Plot, Rng, pick
 from datasets.sample_land import DIRT_ROADS, LAND_USES, MEADOWS, ROADS, WATERS, draw_road
 from datasets.sample_render import light_scene, photograph, plan_nature
 from utils.masks import save_change_mask, save_image
+from utils.rasters import save_raster
 
 LABEL_FORMATS = ("rgb", "index", "binary")
 MIN_SIDE = 32
@@ -110,17 +112,21 @@ def write_sample_data(
     label_format: str = "rgb",
     workers: int = 1,
     progress: bool = False,
+    bands: int = 3,
+    bits: int = 8,
 ) -> None:
     """Write ``root/{train,val}/{im1,im2,label1,label2,truth1,truth2}/<00000>.png``.
 
     Labels are RGB in the palette of SECOND or class indices, truth always indices; or, ``binary``,
     change masks in ``label`` instead of label1 and label2. Scene i of a
     split depends on (seed, split, i) alone, so neither ``workers`` nor a restart changes a byte.
+    ``bands`` and ``bits`` as `datasets.sample_bands.sense` takes them.
     """
     if label_format not in LABEL_FORMATS:
         raise ValueError(f"unknown label format {label_format!r}; choose from {LABEL_FORMATS}")
+    form = (height, width, label_format, bands, bits)
     jobs = [
-        (Path(root) / split, index, (seed, split_index, index), height, width, label_format)
+        (Path(root) / split, index, (seed, split_index, index), *form)
         for split_index, (split, pairs) in enumerate((("train", train_pairs), ("val", val_pairs)))
         for index in range(pairs)
     ]
@@ -142,8 +148,8 @@ def _consume(results: Iterable[None], total: int, progress: bool) -> None:
         pass
 
 
-def _write_scene(job: tuple[Path, int, tuple[int, int, int], int, int, str]) -> None:
-    folder, index, seed, height, width, label_format = job
+def _write_scene(job: tuple[Path, int, tuple[int, int, int], int, int, str, int, int]) -> None:
+    folder, index, seed, height, width, label_format, bands, bits = job
     scene = make_scene(seed, height, width)
     name = f"{index:05d}.png"
     for date, image, label, truth in (
@@ -152,7 +158,11 @@ def _write_scene(job: tuple[Path, int, tuple[int, int, int], int, int, str]) -> 
     ):
         # The truth comes first: it tells generated folders from real ones, even unfinished.
         save_image(folder / f"truth{date}" / name, truth)
-        save_image(folder / f"im{date}" / name, image)
+        if (bands, bits) == (3, 8):
+            save_image(folder / f"im{date}" / name, image)
+        else:
+            sensed = sense(image, truth, bands, bits, (*seed, date))
+            save_raster(folder / f"im{date}" / name, sensed)
         if label_format != "binary":
             shown = SECOND_CLASSES.to_rgb(label) if label_format == "rgb" else label
             save_image(folder / f"label{date}" / name, shown)

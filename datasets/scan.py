@@ -4,7 +4,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from datasets import splits
-from datasets.change_detection import IMAGE_FOLDERS, IMAGE_SUFFIXES, Pair, label_folders
+from datasets.change_detection import (
+    IMAGE_FOLDERS,
+    IMAGE_SUFFIXES,
+    RASTER_SUFFIXES,
+    Pair,
+    label_folders,
+)
 from datasets.change_masks import layout_hint
 from datasets.findings import Entry, relative
 from utils.errors import DataError
@@ -102,12 +108,13 @@ def assign_splits(scans: dict[str, FolderScan], options: SplitOptions) -> dict[s
 
 
 def _files_by_stem(folder: Path, root: Path, found: list[tuple[str, Entry]]) -> dict[str, Path]:
+    suffixes = RASTER_SUFFIXES if folder.name in IMAGE_FOLDERS else IMAGE_SUFFIXES
     files: dict[str, Path] = {}
     lower: dict[str, Path] = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         if path.name.startswith("."):
             continue
-        if path.suffix.lower() not in IMAGE_SUFFIXES:
+        if path.suffix.lower() not in suffixes:
             found.append(("ignored-files", Entry((relative(path, root),))))
             continue
         other = files.get(path.stem) or lower.get(path.stem.lower())

@@ -15,6 +15,7 @@ from datasets.label_formats import inspect_label
 from utils.errors import DataError
 from utils.masks import open_image
 from utils.panels import BACKGROUND, INK, contact_sheet
+from utils.rasters import read_picture
 
 TITLES = ("finding", "image 1", "image 2", "label 1", "label 2")
 CHANGE_TITLES = ("finding", "image 1", "image 2", "label")
@@ -40,7 +41,8 @@ def suspicious_sheet(report: Report, rows: int = ROWS) -> np.ndarray | None:
         for pair_id in entry.pairs[:2]:
             pair = pairs[pair_id]
             title = [f"{finding.level}: {finding.kind}", pair_id, entry.detail]
-            pictures.append([_text(title), *_draw_pair(pair, report.classes, binary)])
+            drawn = _draw_pair(pair, report.classes, binary, report.bands)
+            pictures.append([_text(title), *drawn])
     if not pictures:
         return None
     legend = list(zip(report.classes.names, report.classes.colors, strict=True))
@@ -53,22 +55,23 @@ def _in_turns(findings: list[Finding]) -> Iterator[tuple[Finding, Entry]]:
         yield from (item for item in turn if item is not None)
 
 
-def _draw_pair(pair: Pair, classes: ClassList, binary: bool) -> Iterator[np.ndarray]:
+def _draw_pair(
+    pair: Pair, classes: ClassList, binary: bool, bands: tuple[int, ...]
+) -> Iterator[np.ndarray]:
     labels = (pair.change_mask,) if binary else (pair.label1, pair.label2)
     for path in (pair.image1, pair.image2, *labels):
         if path is None:
             yield _text(["no label"])
             continue
         try:
-            image = open_image(path)
+            if path in labels:
+                yield _draw_label(open_image(path), classes)
+            else:
+                # The sheet scales without smoothing, so that masks keep their colours; images look
+                # better smoothed.
+                yield _shrink(read_picture(path, bands))
         except DataError:
             yield _text(["cannot be decoded"], GREY)
-            continue
-        is_label = path in labels
-        picture = _draw_label(image, classes) if is_label else _to_rgb(image)
-        # The sheet scales without smoothing, so that masks keep their colours; images look better
-        # smoothed.
-        yield picture if is_label else _shrink(picture)
 
 
 def _draw_label(image: Image.Image, classes: ClassList) -> np.ndarray:

@@ -19,18 +19,21 @@ class TrainTransform:
 
     Args:
         crop_size: side of the square cut out of each pair, in pixels; None keeps the whole.
+        is_rgb: whether the images are 8-bit RGB, whose brightness, contrast, hue and saturation
+            change; of others `change_light` changes what is there whatever the bands.
     """
 
-    def __init__(self, crop_size: int | None = None) -> None:
+    def __init__(self, crop_size: int | None = None, is_rgb: bool = True) -> None:
         self.crop_size = crop_size
+        self.is_rgb = is_rgb
         self._square = self._whole = self._color = None
 
     def __call__(self, sample: dict[str, Any], seed: Sequence[int]) -> dict[str, Any]:
         """Return the sample with its images and labels transformed.
 
         Args:
-            sample: ``image1/image2`` (H, W, bands) uint8, ``label1/label2/change_mask`` (H, W),
-                of which each may be absent.
+            sample: ``image1/image2`` (H, W, bands) uint8 or uint16, ``label1/label2/change_mask``
+                (H, W), of which each may be absent.
             seed: integers that decide all draws.
         """
         if self._square is None:
@@ -43,14 +46,16 @@ class TrainTransform:
         moved = geometry(image=sample["image1"], **{key: sample[key] for key in keys[1:]})
         moved["image1"] = moved.pop("image")
         for key, draw in zip(("image1", "image2"), draws[1:], strict=True):
-            if moved[key].shape[-1] == 3:
+            if not self.is_rgb:
+                moved[key] = change_light(moved[key], np.random.default_rng(int(draw)))
+            elif moved[key].shape[-1] == 3:
                 _seed(self._color, int(draw))
                 moved[key] = self._color(image=moved[key])["image"]
         return {**sample, **{key: np.ascontiguousarray(moved[key]) for key in keys}}
 
     def __getstate__(self) -> dict:
         # Pipelines are rebuilt in each worker; they hold generators that do not pickle everywhere.
-        return {"crop_size": self.crop_size, "_square": None, "_whole": None, "_color": None}
+        return {**self.__dict__, "_square": None, "_whole": None, "_color": None}
 
     def _build(self) -> None:
         # Without this, importing albumentations asks the network for a newer release.
@@ -80,6 +85,33 @@ class TrainTransform:
                 ),
             ]
         )
+
+
+def change_light(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Change brightness, contrast and balance of an image of any bands and depth.
+
+    With a chance of one half each: all bands get up to 20 % brighter or darker and their contrast
+    up to 20 % stronger or weaker; every band gets up to 5 % brighter or darker by itself. Both are
+    measured at the band's mean in this image, since 16-bit sensors seldom fill their range. Values
+    are cut off only where the type ends.
+
+    Args:
+        image: (H, W, bands) uint8 or uint16.
+        rng: decides the draws.
+    """
+    brightness, contrast = rng.uniform(0.8, 1.2, 2) if rng.random() < 0.5 else (1.0, 1.0)
+    balance = np.ones(image.shape[-1])
+    if rng.random() < 0.5:
+        balance = rng.uniform(0.95, 1.05, image.shape[-1])
+    elif brightness == contrast == 1:
+        return image
+    mean = image.mean(axis=(0, 1))
+    # mean · brightness + (value − mean) · contrast, all times balance
+    offset = (mean * (brightness - contrast) * balance).astype(np.float32)
+    values = image * (contrast * balance).astype(np.float32)
+    values += offset
+    top = np.iinfo(image.dtype).max
+    return np.clip(np.rint(values, out=values), 0, top, out=values).astype(image.dtype)
 
 
 def _seed(pipeline: Any, seed: int) -> None:

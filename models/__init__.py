@@ -86,7 +86,7 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
         info = {key: value for key, value in state.items() if key not in ("config", "model")}
         try:
             config = ModelConfig(**state["config"])
-        except TypeError as error:
+        except (TypeError, ValueError) as error:
             raise CheckpointError(
                 f"{path}: of another version of this project ({error})"
             ) from error

@@ -9,6 +9,7 @@ from torch import nn
 
 from models.encoder import Encoder
 from models.heads import HEADS
+from utils.bands import RGB_IMAGERY, Imagery
 
 # Strides go down to 32 in every supported backbone; a multiple of it keeps all maps aligned.
 SIZE_MULTIPLE = 32
@@ -16,9 +17,18 @@ SIZE_MULTIPLE = 32
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """All that is needed to rebuild a model; stored in each checkpoint.
+    """All that is needed to rebuild a model and its input; stored in each checkpoint.
 
-    Without classes (``num_classes`` 0) there is no semantic head: the change branch stands alone.
+    Attributes:
+        model, backbone, lightweight: what is built.
+        num_classes: semantic classes; with 0 there is no semantic head, and the change branch
+            stands alone.
+        in_channels: bands that the encoder takes.
+        imagery: which bands of the files these are, and their statistics; a dict of its attributes
+            is taken as well.
+
+    Raises:
+        TypeError, ValueError: the imagery's values make no sense.
     """
 
     model: str = "pspnet"
@@ -26,6 +36,11 @@ class ModelConfig:
     lightweight: bool = False
     num_classes: int = 6
     in_channels: int = 3
+    imagery: Imagery = RGB_IMAGERY
+
+    def __post_init__(self) -> None:
+        if isinstance(self.imagery, dict):
+            object.__setattr__(self, "imagery", Imagery(**self.imagery))
 
     def to_dict(self) -> dict:
         """Return plain values, as checkpoints store them."""

@@ -10,9 +10,11 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from models import Checkpoint
+from utils.bands import union
 from utils.distributed import World
 from utils.errors import OptionError
 from utils.fold import fold_batch_norm
+from utils.images import normalization
 from utils.inference import IDENTITY, VIEWS, Predictor
 from utils.precision import Precision
 
@@ -58,7 +60,8 @@ def build_predictor(
     """Build every model of an ensemble, prepared for inference.
 
     Args:
-        checkpoints: of one class list.
+        checkpoints: of one class list and one depth; the batches hold the bands of all of them, as
+            `models.ensemble.bands_to_read` tells.
         device: where they run.
         precision: number format of the forward passes.
         tta: average the six views instead of one.
@@ -73,7 +76,14 @@ def build_predictor(
         fold_batch_norm(model, *(torch.rand(shape, device=device) for _ in range(2)))
         _store_as_computed(model, precision.dtype)
         models.append(model)
-    return Predictor(models, VIEWS if tta else IDENTITY, precision.autocast)
+    imageries = [checkpoint.config.imagery for checkpoint in checkpoints]
+    given = union([imagery.bands for imagery in imageries])
+    return Predictor(
+        models,
+        VIEWS if tta else IDENTITY,
+        precision.autocast,
+        normalizations=[normalization(imagery, given) for imagery in imageries],
+    )
 
 
 def _store_as_computed(model: nn.Module, dtype: torch.dtype | None) -> None:

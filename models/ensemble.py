@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from models import Checkpoint, open_checkpoint
-from utils.errors import CheckpointError
+from utils.bands import RGB, Bands, union
+from utils.errors import CheckpointError, DataError
+from utils.rasters import read_header, require_bands
 
 LATEST = "_latest"
 # By which of its scores a checkpoint is ranked; it has one of them.
@@ -118,10 +120,47 @@ def check_classes(checkpoint: Checkpoint, classes: dict) -> None:
         )
 
 
+def bands_to_read(checkpoints: Sequence[Checkpoint], image: Path) -> Bands:
+    """Return the bands that an ensemble needs of every image, each model some of them.
+
+    Args:
+        checkpoints: the ensemble.
+        image: a file of the data set, whose header must offer them.
+
+    Raises:
+        CheckpointError: a foreign checkpoint of other than three bands, of which nothing is known;
+            or some models were trained on 8 bits and some on 16.
+        DataError: the image has another depth or fewer bands.
+    """
+    for checkpoint in checkpoints:
+        bands = checkpoint.config.imagery.bands
+        if len(bands.numbers) != checkpoint.config.in_channels:
+            raise CheckpointError(
+                f"{checkpoint.path}: takes {checkpoint.config.in_channels} bands, but does not say "
+                "which and how they are normalised; train it with this project"
+            )
+        if bands.bits != checkpoints[0].config.imagery.bands.bits:
+            raise CheckpointError(
+                f"{checkpoint.path}: trained on {bands.bits}-bit images, {checkpoints[0].path} on "
+                f"{checkpoints[0].config.imagery.bands.bits}-bit ones; leave one out"
+            )
+        try:
+            require_bands(image, read_header(image), bands)
+        except DataError as error:
+            reason = str(error).split("; ", maxsplit=1)[0]
+            raise DataError(
+                f"{checkpoint.path} does not fit the data: {reason}; name other --checkpoints, or "
+                "check --data-root"
+            ) from error
+    return union([checkpoint.config.imagery.bands for checkpoint in checkpoints])
+
+
 def describe(checkpoint: Checkpoint) -> str:
     """Return one line about a checkpoint, for the list a script prints before it works."""
     config = checkpoint.config
     parts = [config.model, config.backbone] + (["lightweight"] if config.lightweight else [])
+    if config.imagery.bands != RGB:
+        parts.append(str(config.imagery.bands))
     title, score = _rank(checkpoint.info)
     note = f", epoch {checkpoint.info['epoch']}, {title} {100 * score:.2f}" if title else ""
     protocol = checkpoint.info.get("split", {}).get("protocol")

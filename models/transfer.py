@@ -1,26 +1,31 @@
 """Starting from another run's weights."""
 
+import torch
+from timm.models import adapt_input_conv
 from torch import nn
 
 from models import Checkpoint
 from utils.errors import CheckpointError
 
 SEMANTIC_HEAD = "semantic_head"
+RGB_CHANNELS = 3
 
 
 def transfer_weights(model: nn.Module, checkpoint: Checkpoint) -> list[str]:
     """Load a checkpoint of the same architecture into a model.
 
     The semantic classifier starts anew where the number of classes differs, the whole semantic head
-    where the checkpoint has none. A model without one takes encoder and change head alone.
+    where the checkpoint has none. A model without one takes encoder and change head alone. Where a
+    model of three bands is to take another number, the first convolution is adapted as timm adapts
+    ImageNet's: summed for one band, else repeated over the bands and scaled.
 
     Returns:
         Names of the layers that start anew, or ``semantic_head``.
 
     Raises:
-        CheckpointError: the architecture differs.
+        CheckpointError: the architecture differs, or the number of bands other than from three.
     """
-    for name in ("model", "backbone", "lightweight", "in_channels"):
+    for name in ("model", "backbone", "lightweight"):
         there, here = getattr(checkpoint.config, name), getattr(model.config, name)
         if there != here:
             raise CheckpointError(
@@ -34,12 +39,38 @@ def transfer_weights(model: nn.Module, checkpoint: Checkpoint) -> list[str]:
     if unmatched:
         name = min(unmatched)
         raise CheckpointError(f"{checkpoint.path}: tensors are missing or unknown, {name} first")
+    tensors = checkpoint.tensors
+    if checkpoint.config.in_channels != model.config.in_channels:
+        tensors = _adapt_bands(checkpoint, model.config.in_channels, own)
     fitting = {
         name: value
-        for name, value in checkpoint.tensors.items()
+        for name, value in tensors.items()
         if name in own and own[name].shape == value.shape
     }
     model.load_state_dict(fitting, strict=False)
     if without_head:
         return [SEMANTIC_HEAD] if model.config.num_classes else []
     return sorted({name.rsplit(".", 1)[0] for name in own if name not in fitting})
+
+
+def _adapt_bands(
+    checkpoint: Checkpoint, bands: int, own: dict[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Return the checkpoint's tensors with input convolutions for another number of bands."""
+    if checkpoint.config.in_channels != RGB_CHANNELS:
+        raise CheckpointError(
+            f"{checkpoint.path}: takes {checkpoint.config.in_channels} bands, this run {bands}; "
+            "only models of three bands are adapted to others: use as many --bands"
+        )
+    return {
+        name: adapt_input_conv(bands, value) if _is_input(name, value, own[name], bands) else value
+        for name, value in checkpoint.tensors.items()
+    }
+
+
+def _is_input(name: str, there: torch.Tensor, here: torch.Tensor, bands: int) -> bool:
+    return (
+        name.startswith("encoder.body.")
+        and there.dim() == here.dim() == 4
+        and (there.shape[1], here.shape[1]) == (RGB_CHANNELS, bands)
+    )

@@ -245,6 +245,12 @@ def test_a_new_round_decodes_the_masks_alone(pairs, tmp_path, monkeypatch):
     assert len(caches(folder)) == 4
 
     write_pseudo_masks(root, pairs, seed=1)
+    build_cache(pairs, SECOND_CLASSES, folder, root)
+    assert first <= set(folder.iterdir())  # young, so that another machine may be using them
+    second = set(folder.iterdir()) - first - fold
+    for path in (*first, *second):
+        os.utime(path, (0, 0))
+    write_pseudo_masks(root, pairs, seed=2)
     plain = make_dataset(pairs, pseudo_label_root=root)
     expected = [plain[i] for i in range(len(pairs))]
     decoded = []
@@ -260,9 +266,10 @@ def test_a_new_round_decodes_the_masks_alone(pairs, tmp_path, monkeypatch):
     dataset = make_dataset(pairs, reader, pseudo_label_root=root)
     for i, sample in enumerate(expected):
         assert_same(dataset[i], sample)
-    # The first round's masks are gone, the teachers' cache and those of other pairs are not.
+    # Masks of old rounds are gone, the teachers' cache and those of other pairs are not.
     assert len(caches(folder)) == 4
     assert len(first - set(folder.iterdir())) == 2
+    assert not second & set(folder.iterdir())
     assert fold <= set(folder.iterdir())
 
 

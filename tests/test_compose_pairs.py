@@ -197,7 +197,7 @@ def test_unknown_pixels_are_never_labelled_nor_pasted(tiles):
 def test_regions(tiles):
     rng = np.random.default_rng(0)
     sizes = [np.count_nonzero(parcel((200, 100), 900, rng)) for _ in range(60)]
-    assert max(sizes) <= 1000
+    assert max(sizes) <= 1250
     assert np.median(sizes) > 750
     for tile in tiles:
         region = class_object(tile.truth, rng)
@@ -497,6 +497,6 @@ def test_every_command_of_the_page_runs(tmp_path, monkeypatch):
 
 def test_the_page_is_short_and_its_files_exist():
     text = DOC.read_text(encoding="utf-8")
-    assert len(text.splitlines()) <= 140
+    assert len(text.splitlines()) <= 160
     for name in re.findall(r"(?:tools|tests)/\w+\.py", text):
         assert (DOC.parents[1] / name).exists(), name

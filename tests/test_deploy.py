@@ -191,8 +191,8 @@ class OneConvolution(torch.nn.Module):
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
-def test_compiled_models_have_constant_weights_and_one_pass_size(monkeypatch):
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 2)
+@torch._dynamo.config.patch(recompile_limit=2)
+def test_compiled_models_have_constant_weights_and_one_pass_size():
     torch.manual_seed(0)
     models = [OneConvolution().eval() for _ in range(3)]
     predictor = Predictor(models, VIEWS)

@@ -48,7 +48,6 @@ from utils.distributed import World, join_world
 from utils.engine import evaluate
 from utils.errors import OptionError
 from utils.inference import Predictor
-from utils.run import RunFiles
 
 STEPS = 5
 
@@ -65,8 +64,7 @@ def write_losses(rank: int, data: Path, outdir: Path, argv: tuple) -> None:
         loader = train.make_train_loader(args, pairs, classes, world)
         description = {"classes": classes.to_dict(), "split": split.to_dict()}
         config = ModelConfig(args.model, args.backbone, args.lightweight, classes.num_classes)
-        files = RunFiles(outdir / "models", PREFIX)
-        trainer, _ = train.make_trainer(args, config, description, 6, files, world)
+        trainer = train.make_trainer(args, config, description, 6, None, world)
         for module in trainer.model.modules():
             if isinstance(module, (nn.Dropout, nn.Dropout2d)):
                 module.p = 0.0

@@ -58,6 +58,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
         metavar="BITS",
         help="bits of 63 in which the perceptual hashes of a copy may differ (default: 6)",
     )
+    options.add_bands_arg(group, (1, 2, 3), "3")
     group.add_argument("--strict", action="store_true", help="take warnings for errors")
     group = parser.add_argument_group("convert")
     group.add_argument(
@@ -141,8 +142,11 @@ def check(args: Namespace) -> int:
         args.hash_distance,
         args.workers,
         lambda items, unit: progress(items, "checking", unit=unit),
+        args.bands,
     )
     print(tables.split_table(report), tables.folder_table(report), sep="\n\n", end="\n\n")
+    if report.band_statistics():
+        print(tables.band_table(report), end="\n\n")
     if report.classes.is_binary:
         print("binary change labels: change masks without classes", end="\n\n")
     elif report.transitions()[1:, 1:].any():

@@ -78,6 +78,16 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         help="class colours, class indices as 8-bit grey, or change masks of 0 and 255 in label "
         "instead of label1 and label2 (default: %(default)s)",
     )
+    what.add_argument(
+        "--bands",
+        type=int,
+        choices=(1, 3, 4),
+        default=3,
+        help="1 grey, 3 RGB, 4 RGB and near infrared (default: %(default)s)",
+    )
+    what.add_argument(
+        "--bits", type=int, choices=(8, 16), default=8, help="per value (default: %(default)s)"
+    )
     how = parser.add_argument_group("how")
     how.add_argument(
         "--workers", type=count, default=1, metavar="N", help="processes (default: %(default)s)"
@@ -158,6 +168,8 @@ def main(argv: list[str] | None = None) -> None:
         args.label_format,
         args.workers,
         progress=sys.stderr.isatty(),
+        bands=args.bands,
+        bits=args.bits,
     )
     print(
         f"{args.train_pairs} training and {args.val_pairs} validation pairs of {height}x{width} "

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from utils import options
+from utils.bands import RGB
 from utils.cli import run
 from utils.errors import DataError, OptionError, UserError
 from utils.split_options import SplitOptions
@@ -169,7 +170,8 @@ def read_masks(args: Namespace, first: "Run") -> "Masks | None":
             "pairs, choose another --split, or list those to show with --names"
         )
     counts = count_pairs(pairs, masks, classes)
-    shown = choose_pairs(args.pairs, pairs, masks, counts, classes)
+    bands = tuple(first.options.get("bands", RGB.numbers))
+    shown = choose_pairs(args.pairs, pairs, masks, counts, classes, bands)
     title = f"{'/'.join(folder.resolve().parts[-2:])} of {'/'.join(root.resolve().parts[-2:])}"
     return Masks(title, classes.names, classes.colors, len(pairs), counts, shown)
 
@@ -214,6 +216,7 @@ def choose_pairs(
     masks: "dict[str, PairPaths]",
     counts: "Sequence[PairCounts]",
     classes: "ClassList",
+    bands: tuple[int, ...],
 ) -> "list[GalleryPair]":
     """Read the pairs with the largest share of wrong pixels, else of predicted change."""
     from datasets.classes import read_label
@@ -232,7 +235,9 @@ def choose_pairs(
         changed = [float((mask > 0).mean()) for mask in predicted]
         order = sorted(range(len(pairs)), key=lambda i: (-changed[i], pairs[i].name))
     return [
-        read_pair(pairs[i], masks[pairs[i].name], classes, errors[i], f_scores[i], changed[i])
+        read_pair(
+            *(pairs[i], masks[pairs[i].name], classes, errors[i], f_scores[i], changed[i]), bands
+        )
         for i in progress(order[:number], "embed", unit="pair")
     ]
 
@@ -249,17 +254,18 @@ def read_pair(
     error: float | None,
     f_score: float | None,
     changed: float,
+    bands: tuple[int, ...],
 ) -> "GalleryPair":
-    """Read the images and masks of one pair.
+    """Read the images, of which the first three of some bands are shown, and masks of one pair.
 
     Raises:
         DataError: a file cannot be decoded, or sizes differ.
     """
     from datasets.classes import read_label
-    from utils.masks import read_rgb
+    from utils.rasters import read_picture
     from utils.report_gallery import GalleryPair
 
-    images = (read_rgb(pair.image1), read_rgb(pair.image2))
+    images = (read_picture(pair.image1, bands), read_picture(pair.image2, bands))
     predictions = tuple(read_label(path, classes) for path in masks)
     labels = None
     if has_all_labels(pair, classes):

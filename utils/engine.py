@@ -8,7 +8,7 @@ from torch import nn
 
 from utils.distributed import World
 from utils.errors import NumericalError
-from utils.images import normalize
+from utils.images import IMAGENET, Normalization
 from utils.inference import Predictor, decode
 from utils.label_counts import AnyMetrics, LabelCounts, score_labels
 from utils.precision import Precision
@@ -33,6 +33,7 @@ def train_one_epoch(
     losses: "LossReader",
     accumulate: int = 1,
     after_step: Callable[[], None] = lambda: None,
+    normalization: Normalization = IMAGENET,
 ) -> None:
     """Train over one loader.
 
@@ -40,7 +41,7 @@ def train_one_epoch(
 
     Args:
         model: maps two images to logits, on the world's device; may be distributed.
-        loader: yields dicts with uint8 ``image1/image2`` (N, bands, H, W), integer
+        loader: yields dicts with uint8 or uint16 ``image1/image2`` (N, bands, H, W), integer
             ``change_mask`` and, for each date with labels, ``label1/label2`` (N, H, W), and
             ``name``.
         criterion: as `utils.losses.ChangeCriterion`.
@@ -51,6 +52,7 @@ def train_one_epoch(
         losses: collects the loss terms.
         accumulate: batches whose mean gradient makes one step.
         after_step: called after each optimiser step, for checkpoints and signals.
+        normalization: what the images go through on the device.
 
     Raises:
         NumericalError: a loss is NaN or infinite; names the step and the files of the batch.
@@ -59,8 +61,8 @@ def train_one_epoch(
     optimizer.zero_grad(set_to_none=True)
     for number, batch in enumerate(loader, start=1):
         last_part = number % accumulate == 0
-        image1 = normalize(batch["image1"].to(world.device, non_blocking=True))
-        image2 = normalize(batch["image2"].to(world.device, non_blocking=True))
+        image1 = normalization(batch["image1"].to(world.device, non_blocking=True))
+        image2 = normalization(batch["image2"].to(world.device, non_blocking=True))
         targets = [
             batch[key].to(world.device, non_blocking=True) if key in batch else None
             for key in TARGETS

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from utils.images import normalize
+from utils.images import IMAGENET, Normalization
 
 # (flip left-right first, then quarter turns counter-clockwise), in the order in which
 # a time limit keeps them. Flip + 2 turns is the upside-down flip. Published views.
@@ -72,6 +72,7 @@ class Predictor:
         models: models in eval mode, on one device, of one class list.
         views: the views to average; `VIEWS` for TTA, `IDENTITY` for none.
         autocast: makes a context for the forward passes, such as ``torch.autocast``.
+        normalizations: what each model's input goes through; None for ImageNet's of RGB.
     """
 
     def __init__(
@@ -79,8 +80,10 @@ class Predictor:
         models: Sequence[nn.Module],
         views: Sequence[View] = IDENTITY,
         autocast: Callable[[], object] = nullcontext,
+        normalizations: Sequence[Normalization] | None = None,
     ) -> None:
         self.models = list(models)
+        self.normalizations = list(normalizations or [IMAGENET] * len(self.models))
         self.views = tuple(views)
         self.autocast = autocast
         self.device = next(self.models[0].parameters()).device
@@ -118,13 +121,15 @@ class Predictor:
         """Yield each model's probabilities, averaged over its views.
 
         Args:
-            image1: (N, bands, H, W) uint8, the first date; any device.
+            image1: (N, bands, H, W) uint8 or uint16, the first date; any device.
             image2: the same shape, the second date.
         """
-        image1 = normalize(image1.to(self.device, non_blocking=True))
-        image2 = normalize(image2.to(self.device, non_blocking=True))
-        for model in self.models:
-            yield self._mean_over_views(model, image1, image2)
+        images = [image.to(self.device, non_blocking=True) for image in (image1, image2)]
+        done, normalized = None, []
+        for model, normalization in zip(self.models, self.normalizations, strict=True):
+            if normalization != done:
+                done, normalized = normalization, [normalization(image) for image in images]
+            yield self._mean_over_views(model, *normalized)
 
     def _mean_over_views(
         self, model: nn.Module, image1: torch.Tensor, image2: torch.Tensor

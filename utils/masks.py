@@ -14,6 +14,8 @@ Palette = Sequence[tuple[int, int, int]]
 # Masks hold few colours in large areas: level 1 costs a third of the default's time and about a
 # tenth more bytes.
 PNG_LEVEL = 1
+PNG_BITS_AT = 24  # the byte of a PNG that tells its bits per channel; its colour type follows
+TIFF_BITS_TAG = 258
 
 
 def open_image(path: Path) -> Image.Image:
@@ -37,6 +39,17 @@ def open_image(path: Path) -> Image.Image:
     return image
 
 
+def file_bits(path: Path, image: Image.Image) -> int:
+    """Return the bits per channel in a file; Pillow hands 16-bit colours out as 8 bits."""
+    if image.format == "PNG":
+        with open(path, "rb") as file:
+            return file.read(PNG_BITS_AT + 1)[PNG_BITS_AT]
+    if image.format == "TIFF":
+        bits = image.tag_v2.get(TIFF_BITS_TAG, 8)
+        return int(max(bits)) if isinstance(bits, tuple) else int(bits)
+    return {"1": 1, "I": 32, "F": 32}.get(image.mode, 16 if "16" in image.mode else 8)
+
+
 def read_rgb(path: Path) -> np.ndarray:
     """Read an image file as (H, W, 3) uint8; grey, palette and alpha images are converted.
 
@@ -44,8 +57,12 @@ def read_rgb(path: Path) -> np.ndarray:
         DataError: the file cannot be decoded, or has more than 8 bits per channel.
     """
     image = open_image(path)
-    if image.mode.startswith(("I", "F")):
-        raise DataError(f"{path}: {image.mode} image; convert it to 8 bits per channel")
+    bits = file_bits(path, image)
+    if bits > 8:
+        raise DataError(
+            f"{path}: {bits} bits, but 8 bits per channel are wanted; scale it, or save all files "
+            "alike"
+        )
     return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 

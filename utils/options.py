@@ -5,6 +5,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from utils.bands import MAX_BANDS
 from utils.split_options import FOLDS, PROTOCOLS, SEED, VAL_FRACTION
 
 REPO = Path(__file__).resolve().parents[1]
@@ -61,6 +62,18 @@ def fraction(text: str) -> float:
 def weight_list(text: str) -> tuple[float, ...]:
     """Parse comma-separated positive weights, such as ``2,1,2,2,1,1``."""
     return tuple(positive_float(part) for part in text.split(","))
+
+
+def band_numbers(text: str) -> tuple[int, ...]:
+    """Parse ``4`` as the first four bands, ``4,3,2`` as these, ``4,`` as the fourth alone."""
+    numbers = tuple(positive_int(part) for part in text.removesuffix(",").split(","))
+    if "," not in text:
+        numbers = tuple(range(1, 1 + min(numbers[0], MAX_BANDS + 1)))
+    if max(numbers) > MAX_BANDS or len(set(numbers)) < len(numbers):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is neither a number of bands nor a list of different ones, 1 to {MAX_BANDS}"
+        )
+    return numbers
 
 
 def _number(text: str, kind: type, valid: object, expected: str) -> float | int:
@@ -135,6 +148,34 @@ def add_split_args(
         type=seed,
         metavar="N",
         help=f"random and k-fold: decides who goes where (default: {SEED})",
+    )
+
+
+def add_band_args(parser: argparse.ArgumentParser) -> None:
+    """Add which bands of the images are used, and their statistics."""
+    group = parser.add_argument_group("bands")
+    add_bands_arg(group, (1, 2, 3), "3, red, green and blue")
+    group.add_argument(
+        "--band-statistics",
+        type=Path,
+        metavar="FILE",
+        help="JSON with mean and standard deviation of each band of the files: check_data.py's "
+        'report.json, or {"mean": […], "std": […]} (default: ImageNet\'s for 8-bit RGB, else '
+        "measured on up to 100 training pairs)",
+    )
+
+
+def add_bands_arg(
+    group: argparse._ArgumentGroup, default: tuple[int, ...] | None, shown: str
+) -> None:
+    """Add the option that chooses bands."""
+    group.add_argument(
+        "--bands",
+        type=band_numbers,
+        default=default,
+        metavar="N|B,B,…",
+        help="how many of the files' bands to use, the first N; or the numbers of some, from 1, in "
+        f"that order: 4,3,2, or 4, for the fourth alone (default: {shown})",
     )
 
 

@@ -7,13 +7,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from utils.bands import RGB_IMAGERY, Bands, Imagery
 from utils.checkpoint import read_checkpoint, save_checkpoint
 from utils.errors import CheckpointError, OptionError
 
 # What must be the same when a run is resumed; other options may change between its parts.
 FIXED_OPTIONS = (
     *("model", "backbone", "lightweight", "epochs", "batch_size", "lr", "weight_decay"),
-    *("class_weights", "crop_size", "use_pseudo_label", "seed", "amp", "accumulate"),
+    *("class_weights", "crop_size", "use_pseudo_label", "seed", "amp", "accumulate", "bands"),
 )
 
 
@@ -157,6 +158,28 @@ def check_resumable(
             f"{path}: the run to resume had {found}; use the same options, another --outdir, or "
             "no --resume"
         )
+
+
+def saved_imagery(saved: Mapping[str, Any], bands: Bands) -> Imagery:
+    """Return the bands and statistics of the run that a checkpoint is of.
+
+    Raises:
+        CheckpointError: they cannot be read from it.
+        OptionError: they are not the bands of this run.
+    """
+    try:
+        values = dict(saved.get("config") or {}).get("imagery")
+        imagery = Imagery(**values) if values else RGB_IMAGERY
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"the run to resume: {error}; resume from another file or start anew"
+        ) from error
+    if imagery.bands != bands:
+        raise OptionError(
+            f"the run to resume reads {imagery.bands}, this one {bands}; use the same --bands and "
+            "data, another --outdir, or no --resume"
+        )
+    return imagery
 
 
 def find_resume(

@@ -7,6 +7,7 @@ import numpy as np
 
 from utils.error_map import ERROR_KINDS, WRONG_CLASS, draw_errors, error_map
 from utils.panels import contact_sheet
+from utils.pictures import to_rgb
 
 TITLES = (
     *("image 1", "image 2", "label 1", "label 2"),
@@ -86,17 +87,9 @@ def _label(sample: Mapping[str, Any], key: str, like: np.ndarray) -> np.ndarray 
 
 
 def to_picture(image: Any) -> np.ndarray:
-    """Show an image of any number of bands and bits: (bands, H, W) or (H, W, bands) → RGB uint8.
-
-    One or two bands are shown as grey, of more the first three; values of other types than uint8
-    are stretched over the image's range.
-    """
+    """Show (bands, H, W) or (H, W, bands) as `utils.pictures.to_rgb` does: (H, W, 3) uint8."""
     array = np.asarray(image)
     array = array[..., None] if array.ndim == 2 else array
     if array.shape[-1] > min(array.shape[0], 4):  # the bands come first
         array = array.transpose(1, 2, 0)
-    array = array[..., :3] if array.shape[-1] >= 3 else np.repeat(array[..., :1], 3, axis=2)
-    if array.dtype != np.uint8:
-        values = array.astype(np.float64)
-        array = (255 * (values - values.min()) / (np.ptp(values) or 1)).astype(np.uint8)
-    return array
+    return to_rgb(array)

@@ -11,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 from utils.distributed import World
 from utils.engine import LossReader, train_one_epoch
 from utils.errors import NumericalError
+from utils.images import IMAGENET, Normalization
 from utils.label_counts import AnyMetrics, metrics_from_dict
 from utils.precision import Precision
 
@@ -33,6 +34,7 @@ class Trainer:
         world: the processes that train together.
         precision: number format of the forward pass.
         accumulate: batches whose mean gradient makes one step.
+        normalization: what the images go through on the device.
 
     Attributes:
         epoch: the epoch that runs or ran last, from 1.
@@ -52,12 +54,14 @@ class Trainer:
         world: World,
         precision: Precision,
         accumulate: int = 1,
+        normalization: Normalization = IMAGENET,
     ) -> None:
         self.model = model
         self.criterion = criterion
         self.world = world
         self.precision = precision
         self.accumulate = accumulate
+        self.normalization = normalization
         self.optimizer = torch.optim.Adam(
             model.parameter_groups(lr),
             weight_decay=weight_decay,
@@ -111,6 +115,7 @@ class Trainer:
             self._losses,
             self.accumulate,
             count,
+            self.normalization,
         )
         means = self._losses.means()
         self._require_finite_weights()
