@@ -3,7 +3,6 @@
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +16,9 @@ if TYPE_CHECKING:  # functions import torch themselves, so that --help starts at
     from torch.utils.data import DataLoader
 
     from datasets import ClassList, Pair
-    from models import ChangeDetector, Checkpoint, ModelConfig
-    from utils.bands import Imagery
+    from models import Checkpoint, ModelConfig
     from utils.distributed import World
-    from utils.inference import Predictor
     from utils.label_counts import AnyMetrics
-    from utils.logging import RunLog
     from utils.trainer import Trainer
 
 EPILOG = """examples:
@@ -65,6 +61,7 @@ def run_in_world(args: Namespace, world: "World") -> "AnyMetrics":
     """Train or evaluate as one of the world's processes."""
     from datasets import load_classes, split_pairs
     from datasets.band_statistics import choose_bands
+    from datasets.inspection import missing_labels
     from models.ensemble import bands_to_read, open_ensemble
     from utils.precision import set_backend_options
     from utils.progress import summary
@@ -80,7 +77,7 @@ def run_in_world(args: Namespace, world: "World") -> "AnyMetrics":
         f"(split {split.protocol}), {classes.semantic_classes} classes, "
         f"{world.size} × {world.device.type}"
     )
-    for line in describe_labels(args.data_root, classes, train_pairs, val_pairs):
+    for line in missing_labels(args.data_root, classes, train_pairs, val_pairs):
         world.say(line)
     if args.load_from:
         checkpoint = open_ensemble([args.load_from], classes.to_dict())[0]
@@ -100,25 +97,6 @@ def run_in_world(args: Namespace, world: "World") -> "AnyMetrics":
         checkpoint = open_ensemble([best_path], classes.to_dict())[0]
         evaluate_checkpoint(args, checkpoint, val_loader, classes, world)
     return best
-
-
-def describe_labels(
-    root: Path, classes: "ClassList", train_pairs: "list[Pair]", val_pairs: "list[Pair]"
-) -> list[str]:
-    """Say in a line each what the labels leave out: classes, or a date."""
-    from datasets.change_masks import find_change_masks
-
-    if classes.is_binary:
-        reason = find_change_masks(root) or "the class list names one class"
-        return [f"binary change labels ({reason}): the change branch is trained alone"]
-    return [
-        f"{name}: labels of date {pairs[0].labelled_dates[0]} only; {consequence}"
-        for name, pairs, consequence in (
-            ("training", train_pairs, "the other date's semantics are learnt from the shared head"),
-            ("validation", val_pairs, "scores that need classes are of that date and say so"),
-        )
-        if len(pairs[0].labelled_dates) == 1
-    ]
 
 
 def check_quickly(pairs: "list[Pair]", classes: "ClassList", bands: Bands) -> None:
@@ -143,12 +121,14 @@ def train(
 ) -> "tuple[Path, AnyMetrics]":
     """Train over all epochs; return the best checkpoint and its scores."""
     from datasets import set_epoch
+    from datasets.band_statistics import find_imagery
     from models import ModelConfig
     from utils.files import write_json
     from utils.fit import Record, fit
     from utils.inference import IDENTITY, VIEWS, Predictor
     from utils.logging import RunLog
-    from utils.run import RunFiles, find_resume, fixed_options, run_name
+    from utils.run import RunFiles, find_resume, fixed_options, run_name, saved_imagery
+    from utils.tensorboard_panels import panel_writer
 
     files = RunFiles(args.outdir / "models", f"{args.model}_{args.backbone}")
     if world.leads:
@@ -156,7 +136,11 @@ def train(
     saved = find_resume(args.resume, files, vars(args), description, world.say)
     if saved and world.leads:
         files.settle_interrupted_save(saved, args.resume)
-    imagery = find_imagery(args, saved, train_loader.dataset.pairs, bands, world)
+    imagery = (
+        saved_imagery(saved, bands)
+        if saved
+        else find_imagery(bands, args.band_statistics, train_loader.dataset.pairs, world)
+    )
     config = ModelConfig(
         *(args.model, args.backbone, args.lightweight),
         *(classes.semantic_classes, len(bands.numbers), imagery),
@@ -189,31 +173,11 @@ def train(
         args.epochs,
         classes.names,
         record,
-        panel_writer(log, predictor, val_loader, classes),
+        panel_writer(log, predictor, val_loader.dataset, classes),
     )
     if log:
         log.close()
     return world.from_leader(files.best), best
-
-
-def panel_writer(
-    log: "RunLog | None", predictor: "Predictor", loader: "DataLoader", classes: "ClassList"
-) -> Callable[[int], None]:
-    """Return what draws a handful of validation pairs after each epoch, for TensorBoard."""
-    from utils.inference import decode
-    from utils.tensorboard_panels import fixed_pairs, validation_panels
-
-    if log is None or not log.shows_images:
-        return lambda epoch: None
-    samples = [loader.dataset[i] for i in fixed_pairs(len(loader.dataset))]
-
-    def write(epoch: int) -> None:
-        maps = [decode(predictor(s["image1"][None], s["image2"][None])) for s in samples]
-        pred1, *pred2 = ([date[0].cpu() for date in dates] for dates in zip(*maps, strict=True))
-        picture = validation_panels(samples, pred1, pred2[0] if pred2 else None, classes)
-        log.add_image("validation", picture, epoch)
-
-    return write
 
 
 def make_trainer(
@@ -227,7 +191,9 @@ def make_trainer(
     """Return a trainer; one that goes on where a saved checkpoint was taken, if there is any."""
     import torch
 
+    from models import build_model
     from models.recompute import checkpoint_activations
+    from models.start import start_model
     from models.sync_norm import synchronize_batch_norm
     from utils.images import normalization
     from utils.losses import ChangeCriterion, default_class_weights
@@ -243,7 +209,8 @@ def make_trainer(
             f"--class-weights: {len(weights)} weights for {config.num_classes} classes ({names})"
         )
     torch.manual_seed(args.seed)
-    model = make_model(args, config, world, fresh=saved is None)
+    start = (args.pretrain_from, args.pretrained, args.pretrained_dir)
+    model = build_model(config) if saved else start_model(config, *start, world.say)
     torch.manual_seed(args.seed + world.rank)  # dropout differs between processes
     if world.size > 1:
         model = synchronize_batch_norm(model, world.device.type)
@@ -271,56 +238,6 @@ def make_trainer(
             f"{trainer.step}"
         )
     return trainer
-
-
-def find_imagery(
-    args: Namespace,
-    saved: dict[str, Any] | None,
-    pairs: "list[Pair]",
-    bands: Bands,
-    world: "World",
-) -> "Imagery":
-    """Return bands and statistics: of the resumed run, of a file, ImageNet's, or measured."""
-    from datasets.band_statistics import measure, measured_pairs, read_statistics
-    from utils.bands import RGB_IMAGERY
-    from utils.progress import progress
-    from utils.run import saved_imagery
-
-    if saved:
-        return saved_imagery(saved, bands)
-    if args.band_statistics:
-        return read_statistics(args.band_statistics, bands)
-    if bands == RGB:
-        return RGB_IMAGERY
-    world.say(f"measuring {bands} on {len(measured_pairs(pairs))} of {len(pairs)} training pairs")
-    imagery = world.from_leader(measure(pairs, bands, progress) if world.leads else None)
-    mean, std = (", ".join(f"{v:.1f}" for v in values) for values in (imagery.mean, imagery.std))
-    world.say(f"mean {mean}; standard deviation {std}")
-    return imagery
-
-
-def make_model(
-    args: Namespace, config: "ModelConfig", world: "World", fresh: bool
-) -> "ChangeDetector":
-    """Return a model with the start the options ask for; a resumed one is filled later."""
-    from models import build_model, open_checkpoint
-    from models.pretrained import find_pretrained
-    from models.transfer import transfer_weights
-
-    if fresh and args.pretrain_from:
-        model = build_model(config)
-        checkpoint = open_checkpoint(args.pretrain_from)
-        skipped = transfer_weights(model, checkpoint)
-        kept = f"; {', '.join(skipped)} starts anew (other classes)" if skipped else ""
-        if checkpoint.config.num_classes and not config.num_classes:
-            kept = "; its semantic_head is left out (no classes)"
-        if model.config.in_channels != checkpoint.config.in_channels:
-            kept += f"; first convolution adapted to {model.config.in_channels} bands"
-        world.say(f"starting from {args.pretrain_from}{kept}")
-        return model
-    if fresh and args.pretrained:
-        return build_model(config, find_pretrained(config.backbone, args.pretrained_dir))
-    return build_model(config)
 
 
 def make_train_loader(

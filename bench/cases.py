@@ -12,7 +12,7 @@ from bench import reference
 from bench.floor import Work, count_work
 from bench.machine import use_defaults
 from datasets import ChangeDetectionDataset, index_pairs, load_classes
-from datasets.change_detection import collate
+from datasets.batches import collate
 from datasets.classes import SECOND_CLASSES
 from datasets.sample import make_scene
 from models import Checkpoint, ModelConfig, build_model, open_checkpoint

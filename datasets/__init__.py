@@ -10,13 +10,12 @@ import torch
 from torch.utils.data import DataLoader, DistributedSampler
 
 from datasets import splits
+from datasets.batches import SameSizeBatches, collate
 from datasets.cache import CachedReader, build_cache, cache_folder
 from datasets.change_detection import (
     ChangeDetectionDataset,
     FileReader,
     Pair,
-    SameSizeBatches,
-    collate,
     image_size,
     index_pairs,
     label_folders,

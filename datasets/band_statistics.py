@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 
 from datasets.change_detection import Pair
-from utils.bands import Bands, Imagery
+from utils.bands import RGB, RGB_IMAGERY, Bands, Imagery
+from utils.distributed import World
 from utils.errors import DataError
+from utils.progress import progress
 from utils.rasters import read_bands, read_header, require_bands
 
 MEASURED_PAIRS = 100  # of a training run without given statistics
@@ -75,6 +77,31 @@ def sum_bands(image: np.ndarray) -> BandSums:
     return BandSums(len(values), tuple(sums), tuple(squares))
 
 
+def find_imagery(
+    bands: Bands, statistics: Path | None, pairs: Sequence[Pair], world: World
+) -> Imagery:
+    """Return bands and statistics for a new run: of a file, ImageNet's for RGB, or measured.
+
+    Args:
+        bands: what is read from the images.
+        statistics: as `read_statistics` takes it.
+        pairs: to train on; the leading process measures them where nothing else is known.
+        world: the processes that train together.
+
+    Raises:
+        DataError: as `read_statistics` and `measure`.
+    """
+    if statistics:
+        return read_statistics(statistics, bands)
+    if bands == RGB:
+        return RGB_IMAGERY
+    world.say(f"measuring {bands} on {len(measured_pairs(pairs))} of {len(pairs)} training pairs")
+    imagery = world.from_leader(measure(pairs, bands, progress) if world.leads else None)
+    mean, std = (", ".join(f"{v:.1f}" for v in values) for values in (imagery.mean, imagery.std))
+    world.say(f"mean {mean}; standard deviation {std}")
+    return imagery
+
+
 def measured_pairs(pairs: Sequence[Pair]) -> Sequence[Pair]:
     """Return evenly spread pairs, `MEASURED_PAIRS` at the most."""
     return pairs[:: max(1, math.ceil(len(pairs) / MEASURED_PAIRS))]
@@ -83,21 +110,21 @@ def measured_pairs(pairs: Sequence[Pair]) -> Sequence[Pair]:
 def measure(
     pairs: Sequence[Pair],
     bands: Bands,
-    progress: Callable[..., Iterable] = lambda items, *_: items,
+    show: Callable[..., Iterable] = lambda items, *_: items,
 ) -> Imagery:
     """Measure the statistics of both dates of some pairs.
 
     Args:
         pairs: of which `measured_pairs` are read.
         bands: what is read.
-        progress: as `utils.progress.progress`.
+        show: as `utils.progress.progress`.
 
     Raises:
         DataError: a file cannot be read, or a band has one value everywhere.
     """
     paths = [path for pair in measured_pairs(pairs) for path in (pair.image1, pair.image2)]
     total = None
-    for path in progress(paths, "bands"):
+    for path in show(paths, "bands"):
         sums = sum_bands(read_bands(path, bands))
         total = sums if total is None else total + sums
     mean, std = total.mean(), total.std()

@@ -12,6 +12,7 @@ import numpy as np
 from datasets import band_statistics
 from datasets.band_statistics import BandSums
 from datasets.change_detection import Pair
+from datasets.change_masks import find_change_masks
 from datasets.classes import ClassList
 from datasets.duplicates import MAX_HAMMING, ImageKey, find_copies
 from datasets.findings import Finding, collect, copy_entries, pair_entries, relative, set_entries
@@ -160,6 +161,30 @@ def quick_check(
         if item[0] in ("all-unchanged", "all-changed", "mixed-depth")
     ]
     return [str(finding) for finding in collect(found)]
+
+
+def missing_labels(
+    root: Path, classes: ClassList, train_pairs: Sequence[Pair], val_pairs: Sequence[Pair]
+) -> list[str]:
+    """Say in a line each what a data set's labels leave out: classes, or a date.
+
+    Args:
+        root: of the data set.
+        classes: its class list.
+        train_pairs: labelled pairs to train on, one at least.
+        val_pairs: labelled pairs to validate on, one at least.
+    """
+    if classes.is_binary:
+        reason = find_change_masks(root) or "the class list names one class"
+        return [f"binary change labels ({reason}): the change branch is trained alone"]
+    return [
+        f"{name}: labels of date {pairs[0].labelled_dates[0]} only; {consequence}"
+        for name, pairs, consequence in (
+            ("training", train_pairs, "the other date's semantics are learnt from the shared head"),
+            ("validation", val_pairs, "scores that need classes are of that date and say so"),
+        )
+        if len(pairs[0].labelled_dates) == 1
+    ]
 
 
 def _image_keys(number: int, report: PairReport, root: Path) -> Iterator[ImageKey]:

@@ -24,8 +24,9 @@ from datasets.band_statistics import (
     read_statistics,
     sum_bands,
 )
+from datasets.batches import collate
 from datasets.cache import build_cache
-from datasets.change_detection import ChangeDetectionDataset, FileReader, Pair, collate
+from datasets.change_detection import ChangeDetectionDataset, FileReader, Pair
 from datasets.classes import SECOND_CLASSES, read_label
 from datasets.compose_source import MaskReader, SceneFiles, check_scene
 from datasets.sample import write_sample_data

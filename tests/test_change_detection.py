@@ -8,7 +8,8 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from datasets import ChangeDetectionDataset, index_pairs
-from datasets.change_detection import collate, image_size
+from datasets.batches import collate
+from datasets.change_detection import image_size
 from datasets.classes import SECOND_CLASSES
 from utils.errors import DataError, one_line
 from utils.masks import save_mask

@@ -39,7 +39,7 @@ from datasets import (
     split_pairs,
     training_loader,
 )
-from datasets.change_detection import SameSizeBatches
+from datasets.batches import SameSizeBatches
 from datasets.classes import SECOND_CLASSES
 from models import ModelConfig
 from models.sync_norm import synchronize_batch_norm

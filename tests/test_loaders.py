@@ -15,7 +15,7 @@ from datasets import (
     set_epoch,
     training_loader,
 )
-from datasets.change_detection import SameSizeBatches
+from datasets.batches import SameSizeBatches
 from datasets.classes import SECOND_CLASSES
 from utils.errors import DataError
 

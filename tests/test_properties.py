@@ -17,7 +17,8 @@ import label
 import test as predict
 import train
 from datasets import splits
-from datasets.change_detection import SameSizeBatches, image_size
+from datasets.batches import SameSizeBatches
+from datasets.change_detection import image_size
 from datasets.classes import SECOND_CLASSES, ClassList, read_label
 from utils.errors import DataError, OptionError
 from utils.inference import VIEWS, apply_view, undo_view

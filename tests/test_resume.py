@@ -21,9 +21,10 @@ from runs import (
 from torch import nn
 
 import train
+from models import open_checkpoint
 from utils import fit
 from utils.checkpoint import read_checkpoint
-from utils.distributed import StopRequest, World
+from utils.distributed import StopRequest
 from utils.engine import LossReader
 from utils.errors import (
     EXIT_INTERRUPTED,
@@ -209,20 +210,8 @@ def test_dropout_is_active_in_these_runs(whole):
     saved = read_checkpoint(latest_file(run.outdir))
     torch.manual_seed(0)
     assert not torch.equal(saved["training"]["rng"][0]["cpu"], torch.get_rng_state())
-    args = train.parse_args(run.argv(run.outdir))
-    model = train.make_model(
-        args,
-        train_config(args),
-        World(0, 1, torch.device("cpu")),
-        fresh=True,
-    )
+    model = open_checkpoint(latest_file(run.outdir)).build()
     assert [m.p for m in model.modules() if isinstance(m, nn.Dropout2d)] == [0.1, 0.1]
-
-
-def train_config(args):
-    from models import ModelConfig
-
-    return ModelConfig(args.model, args.backbone, args.lightweight, 6)
 
 
 # --- kill -9 --------------------------------------------------------------------------------

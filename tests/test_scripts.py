@@ -16,7 +16,7 @@ import label
 import test as predict
 import train
 from datasets.classes import SECOND_CLASSES, ClassList, load_classes, read_label
-from models import ModelConfig, load_model
+from models import ModelConfig, build_model, load_model
 from utils import cli
 from utils.checkpoint import read_checkpoint
 from utils.distributed import World
@@ -182,9 +182,7 @@ def test_checkpoint_tells_what_it_is_and_rebuilds_itself(run):
 def test_training_changes_all_weights(run):
     trained = load_model(run.outdir / "models" / f"fcn_{SMALL}_latest.pth").state_dict()
     torch.manual_seed(0)
-    start = train.make_model(
-        train.parse_args([*FCN]), ModelConfig("fcn", SMALL), ALONE, fresh=True
-    ).state_dict()
+    start = build_model(ModelConfig("fcn", SMALL)).state_dict()
     same = [n for n, v in trained.items() if v.is_floating_point() and torch.equal(v, start[n])]
     assert not same
 

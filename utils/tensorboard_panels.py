@@ -1,11 +1,13 @@
 """Panels of a few validation pairs, as TensorBoard shows them after each epoch."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
 from utils.error_map import ERROR_KINDS, WRONG_CLASS, draw_errors, error_map
+from utils.inference import Predictor, decode
+from utils.logging import RunLog
 from utils.panels import contact_sheet
 from utils.pictures import to_rgb
 
@@ -28,6 +30,33 @@ def fixed_pairs(pairs: int, shown: int = SHOWN_PAIRS) -> list[int]:
     """Return the same few indices each epoch, evenly spread over a validation set."""
     shown = min(pairs, shown)
     return [i * pairs // shown for i in range(shown)]
+
+
+def panel_writer(
+    log: RunLog | None,
+    predictor: Predictor,
+    dataset: Sequence[Mapping[str, Any]],
+    classes: Classes,
+) -> Callable[[int], None]:
+    """Return what draws a handful of validation pairs after each epoch, whose number it takes.
+
+    Args:
+        log: shows the panels; None, or one without TensorBoard, for nothing to be drawn.
+        predictor: of the model that is trained.
+        dataset: samples as `validation_panels` takes them.
+        classes: the class list.
+    """
+    if log is None or not log.shows_images:
+        return lambda epoch: None
+    samples = [dataset[i] for i in fixed_pairs(len(dataset))]
+
+    def write(epoch: int) -> None:
+        maps = [decode(predictor(s["image1"][None], s["image2"][None])) for s in samples]
+        pred1, *pred2 = ([date[0].cpu() for date in dates] for dates in zip(*maps, strict=True))
+        picture = validation_panels(samples, pred1, pred2[0] if pred2 else None, classes)
+        log.add_image("validation", picture, epoch)
+
+    return write
 
 
 def validation_panels(
