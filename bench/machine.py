@@ -10,6 +10,7 @@ from types import TracebackType
 
 import torch
 
+from utils.memory import give_back_freed_memory
 from utils.precision import set_backend_options
 
 RATE_SIDES = {"cpu": 2048, "cuda": 8192}
@@ -86,6 +87,7 @@ def use_defaults() -> None:
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = False
+    give_back_freed_memory()
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:

@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 
 from utils.errors import OptionError
+from utils.memory import keep_freed_memory
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -57,7 +58,7 @@ def _best(device: torch.device) -> str:
 
 
 def set_backend_options() -> None:
-    """Allow TF32 and let cuDNN time its algorithms; call once per process, before the first model.
+    """Allow TF32, let cuDNN time its algorithms, keep freed memory; call once, before any model.
 
     Shapes hardly vary in training and testing, so the timing pays; TF32 rounds float32 inputs of
     matrix products to 10 bits of mantissa, which is still four times finer than bf16.
@@ -65,3 +66,4 @@ def set_backend_options() -> None:
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = True
+    keep_freed_memory()
