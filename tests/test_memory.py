@@ -10,8 +10,8 @@ REPO = Path(__file__).parents[1]
 MEGABYTES = 40
 PAGES = MEGABYTES << 20 >> 12
 
-# Prints how many pages another tensor of a size costs after some have been freed: each lies a little
-# beside the last one's place, until there is room.
+# Prints how many pages another tensor of a size costs after some have been freed: each lies a
+# little beside the last one's place, until there is room.
 SCRIPT = f"""
 import resource, sys, torch
 from utils import memory
