@@ -312,6 +312,22 @@ def test_a_model_of_three_bands_starts_one_of_four():
     assert all(torch.equal(tensors[name], checkpoint.tensors[name]) for name in others)
 
 
+@pytest.mark.parametrize("num_classes", [(6, 0), (0, 6)])
+def test_a_model_of_three_bands_starts_one_of_four_with_or_without_classes(num_classes):
+    there, here = (
+        ModelConfig("fcn", BACKBONE, num_classes=number, in_channels=bands)
+        for number, bands in zip(num_classes, (3, 4), strict=True)
+    )
+    checkpoint = Checkpoint(Path("a.pth"), there, build_model(there).state_dict(), {})
+    model = build_model(here)
+    assert transfer_weights(model, checkpoint) == (["semantic_head"] if here.num_classes else [])
+    first = "encoder.body.conv_stem.weight"
+    found = model.state_dict()
+    assert torch.equal(found[first], adapt_input_conv(4, checkpoint.tensors[first]))
+    shared = [name for name in found if name in checkpoint.tensors and name != first]
+    assert all(torch.equal(found[name], checkpoint.tensors[name]) for name in shared)
+
+
 def test_a_model_of_four_bands_starts_none_of_another_number():
     model = checkpoint_of().build()
     with pytest.raises(CheckpointError, match="takes 4 bands, this run 3; only models of three"):
@@ -466,6 +482,9 @@ def test_convert_copies_them_as_they_are(root, tmp_path):
         path.unlink()
     Image.fromarray(np.zeros((64, 64), np.uint8)).save(source / "val" / "im1" / "00001.bmp")
     (source / "val" / "im1" / "00001.png").unlink()
+    two = np.random.default_rng(0).integers(0, 255, (64, 64, 2)).astype(np.uint8)
+    np.save(source / "val" / "im2" / "00001.npy", two)
+    (source / "val" / "im2" / "00001.png").unlink()
     argv = [str(source), "--convert", str(out), "--outdir", str(tmp_path / "log")]
     assert check_data.main(argv) == 0
     for path in sorted(source.glob("*/im[12]/*.*")):
