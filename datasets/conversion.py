@@ -109,7 +109,10 @@ def convert_pair(pair: Pair, out: Path, rules: Rules) -> str:
     """Write one pair below ``out``; return why it was left out, or an empty text."""
     try:
         headers = [read_header(path) for path in (pair.image1, pair.image2)]
-        images = [read_raster(path) for path in (pair.image1, pair.image2)]
+        images = [
+            read_raster(path, header)
+            for path, header in zip((pair.image1, pair.image2), headers, strict=True)
+        ]
         labels = _convert_labels(pair, rules) if pair.labels else {}
     except (DataError, ValueError) as error:
         return str(error)

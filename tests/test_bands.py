@@ -29,6 +29,7 @@ from datasets.cache import build_cache
 from datasets.change_detection import ChangeDetectionDataset, FileReader, Pair
 from datasets.classes import SECOND_CLASSES, read_label
 from datasets.compose_source import MaskReader, SceneFiles, check_scene
+from datasets.pair_report import inspect_pair
 from datasets.sample import write_sample_data
 from datasets.transforms import TrainTransform, change_light
 from models import Checkpoint, ModelConfig, build_model, open_checkpoint
@@ -396,6 +397,20 @@ def test_checkpoints_that_do_not_fit_the_data_or_each_other(root, sample_root):
             bands_to_read(checkpoints, image)
 
 
+def test_grey_and_alpha_are_not_read_in_two_ways_at_once(tmp_path):
+    image = tmp_path / "a.png"
+    Image.fromarray(np.zeros((8, 8, 2), np.uint8), "LA").save(image)
+    rgb, two = checkpoint_of(), checkpoint_of(Imagery(Bands((1, 2)), (1.0, 2.0), (3.0, 4.0)))
+    for alone in (rgb, two):
+        assert bands_to_read([alone, alone], image) == alone.config.imagery.bands
+    for checkpoints in ([rgb, two], [two, rgb]):
+        with pytest.raises(DataError, match=f"^{image}: has 2 bands, which cannot be read as band"):
+            bands_to_read(checkpoints, image)
+    one = checkpoint_of(Imagery(Bands((1,)), (1.0,), (2.0,)))
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(image)
+    assert bands_to_read([rgb, one], image) == RGB  # grey is each of the three
+
+
 # --- scripts ---------------------------------------------------------------------------------
 
 
@@ -464,6 +479,28 @@ def test_two_processes_share_what_one_measured(root, tmp_path):
     assert imagery == measure(index_pairs(root / "train"), Bands((4,), 16))
 
 
+def test_images_are_copies_where_all_bands_are_equal(tmp_path):
+    values = np.random.default_rng(0).integers(0, 255, (16, 16, 5)).astype(np.uint8)
+    other = values.copy()
+    other[0, 0, 3] ^= 1
+
+    def digest(name: str, array: np.ndarray) -> str:
+        path = tmp_path / name
+        if path.suffix == ".npy":
+            np.save(path, array)
+        else:
+            Image.fromarray(array).save(path)
+        report = inspect_pair(Pair("a", path, path), SECOND_CLASSES)
+        return report.fingerprints[0].digest
+
+    assert digest("a.npy", values) == digest("b.npy", values) != digest("c.npy", other)
+    rgb = digest("rgb.png", values[..., :3])
+    assert rgb == digest("rgba.png", other[..., :4]) == digest("rgb.npy", values[..., :3])
+    grey = digest("grey.png", values[..., 0])
+    assert grey == digest("grey.npy", values[..., 0])
+    assert grey == digest("grey_rgb.png", values[..., :1].repeat(3, -1))
+
+
 # --- tools -----------------------------------------------------------------------------------
 
 
@@ -493,6 +530,15 @@ def test_convert_copies_them_as_they_are(root, tmp_path):
             assert Image.open(copy.with_suffix(".png")).mode == "RGB"
         else:
             assert copy.read_bytes() == path.read_bytes()
+
+
+def test_composing_loses_no_band_of_a_tiff(tmp_path):
+    rasterio = pytest.importorskip("rasterio")
+    image = tmp_path / "a.tif"
+    options = {"driver": "GTiff", "dtype": "uint8", "photometric": "rgb", "alpha": "unspecified"}
+    rasterio.open(image, "w", width=64, height=64, count=4, **options).close()
+    with pytest.raises(DataError, match=f"^{image}: 4 bands of uint8; pairs are composed of"):
+        check_scene(SceneFiles("a", "a", image, image), MaskReader(SECOND_CLASSES), 32)
 
 
 def test_composing_from_them_is_refused(root):
