@@ -39,10 +39,12 @@ from models.ensemble import bands_to_read
 from models.transfer import transfer_weights
 from tools import check_data, report
 from utils.bands import MAX_BANDS, RGB, RGB_IMAGERY, Bands, Imagery, union
+from utils.checkpoint import read_checkpoint, save_checkpoint
 from utils.errors import CheckpointError, DataError, OptionError
 from utils.options import band_numbers
 from utils.precision import choose_precision
 from utils.rasters import read_picture, read_raster, save_raster
+from utils.run import saved_imagery
 
 CPU = torch.device("cpu")
 FOUR = Bands((1, 2, 3, 4), 16)
@@ -95,11 +97,27 @@ def test_bands_of_a_checkpoint_are_checked(numbers):
 
 @pytest.mark.parametrize(
     "change",
-    [{"mean": (1.0,)}, {"std": (1, 1, 1, 0)}, {"mean": (1, 2, 3, float("nan"))}, {"std": "abcd"}],
+    [
+        *({"mean": (1.0,)}, {"std": (1, 1, 1, 0)}, {"mean": (1, 2, 3, float("nan"))}),
+        *({"std": "abcd"}, {"mean": (1, 2, 3, 10**400)}, {"mean": None}),
+        *({"bands": None}, {"bands": [1, 2]}, {"bands": {"numbers": (1, 2, 3, 4), "bits": 16.0}}),
+    ],
 )
 def test_statistics_of_a_checkpoint_are_checked(change):
-    with pytest.raises(ValueError):
+    with pytest.raises((TypeError, ValueError)):
         Imagery(**{**STATISTICS.to_dict(), **change})
+
+
+@pytest.mark.parametrize("imagery", [None, [1, 2], {"bands": None}, {"mean": [10**400] * 3}])
+def test_imagery_of_a_checkpoint_is_checked(imagery, tmp_path):
+    checkpoint = checkpoint_of()
+    path = tmp_path / "a.pth"
+    config = {**checkpoint.config.to_dict(), "imagery": imagery}
+    save_checkpoint(path, {"config": config, "model": checkpoint.tensors})
+    with pytest.raises(CheckpointError, match=f"^{path}: of another version"):
+        open_checkpoint(path)
+    with pytest.raises(CheckpointError, match=r"^the run to resume: "):
+        saved_imagery({"config": config}, RGB)
 
 
 def test_depth_follows_from_the_first_image(root, sample_root):
@@ -155,7 +173,9 @@ def test_check_data_measures_the_training_pairs(root, tmp_path, capsys):
         ("", "no band statistics"),
         ("[1]", "no band statistics"),
         ('{"mean": [1, 2, 3, 4]}', "no band statistics"),
-        ('{"band_statistics": null}', "no band statistics"),
+        ('{"band_statistics": null}', "no band statistics, since check_data.py found training"),
+        ('{"mean": [1, 2, 3, 4], "std": [1, 1, 1, 1], "bits": Infinity}', "no band statistics"),
+        (f'{{"mean": [1, 2, 3, {10**400}], "std": [1, 1, 1, 1]}}', "no band statistics"),
         ('{"mean": ["a", 2, 3, 4], "std": [1, 1, 1, 1]}', "no band statistics"),
         ('{"mean": [1, 2, 3], "std": [1, 1, 1]}', "statistics of 3 bands, but bands 1, 2, 3, 4"),
         ('{"mean": [1, 2, 3, 4], "std": [1, 1, 1, 1], "bits": 8}', "of 8-bit images"),
@@ -440,7 +460,7 @@ def test_train_label_test_and_restart(run, root, tmp_path, capsys):
     train.main(train_options(root, outdir, "--bands", 4, "--use-pseudo-label", "--cache", "disk"))
 
 
-def test_a_run_goes_on_with_its_own_statistics(run, root, tmp_path, monkeypatch):
+def test_a_run_goes_on_with_its_own_statistics(run, root, tmp_path, monkeypatch, capsys):
     outdir = tmp_path / "out"
     shutil.copytree(run, outdir)
 
@@ -450,8 +470,31 @@ def test_a_run_goes_on_with_its_own_statistics(run, root, tmp_path, monkeypatch)
     monkeypatch.setattr("datasets.band_statistics.measure", refuse)
     with pytest.raises(OptionError, match="the run to resume had bands"):
         train.main(train_options(root, outdir, "--bands", "1,2,3", "--resume"))
-    train.main(train_options(root, outdir, "--bands", 4, "--resume"))
-    assert best_files(outdir) != []
+    latest = latest_file(outdir)
+    saved = read_checkpoint(latest)  # as if it had been ended after the first of two epochs
+    save_checkpoint(latest, {**saved, "options": {**saved["options"], "epochs": 2}})
+    statistics = tmp_path / "s.json"
+    statistics.write_text(json.dumps({"mean": STATISTICS.mean, "std": STATISTICS.std}))
+    more = ("--epochs", 2, "--resume", "--band-statistics", statistics)
+    train.main(train_options(root, outdir, "--bands", 4, *more))
+    assert "--band-statistics is left alone" in capsys.readouterr().out
+    after = open_checkpoint(latest)
+    assert after.info["training"]["epoch"] == saved["training"]["epoch"] + 1
+    assert after.config.imagery == Imagery(**saved["config"]["imagery"]) != STATISTICS
+
+
+def test_a_mistyped_statistics_file_is_told_before_anything_is_decoded(root, tmp_path):
+    missing = tmp_path / "s.json"
+    argv = ("--bands", 4, "--cache", "disk", "--band-statistics", missing)
+    with pytest.raises(DataError, match=f"^{missing}: no band statistics"):
+        train.main(train_options(root, tmp_path / "out", *argv))
+    assert not (tmp_path / "out" / "cache").exists()
+
+
+@pytest.mark.parametrize("more", [("--bands", 4), ("--band-statistics", "s.json")])
+def test_bands_are_not_asked_of_a_checkpoint_that_is_loaded(more, root, tmp_path):
+    with pytest.raises(OptionError, match=r"^--load-from: the checkpoint knows its bands"):
+        train.main(train_options(root, tmp_path, "--load-from", "a.pth", *more))
 
 
 def test_given_statistics_and_a_start_from_rgb(root, sample_root, tmp_path):
