@@ -58,7 +58,7 @@ class Imagery:
         std: standard deviation of each, above 0.
 
     Raises:
-        TypeError: the bands are neither.
+        TypeError: ``bands`` is neither `Bands` nor a dict, or the statistics are no lists.
         ValueError: the statistics are not finite numbers, one per band.
     """
 

@@ -69,7 +69,7 @@ class Header:
 
     @property
     def has_alpha(self) -> bool:
-        """Whether the file calls its last band alpha; GDAL does so with the 4th of 8 bits."""
+        """Whether the file calls its last band alpha, as GDAL does the fourth of four of 8 bits."""
         return self.mode in _ALPHA_MODES
 
 
@@ -295,10 +295,7 @@ def _read_tiff(path: Path, header_only: bool = False) -> tuple[Header, np.ndarra
     # No look around for files that belong to it. A relative path with a colon would be a scheme.
     options = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_PAM_ENABLED": "NO"}
     try:
-        with (
-            rasterio.Env(**options),
-            rasterio.open(path.absolute(), driver="GTiff") as file,
-        ):
+        with rasterio.Env(**options), rasterio.open(path.absolute(), driver="GTiff") as file:
             size = (file.height, file.width, file.count)
             header = Header(*size, file.dtypes[0], "TIFF")
             _require_sensible(path, header)
