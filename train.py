@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from utils import options
-from utils.bands import RGB, Bands
+from utils.bands import RGB, Bands, Imagery
 from utils.cli import run
 from utils.errors import OptionError
 from utils.split_options import SplitOptions
@@ -40,6 +40,11 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     options.add_runtime_args(parser)
     args = parser.parse_args(argv)
     SplitOptions.from_options(vars(args))  # refuses what cannot be before processes are started
+    if args.load_from and (args.bands != RGB.numbers or args.band_statistics):
+        raise OptionError(
+            "--load-from: the checkpoint knows its bands and statistics; leave out --bands and "
+            "--band-statistics"
+        )
     return args
 
 
@@ -60,7 +65,7 @@ def main(argv: list[str] | None = None) -> "AnyMetrics | None":
 def run_in_world(args: Namespace, world: "World") -> "AnyMetrics":
     """Train or evaluate as one of the world's processes."""
     from datasets import load_classes, split_pairs
-    from datasets.band_statistics import choose_bands
+    from datasets.band_statistics import choose_bands, read_statistics
     from datasets.inspection import missing_labels
     from models.ensemble import bands_to_read, open_ensemble
     from utils.precision import set_backend_options
@@ -84,6 +89,8 @@ def run_in_world(args: Namespace, world: "World") -> "AnyMetrics":
         bands = bands_to_read([checkpoint], val_pairs[0].image1)
     else:
         bands = choose_bands(args.bands, train_pairs[0].image1)
+    # Before anything takes long: a mistyped name costs no minutes.
+    given = read_statistics(args.band_statistics, bands) if args.band_statistics else None
     if world.leads:
         check_quickly(train_pairs, classes, bands)
     val_loader = make_val_loader(args, val_pairs, classes, world, bands)
@@ -91,7 +98,9 @@ def run_in_world(args: Namespace, world: "World") -> "AnyMetrics":
         return evaluate_checkpoint(args, checkpoint, val_loader, classes, world)
     train_loader = make_train_loader(args, train_pairs, classes, world, bands)
     description = {"classes": classes.to_dict(), "split": split.to_dict()}
-    best_path, best = train(args, train_loader, val_loader, classes, description, bands, world)
+    best_path, best = train(
+        args, train_loader, val_loader, classes, description, bands, given, world
+    )
     world.say(f"best: {best_path}  {summary(best)}")
     if args.save_mask:
         checkpoint = open_ensemble([best_path], classes.to_dict())[0]
@@ -117,9 +126,13 @@ def train(
     classes: "ClassList",
     description: dict[str, Any],
     bands: Bands,
+    given: Imagery | None,
     world: "World",
 ) -> "tuple[Path, AnyMetrics]":
-    """Train over all epochs; return the best checkpoint and its scores."""
+    """Train over all epochs; return the best checkpoint and its scores.
+
+    ``given`` are the statistics of a new run, where they need not be measured.
+    """
     from datasets import set_epoch
     from datasets.band_statistics import find_imagery
     from models import ModelConfig
@@ -134,12 +147,14 @@ def train(
     if world.leads:
         files.remove_leftovers()
     saved = find_resume(args.resume, files, vars(args), description, world.say)
+    if saved and given:
+        world.say("--band-statistics is left alone: the run to resume has statistics of its own")
     if saved and world.leads:
         files.settle_interrupted_save(saved, args.resume)
     imagery = (
         saved_imagery(saved, bands)
         if saved
-        else find_imagery(bands, args.band_statistics, train_loader.dataset.pairs, world)
+        else find_imagery(bands, given, train_loader.dataset.pairs, world)
     )
     config = ModelConfig(
         *(args.model, args.backbone, args.lightweight),

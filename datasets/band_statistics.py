@@ -78,21 +78,21 @@ def sum_bands(image: np.ndarray) -> BandSums:
 
 
 def find_imagery(
-    bands: Bands, statistics: Path | None, pairs: Sequence[Pair], world: World
+    bands: Bands, given: Imagery | None, pairs: Sequence[Pair], world: World
 ) -> Imagery:
-    """Return bands and statistics for a new run: of a file, ImageNet's for RGB, or measured.
+    """Return bands and statistics for a new run: those given, ImageNet's for RGB, or measured.
 
     Args:
         bands: what is read from the images.
-        statistics: as `read_statistics` takes it.
+        given: what `read_statistics` read, if there is a file.
         pairs: to train on; the leading process measures them where nothing else is known.
         world: the processes that train together.
 
     Raises:
-        DataError: as `read_statistics` and `measure`.
+        DataError: as `measure`.
     """
-    if statistics:
-        return read_statistics(statistics, bands)
+    if given:
+        return given
     if bands == RGB:
         return RGB_IMAGERY
     world.say(f"measuring {bands} on {len(measured_pairs(pairs))} of {len(pairs)} training pairs")
@@ -143,6 +143,12 @@ def read_statistics(path: Path, bands: Bands) -> Imagery:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         content = content.get(REPORT_KEY, content)
+        if content is None:
+            raise DataError(
+                f"{path}: no band statistics, since check_data.py found training images that it "
+                "cannot read, of several depths or numbers of bands, or none; repair what it "
+                "reports and run it again"
+            )
         mean, std = content["mean"], content["std"]
         chosen = [(float(mean[n - 1]), float(std[n - 1])) for n in bands.numbers]
         bits = int(content.get("bits", bands.bits))
@@ -151,7 +157,7 @@ def read_statistics(path: Path, bands: Bands) -> Imagery:
             f"{path}: statistics of {min(len(mean), len(std))} bands, but {bands} are used; run "
             "check_data.py on this data set"
         ) from error
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
         raise DataError(
             f"{path}: no band statistics ({type(error).__name__}: {error}); give check_data.py's "
             'report.json or {"mean": […], "std": […]}'

@@ -91,8 +91,9 @@ def build_cache(
 
     Images and labels go into one file, pseudo masks into another, so that a new round of labelling
     decodes the masks alone; the masks of its earlier rounds are removed. A file's name follows from
-    the paths, sizes and modification times of all that is in it, from the class list and the bands,
-    so that a changed data set gets another cache. It is written under a temporary name and renamed.
+    the paths, sizes and modification times of all that is in it, from the class list and, for
+    images, the bands, so that a changed data set gets another cache. It is written under a
+    temporary name and renamed.
 
     Args:
         pairs: whose images and labels are decoded.
@@ -112,9 +113,9 @@ def build_cache(
     if pseudo_label_root is not None:
         mask_files = _pseudo_files(pairs, pseudo_label_root)
         prefix = _round_prefix(mask_files)
-        path = folder / f"{prefix}{_key(mask_files, classes, bands)}.bin"
+        path = folder / f"{prefix}{_key(mask_files, classes, RGB)}.bin"  # of any bands
         _remove_earlier_rounds(path, prefix, mask_files)
-        masks = CachedReader(_write_cache(path, mask_files, classes, bands, threads, progress))
+        masks = CachedReader(_write_cache(path, mask_files, classes, RGB, threads, progress))
     files = _files(pairs)
     path = folder / f"{_key(files, classes, bands)}.bin"
     return CachedReader(_write_cache(path, files, classes, bands, threads, progress), masks)

@@ -76,8 +76,8 @@ def convert_dataset(
 ) -> Conversion:
     """Write train, val and test of a data set, and its ``classes.json``, to an empty folder.
 
-    Images of up to three 8-bit bands become PNGs of the same pixels; PNGs, and images of more bands
-    or 16 bits, are copied byte by byte.
+    Images of one or three 8-bit bands become PNGs of the same pixels; PNGs, and images of other
+    bands or 16 bits, are copied byte by byte.
     A pair is written whole or left out.
 
     Raises:
@@ -109,7 +109,10 @@ def convert_pair(pair: Pair, out: Path, rules: Rules) -> str:
     """Write one pair below ``out``; return why it was left out, or an empty text."""
     try:
         headers = [read_header(path) for path in (pair.image1, pair.image2)]
-        images = [read_raster(path) for path in (pair.image1, pair.image2)]
+        images = [
+            read_raster(path, header)
+            for path, header in zip((pair.image1, pair.image2), headers, strict=True)
+        ]
         labels = _convert_labels(pair, rules) if pair.labels else {}
     except (DataError, ValueError) as error:
         return str(error)
@@ -175,7 +178,7 @@ def _convert_labels(pair: Pair, rules: Rules) -> dict[str, np.ndarray]:
 
 def _write_image(target: Path, source: Path, header: Header, values: np.ndarray) -> None:
     """Write an image below ``target``, a path that lacks the suffix."""
-    if header.format != "PNG" and header.bits == 8 and header.bands <= 3:
+    if header.format != "PNG" and header.bits == 8 and header.bands in (1, 3):
         save_image(target.with_name(f"{target.name}.png"), to_rgb(values))
         return
     suffix = ".png" if header.format == "PNG" else source.suffix.lower()

@@ -123,7 +123,7 @@ def inspect_pair(
     for path in (pair.image1, pair.image2):
         file, values = _inspect_image(path, decode_images)
         report.images.append(file)
-        report.fingerprints.append(None if values is None else _fingerprint(values))
+        report.fingerprints.append(None if values is None else _fingerprint(values, file.header))
         report.band_sums.append(None if values is None else sum_bands(values))
     if decode_images:
         first, second = report.fingerprints
@@ -151,7 +151,7 @@ def _inspect_image(path: Path, decode: bool) -> tuple[FileReport, np.ndarray | N
         size = (header.height, header.width)
         mode = header.mode or f"{header.bands} bands"
         file = FileReport(path, header.format, mode, header.bits, size, header)
-        return file, read_raster(path) if decode and header.dtype in DTYPES else None
+        return file, read_raster(path, header) if decode and header.dtype in DTYPES else None
     except (DataError, OSError, ValueError) as error:
         return FileReport(path, error=_reason(error, path)), None
 
@@ -175,9 +175,11 @@ def _describe(path: Path, image: Image.Image) -> FileReport:
     return FileReport(path, image.format or "", image.mode, file_bits(path, image), size)
 
 
-def _fingerprint(values: np.ndarray) -> Fingerprint:
+def _fingerprint(values: np.ndarray, header: Header) -> Fingerprint:
     picture = to_rgb(values)
-    content = picture if values.dtype == np.uint8 else values
+    # Of 8 bits, grey equals RGB of the same grey, and alpha does not count.
+    as_rgb = values.dtype == np.uint8 and (header.has_alpha or header.bands == 1)
+    content = picture if as_rgb else values
     height, width = values.shape[:2]
     digest = hashlib.sha256(f"{width} {height} ".encode() + content.tobytes()).hexdigest()[:32]
     grey = Image.fromarray(np.ascontiguousarray(picture)).convert("L")

@@ -48,7 +48,7 @@ class TrainTransform:
         for key, draw in zip(("image1", "image2"), draws[1:], strict=True):
             if not self.is_rgb:
                 moved[key] = change_light(moved[key], np.random.default_rng(int(draw)))
-            elif moved[key].shape[-1] == 3:
+            else:
                 _seed(self._color, int(draw))
                 moved[key] = self._color(image=moved[key])["image"]
         return {**sample, **{key: np.ascontiguousarray(moved[key]) for key in keys}}

@@ -41,6 +41,8 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if isinstance(self.imagery, dict):
             object.__setattr__(self, "imagery", Imagery(**self.imagery))
+        if not isinstance(self.imagery, Imagery):
+            raise TypeError(f"imagery {self.imagery!r} is not bands, mean and std")
 
     def to_dict(self) -> dict:
         """Return plain values, as checkpoints store them."""

@@ -130,8 +130,10 @@ def bands_to_read(checkpoints: Sequence[Checkpoint], image: Path) -> Bands:
     Raises:
         CheckpointError: a foreign checkpoint of other than three bands, of which nothing is known;
             or some models were trained on 8 bits and some on 16.
-        DataError: the image has another depth or fewer bands.
+        DataError: the image has another depth or fewer bands, or is grey and alpha where some
+            models read it as RGB and others its bands.
     """
+    header = read_header(image)
     for checkpoint in checkpoints:
         bands = checkpoint.config.imagery.bands
         if len(bands.numbers) != checkpoint.config.in_channels:
@@ -145,14 +147,22 @@ def bands_to_read(checkpoints: Sequence[Checkpoint], image: Path) -> Bands:
                 f"{checkpoints[0].config.imagery.bands.bits}-bit ones; leave one out"
             )
         try:
-            require_bands(image, read_header(image), bands)
+            require_bands(image, header, bands)
         except DataError as error:
             reason = str(error).split("; ", maxsplit=1)[0]
             raise DataError(
                 f"{checkpoint.path} does not fit the data: {reason}; name other --checkpoints, or "
                 "check --data-root"
             ) from error
-    return union([checkpoint.config.imagery.bands for checkpoint in checkpoints])
+    chosen = [checkpoint.config.imagery.bands for checkpoint in checkpoints]
+    together = union(chosen)
+    if len(set(chosen)) > 1 and max(together.numbers) > header.bands > 1:
+        apart = next(bands for bands in chosen if bands != chosen[0])
+        raise DataError(
+            f"{image}: has {header.bands} bands, which cannot be read as {chosen[0]} and as "
+            f"{apart} at once; name --checkpoints of one kind"
+        )
+    return together
 
 
 def describe(checkpoint: Checkpoint) -> str:

@@ -63,7 +63,9 @@ def _adapt_bands(
             "only models of three bands are adapted to others: use as many --bands"
         )
     return {
-        name: adapt_input_conv(bands, value) if _is_input(name, value, own[name], bands) else value
+        name: adapt_input_conv(bands, value)
+        if name in own and _is_input(name, value, own[name], bands)
+        else value
         for name, value in checkpoint.tensors.items()
     }
 

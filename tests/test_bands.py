@@ -29,6 +29,7 @@ from datasets.cache import build_cache
 from datasets.change_detection import ChangeDetectionDataset, FileReader, Pair
 from datasets.classes import SECOND_CLASSES, read_label
 from datasets.compose_source import MaskReader, SceneFiles, check_scene
+from datasets.pair_report import inspect_pair
 from datasets.sample import write_sample_data
 from datasets.transforms import TrainTransform, change_light
 from models import Checkpoint, ModelConfig, build_model, open_checkpoint
@@ -38,10 +39,12 @@ from models.ensemble import bands_to_read
 from models.transfer import transfer_weights
 from tools import check_data, report
 from utils.bands import MAX_BANDS, RGB, RGB_IMAGERY, Bands, Imagery, union
+from utils.checkpoint import read_checkpoint, save_checkpoint
 from utils.errors import CheckpointError, DataError, OptionError
 from utils.options import band_numbers
 from utils.precision import choose_precision
 from utils.rasters import read_picture, read_raster, save_raster
+from utils.run import saved_imagery
 
 CPU = torch.device("cpu")
 FOUR = Bands((1, 2, 3, 4), 16)
@@ -94,11 +97,27 @@ def test_bands_of_a_checkpoint_are_checked(numbers):
 
 @pytest.mark.parametrize(
     "change",
-    [{"mean": (1.0,)}, {"std": (1, 1, 1, 0)}, {"mean": (1, 2, 3, float("nan"))}, {"std": "abcd"}],
+    [
+        *({"mean": (1.0,)}, {"std": (1, 1, 1, 0)}, {"mean": (1, 2, 3, float("nan"))}),
+        *({"std": "abcd"}, {"mean": (1, 2, 3, 10**400)}, {"mean": None}),
+        *({"bands": None}, {"bands": [1, 2]}, {"bands": {"numbers": (1, 2, 3, 4), "bits": 16.0}}),
+    ],
 )
 def test_statistics_of_a_checkpoint_are_checked(change):
-    with pytest.raises(ValueError):
+    with pytest.raises((TypeError, ValueError)):
         Imagery(**{**STATISTICS.to_dict(), **change})
+
+
+@pytest.mark.parametrize("imagery", [None, [1, 2], {"bands": None}, {"mean": [10**400] * 3}])
+def test_imagery_of_a_checkpoint_is_checked(imagery, tmp_path):
+    checkpoint = checkpoint_of()
+    path = tmp_path / "a.pth"
+    config = {**checkpoint.config.to_dict(), "imagery": imagery}
+    save_checkpoint(path, {"config": config, "model": checkpoint.tensors})
+    with pytest.raises(CheckpointError, match=f"^{path}: of another version"):
+        open_checkpoint(path)
+    with pytest.raises(CheckpointError, match=r"^the run to resume: "):
+        saved_imagery({"config": config}, RGB)
 
 
 def test_depth_follows_from_the_first_image(root, sample_root):
@@ -154,7 +173,9 @@ def test_check_data_measures_the_training_pairs(root, tmp_path, capsys):
         ("", "no band statistics"),
         ("[1]", "no band statistics"),
         ('{"mean": [1, 2, 3, 4]}', "no band statistics"),
-        ('{"band_statistics": null}', "no band statistics"),
+        ('{"band_statistics": null}', "no band statistics, since check_data.py found training"),
+        ('{"mean": [1, 2, 3, 4], "std": [1, 1, 1, 1], "bits": Infinity}', "no band statistics"),
+        (f'{{"mean": [1, 2, 3, {10**400}], "std": [1, 1, 1, 1]}}', "no band statistics"),
         ('{"mean": ["a", 2, 3, 4], "std": [1, 1, 1, 1]}', "no band statistics"),
         ('{"mean": [1, 2, 3], "std": [1, 1, 1]}', "statistics of 3 bands, but bands 1, 2, 3, 4"),
         ('{"mean": [1, 2, 3, 4], "std": [1, 1, 1, 1], "bits": 8}', "of 8-bit images"),
@@ -188,7 +209,7 @@ def test_samples_hold_the_chosen_bands(root):
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16"])
 @pytest.mark.parametrize("bands", [1, 2, 4, 13, MAX_BANDS])
-def test_geometry_is_shared_by_all_bands_dates_and_labels(bands, dtype):
+def test_geometry_is_shared_by_all_bands_dates_and_labels(bands, dtype, monkeypatch):
     """Each image holds its own position, so that a pixel tells where it comes from."""
     place = np.arange(12 * 12).reshape(12, 12)
     image = (place[..., None] + np.zeros(bands)).astype(dtype)
@@ -196,9 +217,9 @@ def test_geometry_is_shared_by_all_bands_dates_and_labels(bands, dtype):
         "image1": image, "image2": image.copy(), "label1": place.astype(np.uint8),
         "label2": place.astype(np.uint8), "change_mask": (place % 2).astype(np.uint8),
     }  # fmt: skip
+    monkeypatch.setattr("datasets.transforms.change_light", lambda image, rng: image)
     for crop_size in (None, 7):
-        # is_rgb leaves the values of other images alone
-        transform = TrainTransform(crop_size, is_rgb=True)
+        transform = TrainTransform(crop_size, is_rgb=False)
         for epoch in range(12):
             moved = transform(sample, (0, epoch))
             for key in ("image1", "image2"):
@@ -312,6 +333,22 @@ def test_a_model_of_three_bands_starts_one_of_four():
     assert all(torch.equal(tensors[name], checkpoint.tensors[name]) for name in others)
 
 
+@pytest.mark.parametrize("num_classes", [(6, 0), (0, 6)])
+def test_a_model_of_three_bands_starts_one_of_four_with_or_without_classes(num_classes):
+    there, here = (
+        ModelConfig("fcn", BACKBONE, num_classes=number, in_channels=bands)
+        for number, bands in zip(num_classes, (3, 4), strict=True)
+    )
+    checkpoint = Checkpoint(Path("a.pth"), there, build_model(there).state_dict(), {})
+    model = build_model(here)
+    assert transfer_weights(model, checkpoint) == (["semantic_head"] if here.num_classes else [])
+    first = "encoder.body.conv_stem.weight"
+    found = model.state_dict()
+    assert torch.equal(found[first], adapt_input_conv(4, checkpoint.tensors[first]))
+    shared = [name for name in found if name in checkpoint.tensors and name != first]
+    assert all(torch.equal(found[name], checkpoint.tensors[name]) for name in shared)
+
+
 def test_a_model_of_four_bands_starts_none_of_another_number():
     model = checkpoint_of().build()
     with pytest.raises(CheckpointError, match="takes 4 bands, this run 3; only models of three"):
@@ -380,6 +417,20 @@ def test_checkpoints_that_do_not_fit_the_data_or_each_other(root, sample_root):
             bands_to_read(checkpoints, image)
 
 
+def test_grey_and_alpha_are_not_read_in_two_ways_at_once(tmp_path):
+    image = tmp_path / "a.png"
+    Image.fromarray(np.zeros((8, 8, 2), np.uint8), "LA").save(image)
+    rgb, two = checkpoint_of(), checkpoint_of(Imagery(Bands((1, 2)), (1.0, 2.0), (3.0, 4.0)))
+    for alone in (rgb, two):
+        assert bands_to_read([alone, alone], image) == alone.config.imagery.bands
+    for checkpoints in ([rgb, two], [two, rgb]):
+        with pytest.raises(DataError, match=f"^{image}: has 2 bands, which cannot be read as band"):
+            bands_to_read(checkpoints, image)
+    one = checkpoint_of(Imagery(Bands((1,)), (1.0,), (2.0,)))
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(image)
+    assert bands_to_read([rgb, one], image) == RGB  # grey is each of the three
+
+
 # --- scripts ---------------------------------------------------------------------------------
 
 
@@ -409,7 +460,7 @@ def test_train_label_test_and_restart(run, root, tmp_path, capsys):
     train.main(train_options(root, outdir, "--bands", 4, "--use-pseudo-label", "--cache", "disk"))
 
 
-def test_a_run_goes_on_with_its_own_statistics(run, root, tmp_path, monkeypatch):
+def test_a_run_goes_on_with_its_own_statistics(run, root, tmp_path, monkeypatch, capsys):
     outdir = tmp_path / "out"
     shutil.copytree(run, outdir)
 
@@ -419,8 +470,31 @@ def test_a_run_goes_on_with_its_own_statistics(run, root, tmp_path, monkeypatch)
     monkeypatch.setattr("datasets.band_statistics.measure", refuse)
     with pytest.raises(OptionError, match="the run to resume had bands"):
         train.main(train_options(root, outdir, "--bands", "1,2,3", "--resume"))
-    train.main(train_options(root, outdir, "--bands", 4, "--resume"))
-    assert best_files(outdir) != []
+    latest = latest_file(outdir)
+    saved = read_checkpoint(latest)  # as if it had been ended after the first of two epochs
+    save_checkpoint(latest, {**saved, "options": {**saved["options"], "epochs": 2}})
+    statistics = tmp_path / "s.json"
+    statistics.write_text(json.dumps({"mean": STATISTICS.mean, "std": STATISTICS.std}))
+    more = ("--epochs", 2, "--resume", "--band-statistics", statistics)
+    train.main(train_options(root, outdir, "--bands", 4, *more))
+    assert "--band-statistics is left alone" in capsys.readouterr().out
+    after = open_checkpoint(latest)
+    assert after.info["training"]["epoch"] == saved["training"]["epoch"] + 1
+    assert after.config.imagery == Imagery(**saved["config"]["imagery"]) != STATISTICS
+
+
+def test_a_mistyped_statistics_file_is_told_before_anything_is_decoded(root, tmp_path):
+    missing = tmp_path / "s.json"
+    argv = ("--bands", 4, "--cache", "disk", "--band-statistics", missing)
+    with pytest.raises(DataError, match=f"^{missing}: no band statistics"):
+        train.main(train_options(root, tmp_path / "out", *argv))
+    assert not (tmp_path / "out" / "cache").exists()
+
+
+@pytest.mark.parametrize("more", [("--bands", 4), ("--band-statistics", "s.json")])
+def test_bands_are_not_asked_of_a_checkpoint_that_is_loaded(more, root, tmp_path):
+    with pytest.raises(OptionError, match=r"^--load-from: the checkpoint knows its bands"):
+        train.main(train_options(root, tmp_path, "--load-from", "a.pth", *more))
 
 
 def test_given_statistics_and_a_start_from_rgb(root, sample_root, tmp_path):
@@ -448,6 +522,28 @@ def test_two_processes_share_what_one_measured(root, tmp_path):
     assert imagery == measure(index_pairs(root / "train"), Bands((4,), 16))
 
 
+def test_images_are_copies_where_all_bands_are_equal(tmp_path):
+    values = np.random.default_rng(0).integers(0, 255, (16, 16, 5)).astype(np.uint8)
+    other = values.copy()
+    other[0, 0, 3] ^= 1
+
+    def digest(name: str, array: np.ndarray) -> str:
+        path = tmp_path / name
+        if path.suffix == ".npy":
+            np.save(path, array)
+        else:
+            Image.fromarray(array).save(path)
+        report = inspect_pair(Pair("a", path, path), SECOND_CLASSES)
+        return report.fingerprints[0].digest
+
+    assert digest("a.npy", values) == digest("b.npy", values) != digest("c.npy", other)
+    rgb = digest("rgb.png", values[..., :3])
+    assert rgb == digest("rgba.png", other[..., :4]) == digest("rgb.npy", values[..., :3])
+    grey = digest("grey.png", values[..., 0])
+    assert grey == digest("grey.npy", values[..., 0])
+    assert grey == digest("grey_rgb.png", values[..., :1].repeat(3, -1))
+
+
 # --- tools -----------------------------------------------------------------------------------
 
 
@@ -466,6 +562,9 @@ def test_convert_copies_them_as_they_are(root, tmp_path):
         path.unlink()
     Image.fromarray(np.zeros((64, 64), np.uint8)).save(source / "val" / "im1" / "00001.bmp")
     (source / "val" / "im1" / "00001.png").unlink()
+    two = np.random.default_rng(0).integers(0, 255, (64, 64, 2)).astype(np.uint8)
+    np.save(source / "val" / "im2" / "00001.npy", two)
+    (source / "val" / "im2" / "00001.png").unlink()
     argv = [str(source), "--convert", str(out), "--outdir", str(tmp_path / "log")]
     assert check_data.main(argv) == 0
     for path in sorted(source.glob("*/im[12]/*.*")):
@@ -474,6 +573,15 @@ def test_convert_copies_them_as_they_are(root, tmp_path):
             assert Image.open(copy.with_suffix(".png")).mode == "RGB"
         else:
             assert copy.read_bytes() == path.read_bytes()
+
+
+def test_composing_loses_no_band_of_a_tiff(tmp_path):
+    rasterio = pytest.importorskip("rasterio")
+    image = tmp_path / "a.tif"
+    options = {"driver": "GTiff", "dtype": "uint8", "photometric": "rgb", "alpha": "unspecified"}
+    rasterio.open(image, "w", width=64, height=64, count=4, **options).close()
+    with pytest.raises(DataError, match=f"^{image}: 4 bands of uint8; pairs are composed of"):
+        check_scene(SceneFiles("a", "a", image, image), MaskReader(SECOND_CLASSES), 32)
 
 
 def test_composing_from_them_is_refused(root):

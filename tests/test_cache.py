@@ -12,6 +12,7 @@ from datasets import ChangeDetectionDataset, TrainTransform, index_pairs, traini
 from datasets.cache import CachedReader, build_cache, cache_folder
 from datasets.change_detection import FileReader
 from datasets.classes import SECOND_CLASSES, ClassList
+from utils.bands import Bands
 from utils.errors import DataError, OptionError
 from utils.masks import save_mask
 
@@ -232,6 +233,17 @@ def test_pseudo_masks_are_cached(pairs, tmp_path, forbid_decoding):
     assert np.array_equal(
         build_cache_again.label(root / "im1" / f"{pairs[0].name}.png"), expected[0]["label1"]
     )
+
+
+def test_pseudo_masks_serve_runs_of_any_bands(pairs, tmp_path):
+    root, folder = tmp_path / "masks", tmp_path / "cache"
+    write_pseudo_masks(root, pairs)
+    build_cache(pairs, SECOND_CLASSES, folder, root)
+    masks = set(folder.glob("pseudo-*"))
+    reader = build_cache(pairs, SECOND_CLASSES, folder, root, bands=Bands((2, 1)))
+    assert set(folder.glob("pseudo-*")) == masks and len(set(folder.glob("*.bin"))) == 3
+    assert reader.image(pairs[0].image1).shape[-1] == 2
+    assert reader.label(root / "im1" / f"{pairs[0].name}.png").dtype == np.uint8
 
 
 def test_a_new_round_decodes_the_masks_alone(pairs, tmp_path, monkeypatch):

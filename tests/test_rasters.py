@@ -4,6 +4,7 @@ import io
 import struct
 import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -190,6 +191,28 @@ def test_the_first_three_of_more_bands(tmp_path):
     assert np.array_equal(read_bands(path), values[..., :3])
 
 
+def test_no_band_of_an_8_bit_tiff_is_lost_unless_it_is_alpha(tmp_path):
+    two = write_tiff(tmp_path / "two.tif", noise(2, "uint8"))
+    assert not read_header(two).is_rgb
+    with pytest.raises(DataError, match=f"^{two}: has 2 bands of 8 bits, but bands 1, 2, 3"):
+        read_bands(two, RGB)
+    assert np.array_equal(read_bands(two, Bands((1, 2))), noise(2, "uint8"))
+    values = noise(4, "uint8")
+    for alpha, is_rgb in [("unspecified", False), ("yes", True), (None, True)]:
+        # Without options GDAL calls the fourth of 8 bits alpha.
+        options = {"photometric": "rgb", "alpha": alpha} if alpha else {}
+        path = write_tiff(tmp_path / f"{alpha}.tif", values, **options)
+        assert (read_header(path).bands, read_header(path).is_rgb) == (4, is_rgb)
+        assert np.array_equal(read_bands(path, RGB), values[..., :3])
+        assert np.array_equal(read_bands(path, Bands((1, 2, 3, 4))), values)
+    Image.fromarray(noise(2, "uint8"), "LA").save(tmp_path / "alpha.tif")
+    assert np.array_equal(
+        read_bands(tmp_path / "alpha.tif", RGB), noise(2, "uint8")[..., :1].repeat(3, -1)
+    )
+    Image.fromarray(values, "CMYK").save(tmp_path / "cmyk.tif")
+    assert np.array_equal(read_bands(tmp_path / "cmyk.tif", RGB), read_rgb(tmp_path / "cmyk.tif"))
+
+
 @pytest.mark.parametrize(
     ("have", "wanted", "message"),
     [
@@ -229,6 +252,28 @@ def test_without_rasterio_the_error_says_what_to_install(tmp_path, monkeypatch):
 
 
 # --- hostile and damaged files ---------------------------------------------------------------
+
+
+def test_a_png_whose_header_is_not_first_is_a_named_error(tmp_path):
+    path = tmp_path / "a.png"
+    for dtype in ("uint8", "uint16"):
+        save_raster(path, noise(3, dtype))
+        data, text = path.read_bytes(), b"tEXtcomment\0late"
+        chunk = struct.pack(">I", len(text) - 4) + text + struct.pack(">I", zlib.crc32(text))
+        path.write_bytes(data[:8] + chunk + data[8:])
+        with Image.open(path) as image:
+            assert image.size == (WIDTH, HEIGHT)  # Pillow forgives it
+        for read in (read_header, read_raster, read_bands):
+            with pytest.raises(DataError, match=f"^{path}: cannot be decoded .no PNG header"):
+                read(path)
+
+
+def test_threads_leave_the_filters_of_warnings_alone(tmp_path):
+    path = write_tiff(tmp_path / "a.tif", noise(5))
+    before = list(warnings.filters)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(read_raster, [path] * 40))
+    assert warnings.filters == before
 
 
 def npy_header(text: str, body: bytes = b"") -> bytes:

@@ -60,7 +60,7 @@ def test_panels_show_every_sample():
     images = [torch.from_numpy(rng.integers(0, 256, (3, *size), dtype=np.uint8)) for _ in range(2)]
     full = dict(zip(("image1", "image2"), images, strict=True))
     full |= {"label1": torch.from_numpy(masks[0]), "label2": torch.from_numpy(masks[1])}
-    bare = {"image1": np.zeros((*size, 3), np.uint8), "image2": rng.random((5, *size))}
+    bare = {"image1": np.zeros((3, *size), np.uint8), "image2": rng.random((5, *size))}
     panels = validation_panels(
         [full, bare], [torch.from_numpy(masks[2])] * 2, [masks[3]] * 2, SECOND_CLASSES, cell=64
     )
@@ -78,11 +78,9 @@ def test_fixed_pairs_are_spread_and_never_repeat():
     assert fixed_pairs(0) == []
 
 
-@pytest.mark.parametrize(
-    "shape", [(8, 9), (1, 8, 9), (3, 8, 9), (8, 9, 3), (8, 9, 4), (13, 16, 18)]
-)
+@pytest.mark.parametrize("shape", [(1, 8, 9), (3, 8, 9), (4, 8, 4), (8, 3, 4), (13, 4, 3)])
 @pytest.mark.parametrize("kind", ["uint8", "uint16", "float32"])
 def test_any_image_becomes_a_picture(shape, kind):
     picture = to_picture((np.random.default_rng(0).random(shape) * 200).astype(kind))
     assert picture.dtype == np.uint8
-    assert picture.shape == ((16, 18, 3) if 13 in shape else (8, 9, 3))
+    assert picture.shape == (*shape[1:], 3)

@@ -32,7 +32,7 @@ class Bands:
             raise ValueError(
                 f"bands {self.numbers!r} are not different numbers of 1 to {MAX_BANDS}"
             )
-        if self.bits not in (8, 16):
+        if type(self.bits) is not int or self.bits not in (8, 16):
             raise ValueError(f"{self.bits!r} bits per value; 8 or 16 are known")
 
     @property
@@ -58,6 +58,7 @@ class Imagery:
         std: standard deviation of each, above 0.
 
     Raises:
+        TypeError: ``bands`` is neither `Bands` nor a dict, or the statistics are no lists.
         ValueError: the statistics are not finite numbers, one per band.
     """
 
@@ -68,8 +69,13 @@ class Imagery:
     def __post_init__(self) -> None:
         if isinstance(self.bands, dict):
             object.__setattr__(self, "bands", Bands(**self.bands))
+        if not isinstance(self.bands, Bands):
+            raise TypeError(f"bands {self.bands!r} are not numbers and bits")
         for name in ("mean", "std"):
-            values = tuple(float(value) for value in getattr(self, name))
+            try:
+                values = tuple(float(value) for value in getattr(self, name))
+            except OverflowError as error:
+                raise ValueError(f"{name} is not a finite number for each band used") from error
             object.__setattr__(self, name, values)
             if len(values) != len(self.bands.numbers) or not all(map(math.isfinite, values)):
                 raise ValueError(f"{name} {list(values)} is not a finite number for each band used")

@@ -43,7 +43,9 @@ class Normalization:
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         """Return the model's bands of (N, bands, H, W) uint8 or uint16, as `normalize` does."""
         if self.channels is not None:
-            images = images.to(torch.float32)[:, list(self.channels)]
+            # A list as index would be copied to the GPU, which waits for all its queued work.
+            chosen = [images[:, channel].to(torch.float32) for channel in self.channels]
+            images = torch.stack(chosen, dim=-1).movedim(-1, 1)
         return normalize(images, self.mean, self.std)
 
 

@@ -14,7 +14,7 @@ Palette = Sequence[tuple[int, int, int]]
 # Masks hold few colours in large areas: level 1 costs a third of the default's time and about a
 # tenth more bytes.
 PNG_LEVEL = 1
-PNG_BITS_AT = 24  # the byte of a PNG that tells its bits per channel; its colour type follows
+PNG_KIND_AT = 24  # the byte of a PNG that tells its bits per channel; its colour type follows
 TIFF_BITS_TAG = 258
 
 
@@ -39,11 +39,30 @@ def open_image(path: Path) -> Image.Image:
     return image
 
 
+def png_kind(path: Path) -> tuple[int, int]:
+    """Return bits per channel and colour type of a PNG.
+
+    Raises:
+        DataError: its header is not where it has to be, which Pillow forgives.
+    """
+    with open(path, "rb") as file:
+        start = file.read(PNG_KIND_AT + 2)
+    if start[12:16] != b"IHDR" or len(start) < PNG_KIND_AT + 2:
+        raise DataError(
+            f"{path}: cannot be decoded (no PNG header at its start); copy the file again or "
+            "remove its pair"
+        )
+    return start[PNG_KIND_AT], start[PNG_KIND_AT + 1]
+
+
 def file_bits(path: Path, image: Image.Image) -> int:
-    """Return the bits per channel in a file; Pillow hands 16-bit colours out as 8 bits."""
+    """Return the bits per channel in a file; Pillow hands 16-bit colours out as 8 bits.
+
+    Raises:
+        DataError: as `png_kind`.
+    """
     if image.format == "PNG":
-        with open(path, "rb") as file:
-            return file.read(PNG_BITS_AT + 1)[PNG_BITS_AT]
+        return png_kind(path)[0]
     if image.format == "TIFF":
         bits = image.tag_v2.get(TIFF_BITS_TAG, 8)
         return int(max(bits)) if isinstance(bits, tuple) else int(bits)

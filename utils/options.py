@@ -161,7 +161,7 @@ def add_band_args(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="JSON with mean and standard deviation of each band of the files: check_data.py's "
         'report.json, or {"mean": […], "std": […]} (default: ImageNet\'s for 8-bit RGB, else '
-        "measured on up to 100 training pairs)",
+        "measured on up to 100 training pairs, or the resumed run's)",
     )
 
 

@@ -16,7 +16,7 @@ from PIL import Image, UnidentifiedImageError
 from utils.bands import RGB, Bands
 from utils.errors import DataError
 from utils.files import atomic_path
-from utils.masks import PNG_BITS_AT, PNG_LEVEL, file_bits, open_image, read_rgb
+from utils.masks import PNG_LEVEL, file_bits, open_image, png_kind, read_rgb
 from utils.pictures import to_rgb
 
 ARRAY_SUFFIX = ".npy"
@@ -25,9 +25,12 @@ DTYPES = {"uint8": 8, "uint16": 16}
 BANDS_TAG, FORMAT_TAG = 277, 339  # of TIFF: SamplesPerPixel, SampleFormat
 # As Pillow does with twice its limit; values count here, since a pixel may have hundreds of them.
 MAX_VALUES = 8 * (Image.MAX_IMAGE_PIXELS or 2**27)
+_ALPHA_MODES = ("LA", "PA", "RGBA")
 _PILLOW_BANDS = {"1": 1, "L": 1, "LA": 2, "RGBA": 4}
 _PNG_BANDS = {0: 1, 2: 3, 4: 2, 6: 4}  # by colour type; Pillow calls grey and alpha RGBA
 _TIFF_KINDS = {1: "uint", 2: "int", 3: "float"}
+# Images need no place on the map. Set once: a filter set for a while is not for several threads.
+warnings.filterwarnings("ignore", "Dataset has no geotransform")
 _NPY_HEADERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
@@ -61,7 +64,13 @@ class Header:
     @property
     def is_rgb(self) -> bool:
         """Whether the file is read as three bands of 8 bits, which loses nothing but alpha."""
-        return self.dtype == "uint8" and self.mode != ""
+        whole = self.bands in (1, 3) or self.has_alpha or self.mode == "CMYK"
+        return self.dtype == "uint8" and self.mode != "" and whole
+
+    @property
+    def has_alpha(self) -> bool:
+        """Whether the file calls its last band alpha, as GDAL does the fourth of four of 8 bits."""
+        return self.mode in _ALPHA_MODES
 
 
 def read_header(path: Path) -> Header:
@@ -85,16 +94,20 @@ def read_header(path: Path) -> Header:
         raise _undecodable(path, error) from error
 
 
-def read_raster(path: Path) -> np.ndarray:
+def read_raster(path: Path, header: Header | None = None) -> np.ndarray:
     """Read all bands of an image file: (H, W, bands) uint8 or uint16, as they are in the file.
 
     Palettes and other colour spaces become RGB. In files of four bands the fourth may be alpha or
     anything else; it is left as it is.
 
+    Args:
+        path: the file.
+        header: of the file, where it was read before.
+
     Raises:
         DataError: the file cannot be decoded, or its values are neither uint8 nor uint16.
     """
-    header = read_header(path)
+    header = header or read_header(path)
     _require_whole_numbers(path, header)
     if header.format == "NPY":
         return _read_array(path, header_only=False)[1]
@@ -121,14 +134,13 @@ def read_bands(path: Path, bands: Bands = RGB) -> np.ndarray:
         DataError: the file cannot be decoded, has another depth, or lacks a band.
     """
     suffix = path.suffix.lower()
-    if bands == RGB and suffix != ARRAY_SUFFIX:
-        try:
-            return read_rgb(path)
-        except DataError:
-            if suffix not in TIFF_SUFFIXES or read_header(path).is_rgb:
-                raise
-    require_bands(path, read_header(path), bands)
-    values = read_raster(path)
+    if bands == RGB and suffix not in (ARRAY_SUFFIX, *TIFF_SUFFIXES):
+        return read_rgb(path)
+    header = read_header(path)
+    if bands == RGB and header.is_rgb:
+        return read_rgb(path)
+    require_bands(path, header, bands)
+    values = read_raster(path, header)
     chosen = [number - 1 for number in bands.numbers]
     if chosen != list(range(values.shape[-1])):
         values = values[..., chosen]
@@ -189,17 +201,12 @@ def header_of(path: Path, image: Image.Image) -> Header:
         bands = 1
         kind = "float" if image.mode == "F" else "int" if bits > 16 else "uint"
     if image.format == "PNG" and bits == 16:
-        bands = _PNG_BANDS[_png_color_type(path)]
+        bands = _PNG_BANDS.get(png_kind(path)[1], 3)
     if image.format == "TIFF" and image.mode not in ("P", "1"):
         bands = int(image.tag_v2.get(BANDS_TAG, bands))
         kind = _TIFF_KINDS.get(min(_numbers(image.tag_v2.get(FORMAT_TAG, 1))), "unknown")
     dtype = f"{kind}{next((size for size in (8, 16, 32) if bits <= size), 64)}"
     return Header(image.height, image.width, bands, dtype, image.format or "", image.mode)
-
-
-def _png_color_type(path: Path) -> int:
-    with open(path, "rb") as file:
-        return file.read(PNG_BITS_AT + 2)[-1]
 
 
 def _require_whole_numbers(path: Path, header: Header) -> None:
@@ -280,7 +287,7 @@ def _read_array(path: Path, header_only: bool = True) -> tuple[Header, np.ndarra
 def _read_tiff(path: Path, header_only: bool = False) -> tuple[Header, np.ndarray | None]:
     try:
         import rasterio
-        from rasterio.errors import NotGeoreferencedWarning, RasterioError
+        from rasterio.errors import RasterioError
     except ImportError as error:
         raise DataError(
             f"{path}: TIFF of 16-bit colours or of many bands needs rasterio; pip install rasterio"
@@ -288,13 +295,11 @@ def _read_tiff(path: Path, header_only: bool = False) -> tuple[Header, np.ndarra
     # No look around for files that belong to it. A relative path with a colon would be a scheme.
     options = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_PAM_ENABLED": "NO"}
     try:
-        with warnings.catch_warnings(), rasterio.Env(**options):
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            with rasterio.open(path.absolute(), driver="GTiff") as file:
-                size = (file.height, file.width, file.count)
-                header = Header(*size, file.dtypes[0], "TIFF")
-                _require_sensible(path, header)
-                values = None if header_only else file.read()
+        with rasterio.Env(**options), rasterio.open(path.absolute(), driver="GTiff") as file:
+            size = (file.height, file.width, file.count)
+            header = Header(*size, file.dtypes[0], "TIFF")
+            _require_sensible(path, header)
+            values = None if header_only else file.read()
     except (RasterioError, OSError, ValueError, TypeError, MemoryError) as error:
         raise _undecodable(path, error) from error
     return header, values if header_only else np.ascontiguousarray(np.moveaxis(values, 0, -1))

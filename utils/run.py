@@ -168,8 +168,8 @@ def saved_imagery(saved: Mapping[str, Any], bands: Bands) -> Imagery:
         OptionError: they are not the bands of this run.
     """
     try:
-        values = dict(saved.get("config") or {}).get("imagery")
-        imagery = Imagery(**values) if values else RGB_IMAGERY
+        config = dict(saved.get("config") or {})
+        imagery = Imagery(**config["imagery"]) if "imagery" in config else RGB_IMAGERY
     except (TypeError, ValueError) as error:
         raise CheckpointError(
             f"the run to resume: {error}; resume from another file or start anew"

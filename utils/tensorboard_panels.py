@@ -69,9 +69,8 @@ def validation_panels(
     """Draw a row per pair: images, labels, predictions, and where any of these is wrong.
 
     Args:
-        samples: dicts as the dataset gives them: ``image1/image2`` (bands, H, W) or (H, W, bands),
-            tensors or arrays; ``label1/label2``, or ``change_mask`` (H, W), absent where there is
-            none.
+        samples: dicts as the dataset gives them: ``image1/image2`` (bands, H, W), tensors or
+            arrays; ``label1/label2``, or ``change_mask`` (H, W), absent where there is none.
         pred1: predicted maps of date 1, (H, W), in the samples' order; of change without ``pred2``.
         pred2: those of date 2; None for models without classes.
         classes: the class list.
@@ -116,9 +115,5 @@ def _label(sample: Mapping[str, Any], key: str, like: np.ndarray) -> np.ndarray 
 
 
 def to_picture(image: Any) -> np.ndarray:
-    """Show (bands, H, W) or (H, W, bands) as `utils.pictures.to_rgb` does: (H, W, 3) uint8."""
-    array = np.asarray(image)
-    array = array[..., None] if array.ndim == 2 else array
-    if array.shape[-1] > min(array.shape[0], 4):  # the bands come first
-        array = array.transpose(1, 2, 0)
-    return to_rgb(array)
+    """Show (bands, H, W) as `utils.pictures.to_rgb` does: (H, W, 3) uint8."""
+    return to_rgb(np.asarray(image).transpose(1, 2, 0))
