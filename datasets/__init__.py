@@ -18,9 +18,9 @@ from datasets.change_detection import (
     Pair,
     image_size,
     index_pairs,
-    label_folders,
 )
 from datasets.classes import ClassList, load_classes
+from datasets.folders import label_folders
 from datasets.splits import Split
 from datasets.transforms import TrainTransform
 from utils.bands import RGB, Bands

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from datasets.change_masks import CHANGE_FOLDER, layout_hint
+from datasets.change_masks import layout_hint
 from datasets.classes import ClassList, read_label
+from datasets.folders import IMAGE_FOLDERS, label_folders
 from datasets.partners import require_partners
 from datasets.transforms import TrainTransform
 from utils.bands import RGB, Bands
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"})  # masks as well
 RASTER_SUFFIXES = IMAGE_SUFFIXES | {ARRAY_SUFFIX}
-IMAGE_FOLDERS = ("im1", "im2")
-LABEL_FOLDERS = ("label1", "label2")
 
 
 @dataclass(frozen=True)
@@ -65,15 +64,6 @@ class Pair:
     def name(self) -> str:
         """The file stem, which names the masks written for this pair."""
         return self.image1.stem
-
-
-def label_folders(folder: Path) -> dict[str, str]:
-    """Return a split's label folders by the key of their labels in a sample.
-
-    ``label1`` and ``label2``, or one of them; without both the change masks in ``label``.
-    """
-    dates = {name: name for name in LABEL_FOLDERS if (folder / name).is_dir()}
-    return dates or ({"change_mask": CHANGE_FOLDER} if (folder / CHANGE_FOLDER).is_dir() else {})
 
 
 def index_pairs(folder: Path) -> list[Pair]:

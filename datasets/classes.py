@@ -11,7 +11,7 @@ from PIL import Image
 
 from datasets.change_masks import find_change_masks, read_mask_values
 from utils.errors import DataError
-from utils.masks import Palette, open_image
+from utils.masks import CHANGE_MASKS, Palette, open_image
 
 CLASSES_FILE = "classes.json"
 MAX_CLASSES = 255  # index 255 stays free, and a palette PNG holds 256 colours
@@ -60,7 +60,7 @@ class ClassList:
     @property
     def mask_folders(self) -> tuple[str, ...]:
         """Folders that predicted masks go to: one per date, or one of change masks."""
-        return ("change",) if self.is_binary else ("im1", "im2")
+        return (CHANGE_MASKS,) if self.is_binary else ("im1", "im2")
 
     @property
     def palette(self) -> Palette | None:

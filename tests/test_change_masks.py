@@ -16,10 +16,11 @@ from runs import BACKBONE, PREFIX, assert_same_run, best_files, options, train_o
 import label
 import test as predict
 import train
-from datasets import ChangeDetectionDataset, evaluation_loader, index_pairs
-from datasets.change_masks import find_change_masks
+from datasets import ChangeDetectionDataset, change_masks, evaluation_loader, index_pairs
+from datasets.change_masks import find_change_masks, is_mask_folder
 from datasets.classes import CHANGE_CLASSES, SECOND_CLASSES, load_classes, read_label
 from datasets.inspection import inspect_dataset
+from datasets.mask_folders import find_masks
 from datasets.sample import write_sample_data
 from models import ModelConfig, build_model, load_model, open_checkpoint
 from models.transfer import transfer_weights
@@ -33,6 +34,7 @@ from utils.files import write_json
 from utils.inference import VIEWS, Predictor, decode
 from utils.label_counts import metrics_from_dict
 from utils.losses import ChangeCriterion
+from utils.masks import open_image
 from utils.tensorboard_panels import CHANGE_TITLES, validation_panels
 from utils.trainer import Trainer
 
@@ -143,6 +145,29 @@ def test_equal_masks_of_both_dates_are_recognised(broken_root):
     classes = load_classes(broken_root)
     dataset = ChangeDetectionDataset(index_pairs(broken_root / "train"), classes)
     assert set(dataset[0]) == {"name", "image1", "image2", "change_mask"}
+
+
+@pytest.mark.parametrize("marked", [0, 7, 11])
+def test_blank_masks_do_not_hide_the_others(marked, broken_root):
+    masks_in_both(broken_root)
+    for path in broken_root.glob("train/label[12]/*.png"):
+        values = np.uint8(255 * (path.stem == f"{marked:05d}"))
+        Image.fromarray(np.full((SIDE, SIDE), values)).save(path)
+    assert load_classes(broken_root) is CHANGE_CLASSES
+
+
+def test_the_labels_looked_at_are_spread(one_mask, tmp_path, monkeypatch):
+    for index in range(200):
+        one_mask([[0, 255]], name=f"{index:03d}.png")
+    opened = []
+
+    def recorded(path: Path) -> Image.Image:
+        opened.append(int(path.stem))
+        return open_image(path)
+
+    monkeypatch.setattr(change_masks, "open_image", recorded)
+    assert is_mask_folder(tmp_path)
+    assert len(opened) == 8 and np.all(np.abs(np.diff(opened) - 25) <= 1)
 
 
 @pytest.mark.parametrize("kind", ["0 and 1", "nothing changed", "one with classes", "black, white"])
@@ -327,6 +352,28 @@ def test_score_text_and_what_change_masks_cannot(binary_root, outdir, capsys):
     assert not re.search("Score|SeK|F_scd|per class|from→to", printed)
     with pytest.raises(OptionError, match="--matrix transitions: change masks"):
         score.main([*argv, "--matrix", "transitions"])
+
+
+def test_labels_of_classes_beside_a_folder_label_are_scored_as_such(broken_root, capsys):
+    root = broken_root / "val"
+    (root / "label").mkdir()
+    score.main(["--prediction", str(root), "--label", str(root), "--bootstrap", "0"])
+    assert "Score" in capsys.readouterr().out
+    masks_in_both(broken_root)
+    Image.new("L", (SIDE, SIDE)).save(root / "label/00000.png")
+    assert is_mask_folder(root)
+    masks = find_masks(root, binary=True)
+    assert masks["00001"] == (root / "label1/00001.png", root / "label2/00001.png")
+
+
+@pytest.mark.parametrize("date", [1, 2])
+def test_a_mask_of_one_date_alone_is_not_scored(date, broken_root):
+    masks_in_both(broken_root)
+    (broken_root / f"val/label{date}/00002.png").unlink()
+    with pytest.raises(
+        DataError, match=rf"label{3 - date}/00002\.png: no partner in .*label{date}"
+    ):
+        find_masks(broken_root / "val", binary=True)
 
 
 def test_finished_masks_are_skipped(binary_root, outdir, tmp_path, capsys):
