@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from datasets.change_masks import find_change_masks, read_mask_values
+from utils import binary
 from utils.errors import DataError
 from utils.masks import CHANGE_MASKS, Palette, open_image
 
@@ -50,12 +51,12 @@ class ClassList:
     @property
     def is_binary(self) -> bool:
         """Whether labels say what changed and nothing else."""
-        return self.num_classes == 1
+        return binary.is_binary(self.num_classes)
 
     @property
     def semantic_classes(self) -> int:
         """Number of classes that a model has to tell apart; 0 of a binary list."""
-        return 0 if self.is_binary else self.num_classes
+        return binary.semantic_classes(self.num_classes)
 
     @property
     def mask_folders(self) -> tuple[str, ...]:

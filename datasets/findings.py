@@ -152,7 +152,10 @@ def set_entries(
     if labelled and len(full) > MANY * len(labelled):
         for report in full:
             files = tuple(relative(file.path, root) for file in report.labels)
-            yield "all-changed", Entry(files, "", (report.pair.id,))
+            yield (
+                "all-marked" if classes.is_binary else "all-changed",
+                Entry(files, "", (report.pair.id,)),
+            )
     for split in dict.fromkeys(report.split for report in labelled):
         if not _mostly_readable(reports, split):
             continue

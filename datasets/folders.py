@@ -14,3 +14,15 @@ def label_folders(folder: Path) -> dict[str, str]:
     """
     dates = {name: name for name in LABEL_FOLDERS if (folder / name).is_dir()}
     return dates or ({"change_mask": CHANGE_FOLDER} if (folder / CHANGE_FOLDER).is_dir() else {})
+
+
+def differing_labels(root: Path) -> str:
+    """Say that ``train`` and ``val`` have labels of different kinds; empty where they have not.
+
+    One kind is change masks in ``label``, the other labels of each date.
+    """
+    train, val = (label_folders(root / name) for name in ("train", "val"))
+    if not train or not val or ("change_mask" in train) == ("change_mask" in val):
+        return ""
+    said = [" and ".join(folders.values()) for folders in (val, train)]
+    return f"{root / 'val'}: labels in {said[0]}, but {root / 'train'} has them in {said[1]}"

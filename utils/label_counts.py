@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from utils.binary import is_binary
 from utils.change_metrics import ChangeMetrics, compute_change_metrics
 from utils.metrics import ConfusionMatrix, Metrics, compute_metrics
 
@@ -23,7 +24,7 @@ class LabelCounts:
     """
 
     def __init__(self, num_classes: int, device: torch.device | str = "cpu") -> None:
-        keys = ("change_mask",) if num_classes == 1 else ("label1", "label2")
+        keys = ("change_mask",) if is_binary(num_classes) else ("label1", "label2")
         self.matrices = {key: ConfusionMatrix(num_classes + 1, device) for key in keys}
 
     def update(self, maps: Iterable[torch.Tensor], labels: Mapping[str, Any]) -> None:

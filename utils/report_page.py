@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from utils import binary
 from utils.error_map import ERROR_KINDS
 from utils.report_gallery import GalleryPair, encode_pair, mask_step, safe_colors
 from utils.report_runs import Run
@@ -48,7 +49,7 @@ class Masks:
     @property
     def is_binary(self) -> bool:
         """Whether they are change masks without classes."""
-        return len(self.class_names) == 2
+        return binary.is_binary(len(self.class_names) - 1)
 
 
 def render_page(groups: Sequence[Sequence[Run]], masks: Masks | None, written: str) -> str:
