@@ -5,26 +5,42 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from processes import run_ranks
-from runs import BACKBONE, PREFIX, assert_same_run, best_files, options, train_options
+from runs import (
+    BACKBONE,
+    PREFIX,
+    assert_same_run,
+    best_files,
+    latest_file,
+    options,
+    train_options,
+)
 
 import label
 import test as predict
 import train
-from datasets import ChangeDetectionDataset, change_masks, evaluation_loader, index_pairs
+from datasets import (
+    ChangeDetectionDataset,
+    change_masks,
+    evaluation_loader,
+    index_pairs,
+    split_pairs,
+)
 from datasets.change_masks import find_change_masks, is_mask_folder
 from datasets.classes import CHANGE_CLASSES, SECOND_CLASSES, load_classes, read_label
 from datasets.inspection import inspect_dataset
 from datasets.mask_folders import find_masks
 from datasets.sample import write_sample_data
 from models import ModelConfig, build_model, load_model, open_checkpoint
+from models.ensemble import open_ensemble
 from models.transfer import transfer_weights
-from tools import check_data, report, score
+from tools import check_data, pseudo_accuracy, report, score
 from utils.change_metrics import compute_change_metrics
 from utils.checkpoint import read_checkpoint
 from utils.distributed import join_world
@@ -34,8 +50,9 @@ from utils.files import write_json
 from utils.inference import VIEWS, Predictor, decode
 from utils.label_counts import metrics_from_dict
 from utils.losses import ChangeCriterion
-from utils.masks import open_image
-from utils.tensorboard_panels import CHANGE_TITLES, validation_panels
+from utils.masks import open_image, save_change_mask
+from utils.split_options import SplitOptions
+from utils.tensorboard_panels import CHANGE_TITLES, panel_writer, validation_panels
 from utils.trainer import Trainer
 
 SIDE = 64
@@ -212,6 +229,42 @@ def test_masks_beside_a_class_list_are_refused(binary_root, tmp_path):
     assert "label-binary" in {finding.kind for finding in findings}
 
 
+def test_one_folder_of_masks_is_as_good_as_two(broken_root):
+    masks_in_both(broken_root)
+    for split in ("train", "val"):
+        shutil.rmtree(broken_root / split / "label2")
+    assert inspect_dataset(broken_root, CHANGE_CLASSES).findings == []
+
+
+def test_masks_all_white_are_named_with_their_own_remedy(broken_root):
+    masks_in_both(broken_root)
+    for path in broken_root.glob("*/label[12]/*.png"):
+        Image.new("L", (SIDE, SIDE), 255).save(path)
+    classes = load_classes(broken_root)
+    (finding,) = inspect_dataset(broken_root, classes).findings
+    assert finding.kind == "all-marked" and "--unchanged-where-equal" not in str(finding)
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_splits_of_two_kinds_are_refused_and_predicted(split, broken_root, tmp_path, capsys):
+    semantic = small_model(0 if split == "train" else 6)
+    state = {"format": 1, "config": semantic.config.to_dict(), "model": semantic.state_dict()}
+    torch.save(state, tmp_path / "a.pth")
+    for path in (broken_root / split / "label1").iterdir():
+        changed = SECOND_CLASSES.to_index(np.asarray(Image.open(path))) > 0
+        save_change_mask(broken_root / split / "label" / path.name, changed.astype(np.uint8))
+    for folder in ("label1", "label2"):
+        shutil.rmtree(broken_root / split / folder)
+    with pytest.raises(DataError, match=r"val: labels in label.*train has them in label.*--split"):
+        train.main(train_options(broken_root, tmp_path))
+    argv = options(broken_root, tmp_path, "--checkpoints", tmp_path / "a.pth")
+    assert predict.main(argv) is None
+    assert "predicting without scores" in capsys.readouterr().out
+    assert len(list((tmp_path / "masks/test").glob("*/*.png"))) == (4 if split == "train" else 8)
+    chosen, _, _ = split_pairs(broken_root, SplitOptions("every-10th"))
+    assert chosen.val == ("train/00000", "train/00010")
+
+
 @pytest.mark.parametrize("script", [train, check_data])
 def test_folders_a_and_b_are_named_with_the_remedy(script, binary_root, tmp_path):
     shutil.copytree(binary_root, tmp_path / "root")
@@ -288,6 +341,32 @@ def test_scores_equal_their_definitions():
     assert not any(OF_CLASSES.search(name) for name in metrics.to_dict())
     assert metrics_from_dict(metrics.to_dict()) == metrics
     assert compute_change_metrics(torch.zeros(2, 2)).f1 == 0
+
+
+def test_names_of_a_binary_list_mean_nothing(outdir):
+    (best,) = best_files(outdir)
+    names = {"names": ["same", "built"]}
+    assert open_ensemble([best], names)[0].path == best
+
+
+def test_panels_of_the_log_show_the_prediction(binary_root):
+    class Log:
+        shows_images = True
+        images: ClassVar = []
+
+        def add_image(self, *image: object) -> None:
+            self.images.append(image)
+
+    dataset = ChangeDetectionDataset(index_pairs(binary_root / "val"), CHANGE_CLASSES)
+    predictor = Predictor([small_model()])
+    panel_writer(Log(), predictor, dataset, CHANGE_CLASSES)(7)
+    ((name, picture, epoch),) = Log.images
+    samples = [dataset[i] for i in range(4)]
+    maps = [decode(predictor(s["image1"][None], s["image2"][None]))[0][0] for s in samples]
+    assert (name, epoch) == ("validation", 7)
+    assert np.array_equal(picture, validation_panels(samples, maps, None, CHANGE_CLASSES))
+    others = [1 - each for each in maps]
+    assert not np.array_equal(picture, validation_panels(samples, others, None, CHANGE_CLASSES))
 
 
 def test_panels_show_one_map(binary_root):
@@ -411,10 +490,21 @@ def test_a_resumed_run_is_the_uninterrupted_one(binary_root, outdir, tmp_path, m
     assert_same_run(tmp_path, outdir)
 
 
+def test_a_run_with_a_head_of_one_class_is_not_gone_on_with(binary_root, outdir, tmp_path):
+    shutil.copytree(outdir, tmp_path / "out")
+    state = read_checkpoint(latest_file(outdir))
+    state["config"]["num_classes"] = 1
+    torch.save(state, latest_file(tmp_path / "out"))
+    with pytest.raises(OptionError, match="semantic classes is 1, that of these data 0"):
+        train.main(train_options(binary_root, tmp_path / "out", "--epochs", 2, "--resume"))
+
+
 def test_what_needs_classes_is_refused(binary_root, sample_root, outdir, tmp_path):
     (best,) = best_files(outdir)
     with pytest.raises(DataError, match="nothing to vote; pseudo labels need classes"):
         label.main(options(binary_root, outdir))
+    with pytest.raises(DataError, match="nothing to vote; pseudo labels need classes"):
+        pseudo_accuracy.main(["--data-root", str(binary_root), "--masks", str(tmp_path)])
     with pytest.raises(OptionError, match="pseudo labels are classes"):
         train.main(train_options(binary_root, outdir, "--use-pseudo-label"))
     for main in (label.main, predict.main):
