@@ -8,16 +8,10 @@ from models import Checkpoint, open_checkpoint
 from utils import binary
 from utils.bands import RGB, Bands, union
 from utils.errors import CheckpointError, DataError
+from utils.label_counts import RANKS
 from utils.rasters import read_header, require_bands
 
 LATEST = "_latest"
-# By which of its scores a checkpoint is ranked; it has one of them.
-RANKS = {
-    "score": "Score",
-    "score_date1": "Score of date 1 only",
-    "score_date2": "Score of date 2 only",
-    "f1": "F1 of change",
-}
 
 
 def find_best_checkpoints(folder: Path) -> list[Path]:

@@ -47,13 +47,13 @@ from utils.distributed import join_world
 from utils.engine import evaluate
 from utils.errors import CheckpointError, DataError, OptionError
 from utils.files import write_json
+from utils.fit import Record
 from utils.inference import VIEWS, Predictor, decode
 from utils.label_counts import metrics_from_dict
 from utils.losses import ChangeCriterion
 from utils.masks import open_image, save_change_mask
 from utils.split_options import SplitOptions
 from utils.tensorboard_panels import CHANGE_TITLES, panel_writer, validation_panels
-from utils.trainer import Trainer
 
 SIDE = 64
 OF_CLASSES = re.compile(r"score|sek|f_scd|class_iou|iou_(?!changed|unchanged)|semantic")
@@ -470,24 +470,40 @@ def test_finished_masks_are_skipped(binary_root, outdir, tmp_path, capsys):
     assert all(path.stat().st_mtime_ns != time for path, time in before.items())
 
 
-def test_a_resumed_run_is_the_uninterrupted_one(binary_root, outdir, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("crash_at", "more"),
+    [((1, True), ()), ((2, False), ("--checkpoint-every", 1, "--cache", "disk"))],
+)
+def test_a_resumed_run_is_the_uninterrupted_one(
+    crash_at, more, binary_root, outdir, tmp_path, monkeypatch
+):
     class CrashError(Exception):
         pass
 
-    begin = Trainer.begin_epoch
+    save = Record.save_latest
 
-    def crash(trainer):
-        if trainer.epoch == 1:
+    def crash(record, trainer):
+        save(record, trainer)
+        if (trainer.epoch, trainer.validated) == crash_at:
             raise CrashError
-        return begin(trainer)
 
-    argv = train_options(binary_root, tmp_path, "--epochs", 2)
-    monkeypatch.setattr(Trainer, "begin_epoch", crash)
+    argv = train_options(binary_root, tmp_path, "--epochs", 2, *more)
+    monkeypatch.setattr(Record, "save_latest", crash)
     with pytest.raises(CrashError):
         train.main(argv)
-    monkeypatch.setattr(Trainer, "begin_epoch", begin)
+    monkeypatch.setattr(Record, "save_latest", save)
     train.main([*argv, "--resume"])
     assert_same_run(tmp_path, outdir)
+
+
+def test_a_time_limit_that_is_kept_changes_no_mask(binary_root, outdir, tmp_path):
+    more = ("--tta", "--time-limit", 1000, "--checkpoints", *best_files(outdir))
+    predict.main(options(binary_root, tmp_path, *more))
+    paths = sorted((outdir / "masks/test/change").glob("*.png"))
+    assert len(paths) == 4
+    for path in paths:
+        found = tmp_path / "masks/test/change" / path.name
+        assert found.read_bytes() == path.read_bytes()
 
 
 def test_a_run_with_a_head_of_one_class_is_not_gone_on_with(binary_root, outdir, tmp_path):

@@ -7,9 +7,15 @@ import torch
 
 from utils.binary import is_binary
 from utils.change_metrics import ChangeMetrics, compute_change_metrics
-from utils.metrics import ConfusionMatrix, Metrics, compute_metrics
+from utils.metrics import ConfusionMatrix, Metrics, compute_metrics, date_suffix
 
 AnyMetrics = Metrics | ChangeMetrics
+# The score by which the best epoch is chosen, and its title; a run has one of them.
+RANKS = {
+    "score": "Score",
+    **{f"score{date_suffix(date)}": f"Score of date {date} only" for date in (1, 2)},
+    "f1": "F1 of change",
+}
 
 
 class LabelCounts:
@@ -55,6 +61,6 @@ def metrics_from_dict(values: Mapping[str, Any]) -> AnyMetrics:
     """Rebuild what ``to_dict`` returned."""
     if "f1" in values:
         return ChangeMetrics(**values)
-    date = next((date for date in (1, 2) if f"score_date{date}" in values), None)
-    plain = {name.removesuffix(f"_date{date}"): value for name, value in values.items()}
+    date = next((date for date in (1, 2) if f"score{date_suffix(date)}" in values), None)
+    plain = {name.removesuffix(date_suffix(date)): value for name, value in values.items()}
     return Metrics(**{**plain, "class_iou": tuple(plain["class_iou"])}, date=date)
