@@ -51,7 +51,8 @@ def is_mask_folder(folder: Path) -> bool:
 
 def _holds_masks(folder: Path) -> bool:
     files = [p for p in sorted(folder.iterdir()) if p.is_file() and not p.name.startswith(".")]
-    spread = [files[i * len(files) // OPENED] for i in range(OPENED)] if files[OPENED:] else files
+    count = min(OPENED, len(files))
+    spread = [files[i * len(files) // count] for i in range(count)]
     certain = 0
     # Every 8th first: labels may be blank for long stretches of names.
     for path in (path for first in range(LOOKED_AT) for path in spread[first::LOOKED_AT]):

@@ -94,9 +94,7 @@ class PairReport:
 
         Change masks name no classes.
         """
-        if self.transitions is None or len(self.labels) < 2:
-            return 0
-        if is_binary(len(self.transitions) - 1):
+        if self.transitions is None or len(self.labels) < 2 or is_binary(len(self.transitions) - 1):
             return 0
         return int(np.trace(self.transitions[1:, 1:]))
 
