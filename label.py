@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from utils import options
 from utils.cli import run
-from utils.errors import DataError
 from utils.split_options import SplitOptions
 
 if TYPE_CHECKING:  # functions import torch themselves, so that --help starts at once
     import torch
     from torch.utils.data import DataLoader
 
-    from datasets import ClassList, Pair
+    from datasets import ClassList
     from models import Checkpoint
     from utils.distributed import World
     from utils.inference import Predictor
@@ -59,6 +58,7 @@ def main(argv: list[str] | None = None) -> "Coverage | None":
 def label_in_world(args: Namespace, world: "World") -> "Coverage":
     """Label as one of the world's processes."""
     from datasets import is_one_size, load_classes, remaining_loader
+    from datasets.change_detection import index_voted_pairs
     from models.deploy import prepare_predictor
     from models.ensemble import bands_to_read, choose_ensemble, describe_all
     from utils.manifest import Manifest, file_signature, work_key
@@ -68,12 +68,7 @@ def label_in_world(args: Namespace, world: "World") -> "Coverage":
     if args.workers is None:
         args.workers = options.default_workers(world.device.type)
     classes = load_classes(args.data_root)
-    if classes.is_binary:
-        raise DataError(
-            f"{args.data_root}: change masks without classes: there is nothing to vote; pseudo "
-            "labels need classes"
-        )
-    pairs = find_labelled_pairs(args)
+    pairs = index_voted_pairs(args.data_root, classes)
     checkpoints = choose_ensemble(args.checkpoints, args.outdir / "models", classes.to_dict())
     world.say(
         f"labelling {len(pairs)} pairs with {len(checkpoints)} models, "
@@ -107,19 +102,6 @@ def label_in_world(args: Namespace, world: "World") -> "Coverage":
     manifest.close()
     world.say(f"{coverage.table(classes.names)}\npseudo masks: {folder}")
     return coverage
-
-
-def find_labelled_pairs(args: Namespace) -> "list[Pair]":
-    """Return the pairs of ROOT/train, which must have labels."""
-    from datasets import index_pairs
-
-    pairs = index_pairs(args.data_root / "train")
-    if len(pairs[0].labelled_dates) < 2:
-        raise DataError(
-            f"{args.data_root / 'train'}: no label1 and label2; a vote fills in what the labels of "
-            "both dates leave out"
-        )
-    return pairs
 
 
 def warn_of_seen_pairs(args: Namespace, checkpoints: "list[Checkpoint]", world: "World") -> None:

@@ -77,7 +77,7 @@ def predict_in_world(args: Namespace, world: "World", started: float) -> "AnyMet
     if args.workers is None:
         args.workers = options.default_workers(world.device.type)
     classes = load_classes(args.data_root)
-    pairs, folder = find_pairs(args)
+    pairs, folder = find_pairs(args, world)
     checkpoints = choose_ensemble(args.checkpoints, args.outdir / "models", classes.to_dict())
     world.say(
         f"predicting {len(pairs)} pairs with {len(checkpoints)} models, "
@@ -186,13 +186,22 @@ def report(
         world.say(f"time limit of {args.time_limit:g} s missed, with the fewest views possible")
 
 
-def find_pairs(args: Namespace) -> "tuple[list[Pair], Path]":
-    """Return the pairs to predict and the folder of their masks."""
+def find_pairs(args: Namespace, world: "World") -> "tuple[list[Pair], Path]":
+    """Return the pairs to predict and the folder of their masks.
+
+    Labels of another kind than those trained on are left out: masks can be had without scores.
+    """
     from datasets import index_pairs, split_pairs
+    from datasets.folders import differing_labels
 
     chosen = chosen_split(args)
     if chosen is None:
-        return index_pairs(args.data_root / "val"), args.outdir / "masks" / "test"
+        pairs = index_pairs(args.data_root / "val")
+        differing = differing_labels(args.data_root)
+        if differing:
+            world.say(f"{differing}: predicting without scores")
+            pairs = [pair.without_labels() for pair in pairs]
+        return pairs, args.outdir / "masks" / "test"
     _, _, pairs = split_pairs(args.data_root, chosen)
     return pairs, args.outdir / "masks" / "val"
 

@@ -66,7 +66,7 @@ def run_in_world(args: Namespace, world: "World") -> "AnyMetrics":
     """Train or evaluate as one of the world's processes."""
     from datasets import load_classes, split_pairs
     from datasets.band_statistics import choose_bands, read_statistics
-    from datasets.inspection import missing_labels
+    from datasets.inspection import labelled_dates, missing_labels
     from models.ensemble import bands_to_read, open_ensemble
     from utils.precision import set_backend_options
     from utils.progress import summary
@@ -97,7 +97,11 @@ def run_in_world(args: Namespace, world: "World") -> "AnyMetrics":
     if args.load_from:
         return evaluate_checkpoint(args, checkpoint, val_loader, classes, world)
     train_loader = make_train_loader(args, train_pairs, classes, world, bands)
-    description = {"classes": classes.to_dict(), "split": split.to_dict()}
+    description = {
+        "classes": classes.to_dict(),
+        "split": split.to_dict(),
+        "labelled_dates": labelled_dates(classes, train_pairs, val_pairs),
+    }
     best_path, best = train(
         args, train_loader, val_loader, classes, description, bands, given, world
     )

@@ -18,9 +18,9 @@ from datasets.change_detection import (
     Pair,
     image_size,
     index_pairs,
-    label_folders,
 )
 from datasets.classes import ClassList, load_classes
+from datasets.folders import differing_labels, label_folders
 from datasets.splits import Split
 from datasets.transforms import TrainTransform
 from utils.bands import RGB, Bands
@@ -53,15 +53,21 @@ def split_pairs(
     """Return the split of a data set, its training pairs and its validation pairs.
 
     Raises:
-        DataError: the folders are not a labelled data set, or the split does not fit them.
+        DataError: the folders are not a labelled data set, the split does not fit them, or the
+            labels of ``train`` and ``val`` are of different kinds.
         OptionError: labels in ``root/val`` are asked for and missing.
     """
     root = Path(root)
     pairs = {pair.id: pair for pair in index_pairs(root / "train")}
     if not all(pair.labels for pair in pairs.values()):
-        raise DataError(f"{root / 'train'}: no label1 and label2 folders; training needs labels")
+        raise DataError(f"{root / 'train'}: no label1 and label2, nor label; training needs labels")
     protocol = options.choose(bool(label_folders(root / "val")))
     if protocol == "folders":
+        if differing_labels(root):
+            raise DataError(
+                f"{differing_labels(root)}; use the same folders in both, or leave val out with "
+                "--split every-10th, random or k-fold"
+            )
         val_pairs = index_pairs(root / "val")
         split = splits.folders(list(pairs), [pair.id for pair in val_pairs])
         pairs |= {pair.id: pair for pair in val_pairs}

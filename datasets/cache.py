@@ -14,8 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.change_detection import IMAGE_FOLDERS, FileReader, Pair, image_size, pseudo_mask
+from datasets.change_detection import FileReader, Pair, image_size, pseudo_mask
 from datasets.classes import ClassList
+from datasets.folders import IMAGE_FOLDERS
 from utils.bands import RGB, Bands
 from utils.errors import OptionError
 from utils.files import atomic_path, remove_leftovers, write_text

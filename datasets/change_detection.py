@@ -1,7 +1,7 @@
 """Bi-temporal pairs on disk: index a folder, read one pair, return one dict."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from datasets.change_masks import CHANGE_FOLDER, layout_hint
+from datasets.change_masks import layout_hint
 from datasets.classes import ClassList, read_label
+from datasets.folders import IMAGE_FOLDERS, label_folders
 from datasets.partners import require_partners
 from datasets.transforms import TrainTransform
 from utils.bands import RGB, Bands
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"})  # masks as well
 RASTER_SUFFIXES = IMAGE_SUFFIXES | {ARRAY_SUFFIX}
-IMAGE_FOLDERS = ("im1", "im2")
-LABEL_FOLDERS = ("label1", "label2")
 
 
 @dataclass(frozen=True)
@@ -61,19 +60,14 @@ class Pair:
         change_mask = () if self.change_mask is None else (self.change_mask,)
         return self.image1, self.image2, self.label1, self.label2, *change_mask
 
+    def without_labels(self) -> "Pair":
+        """Return the pair's images alone."""
+        return replace(self, label1=None, label2=None, change_mask=None)
+
     @property
     def name(self) -> str:
         """The file stem, which names the masks written for this pair."""
         return self.image1.stem
-
-
-def label_folders(folder: Path) -> dict[str, str]:
-    """Return a split's label folders by the key of their labels in a sample.
-
-    ``label1`` and ``label2``, or one of them; without both the change masks in ``label``.
-    """
-    dates = {name: name for name in LABEL_FOLDERS if (folder / name).is_dir()}
-    return dates or ({"change_mask": CHANGE_FOLDER} if (folder / CHANGE_FOLDER).is_dir() else {})
 
 
 def index_pairs(folder: Path) -> list[Pair]:
@@ -102,6 +96,26 @@ def index_pairs(folder: Path) -> list[Pair]:
         )
         for stem in sorted(images1)
     ]
+
+
+def index_voted_pairs(root: Path, classes: ClassList) -> list[Pair]:
+    """List the pairs of ``root/train``, whose labels must leave something to vote on.
+
+    Raises:
+        DataError: as `index_pairs`, or the labels name no classes, or those of one date alone.
+    """
+    if classes.is_binary:
+        raise DataError(
+            f"{root}: change masks without classes: there is nothing to vote; pseudo labels need "
+            "classes"
+        )
+    pairs = index_pairs(root / "train")
+    if len(pairs[0].labelled_dates) < 2:
+        raise DataError(
+            f"{root / 'train'}: no label1 and label2; a vote fills in what the labels of both "
+            "dates leave out"
+        )
+    return pairs
 
 
 def _suffixes() -> list[str]:

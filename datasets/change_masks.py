@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from datasets.folders import label_folders
 from utils.errors import DataError
-from utils.masks import open_image
+from utils.masks import CHANGE_MASKS, open_image
 
-CHANGE_FOLDER = "label"  # as public sets name it
 SPLIT_FOLDERS = ("train", "val", "test")
-LOOKED_AT = 8  # labels of one folder
+LOOKED_AT, OPENED = 8, 64  # labels of one folder: that show change, and at the most
 WHITE = 255
 
 
@@ -25,29 +25,37 @@ def find_change_masks(root: Path) -> str:
         root: data set, or one of its split folders.
     """
     for folder in (*(root / name for name in SPLIT_FOLDERS), root):
-        dates = [folder / f"label{date}" for date in (1, 2) if (folder / f"label{date}").is_dir()]
-        if dates:
-            return "the labels looked at hold 0 and 255 only" if _holds_masks(dates[0]) else ""
+        labels = label_folders(folder)
+        if "change_mask" not in labels and labels:
+            masks = _holds_masks(folder / next(iter(labels.values())))
+            return "the labels looked at hold 0 and 255 only" if masks else ""
         # A folder of that name beside the splits may be anything.
-        if (folder / CHANGE_FOLDER).is_dir() and (folder / "im1").is_dir():
-            return f"from {folder.name}/{CHANGE_FOLDER}"
+        if labels and (folder / "im1").is_dir():
+            return f"from {folder.name}/{labels['change_mask']}"
     return ""
 
 
 def is_mask_folder(folder: Path) -> bool:
     """Tell whether a folder holds change masks: as a split (`find_change_masks`), or by itself.
 
-    By itself it has image files, all that are looked at grey with 0 and 255 alone.
+    By itself it has image files, all that are looked at grey with 0 and 255 alone. As everywhere,
+    ``label1`` and ``label2`` count before ``label``, and labels before masks in ``change``.
     """
-    if find_change_masks(folder) or any((folder / n).is_dir() for n in (CHANGE_FOLDER, "change")):
+    labels = label_folders(folder)
+    if labels:
+        return "change_mask" in labels or bool(find_change_masks(folder))
+    if (folder / CHANGE_MASKS).is_dir() or find_change_masks(folder):
         return True
     return folder.is_dir() and not (folder / "im1").is_dir() and _holds_masks(folder)
 
 
 def _holds_masks(folder: Path) -> bool:
     files = [p for p in sorted(folder.iterdir()) if p.is_file() and not p.name.startswith(".")]
-    certain = False
-    for path in files[:: max(1, len(files) // LOOKED_AT)][:LOOKED_AT]:
+    count = min(OPENED, len(files))
+    spread = [files[i * len(files) // count] for i in range(count)]
+    certain = 0
+    # Every 8th first: labels may be blank for long stretches of names.
+    for path in (path for first in range(LOOKED_AT) for path in spread[first::LOOKED_AT]):
         try:
             image = open_image(path)
         except DataError:
@@ -56,8 +64,10 @@ def _holds_masks(folder: Path) -> bool:
         values = set(np.flatnonzero(image.histogram())) if image.mode in ("L", "P") else {1}
         if not values <= {0, WHITE}:
             return False
-        certain = certain or WHITE in values
-    return certain
+        certain += WHITE in values
+        if certain == LOOKED_AT:
+            break
+    return certain > 0
 
 
 def layout_hint(folder: Path) -> str:

@@ -10,8 +10,9 @@ import numpy as np
 from PIL import Image
 
 from datasets.change_masks import find_change_masks, read_mask_values
+from utils import binary
 from utils.errors import DataError
-from utils.masks import Palette, open_image
+from utils.masks import CHANGE_MASKS, Palette, open_image
 
 CLASSES_FILE = "classes.json"
 MAX_CLASSES = 255  # index 255 stays free, and a palette PNG holds 256 colours
@@ -50,17 +51,17 @@ class ClassList:
     @property
     def is_binary(self) -> bool:
         """Whether labels say what changed and nothing else."""
-        return self.num_classes == 1
+        return binary.is_binary(self.num_classes)
 
     @property
     def semantic_classes(self) -> int:
         """Number of classes that a model has to tell apart; 0 of a binary list."""
-        return 0 if self.is_binary else self.num_classes
+        return binary.semantic_classes(self.num_classes)
 
     @property
     def mask_folders(self) -> tuple[str, ...]:
         """Folders that predicted masks go to: one per date, or one of change masks."""
-        return ("change",) if self.is_binary else ("im1", "im2")
+        return (CHANGE_MASKS,) if self.is_binary else ("im1", "im2")
 
     @property
     def palette(self) -> Palette | None:

@@ -150,9 +150,10 @@ def set_entries(
     labelled = [report for report in reports if report.transitions is not None]
     full = [report for report in labelled if every_pixel_has_a_class(report)]
     if labelled and len(full) > MANY * len(labelled):
+        kind = "all-marked" if classes.is_binary else "all-changed"
         for report in full:
             files = tuple(relative(file.path, root) for file in report.labels)
-            yield "all-changed", Entry(files, "", (report.pair.id,))
+            yield kind, Entry(files, "", (report.pair.id,))
     for split in dict.fromkeys(report.split for report in labelled):
         if not _mostly_readable(reports, split):
             continue

@@ -123,6 +123,8 @@ def inspect_dataset(
     work = partial(inspect_pair, classes=classes, color_distance=color_distance)
     reports = list(progress(ParallelMap(work, pairs, workers), "pairs"))
     found = [item for scan in scans.values() for item in scan.found]
+    if classes.is_binary:  # either date says what changed
+        found = [item for item in found if item[0] != "one-date"]
     images = []
     for number, report in enumerate(reports):
         report.split = split_of[report.pair.id]
@@ -158,7 +160,7 @@ def quick_check(
     found += [
         item
         for item in set_entries(reports, classes, root)
-        if item[0] in ("all-unchanged", "all-changed", "mixed-depth")
+        if item[0] in ("all-unchanged", "all-changed", "all-marked", "mixed-depth")
     ]
     return [str(finding) for finding in collect(found)]
 
@@ -185,6 +187,22 @@ def missing_labels(
         )
         if len(pairs[0].labelled_dates) == 1
     ]
+
+
+def labelled_dates(
+    classes: ClassList, train_pairs: Sequence[Pair], val_pairs: Sequence[Pair]
+) -> dict[str, list[int]]:
+    """Return the dates whose classes a run learns and is scored on; none of a binary list.
+
+    Args:
+        classes: the class list.
+        train_pairs: as for `missing_labels`.
+        val_pairs: as for `missing_labels`.
+    """
+    return {
+        name: [] if classes.is_binary else list(pairs[0].labelled_dates)
+        for name, pairs in (("training", train_pairs), ("validation", val_pairs))
+    }
 
 
 def _image_keys(number: int, report: PairReport, root: Path) -> Iterator[ImageKey]:

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.change_detection import IMAGE_FOLDERS, IMAGE_SUFFIXES, LABEL_FOLDERS
-from datasets.change_masks import CHANGE_FOLDER
+from datasets.change_detection import IMAGE_SUFFIXES
 from datasets.classes import ClassList, read_label
+from datasets.folders import IMAGE_FOLDERS, LABEL_FOLDERS, label_folders
 from datasets.partners import and_more, require_partners
 from utils.errors import DataError
+from utils.masks import CHANGE_MASKS
 from utils.scoring import PairCounts, count_change, count_pair, drop_one_sided
 
 PairPaths = tuple[Path, ...]  # one mask per date, or a change mask alone
@@ -60,8 +61,8 @@ def find_masks(folder: Path, binary: bool = False) -> dict[str, PairPaths]:
 
     Args:
         folder: holds the masks.
-        binary: look for change masks instead: in ``label``, in ``change``, in ``label1`` and
-            ``label2``, or in the folder itself.
+        binary: look for change masks instead: in ``label1`` and ``label2``, in ``label``, in
+            ``change``, or in the folder itself.
 
     Raises:
         DataError: the folders are missing or empty, or a mask has no partner.
@@ -90,15 +91,15 @@ def find_masks(folder: Path, binary: bool = False) -> dict[str, PairPaths]:
 
 
 def _find_change_masks(folder: Path) -> dict[str, PairPaths]:
-    dates = [folder / name for name in LABEL_FOLDERS if (folder / name).is_dir()]
-    alone = [folder / name for name in (CHANGE_FOLDER, "change") if (folder / name).is_dir()]
-    places = alone[:1] or dates or [folder]
+    masks = [folder / CHANGE_MASKS] if (folder / CHANGE_MASKS).is_dir() else [folder]
+    places = [folder / name for name in label_folders(folder).values()] or masks
     if not places[0].is_dir():
         raise DataError(f"{folder}: no such folder; expected change masks in it, or in change")
     files = [_files_by_stem(place) for place in places]
     if not files[0]:
         raise DataError(f"{places[0]}: no masks in it; expected PNG files, or a folder change")
-    return {name: tuple(of[name] for of in files if name in of) for name in files[0]}
+    require_partners(files[0], files[-1], places[0], places[-1])
+    return {name: tuple(of[name] for of in files) for name in files[0]}
 
 
 def read_names(path: Path, known: dict[str, PairPaths]) -> list[str]:

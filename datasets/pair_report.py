@@ -12,6 +12,7 @@ from datasets.band_statistics import BandSums, sum_bands
 from datasets.change_detection import Pair
 from datasets.classes import ClassList
 from datasets.label_formats import BINARY, COLOR_DISTANCE, LabelReading, inspect_label
+from utils.binary import is_binary
 from utils.errors import DataError
 from utils.masks import file_bits, open_image
 from utils.pictures import to_rgb
@@ -93,7 +94,7 @@ class PairReport:
 
         Change masks name no classes.
         """
-        if self.transitions is None or len(self.labels) < 2 or len(self.transitions) == 2:
+        if self.transitions is None or len(self.labels) < 2 or is_binary(len(self.transitions) - 1):
             return 0
         return int(np.trace(self.transitions[1:, 1:]))
 

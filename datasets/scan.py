@@ -4,15 +4,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from datasets import splits
-from datasets.change_detection import (
-    IMAGE_FOLDERS,
-    IMAGE_SUFFIXES,
-    RASTER_SUFFIXES,
-    Pair,
-    label_folders,
-)
+from datasets.change_detection import IMAGE_SUFFIXES, RASTER_SUFFIXES, Pair
 from datasets.change_masks import layout_hint
 from datasets.findings import Entry, relative
+from datasets.folders import IMAGE_FOLDERS, label_folders
 from utils.errors import DataError
 from utils.split_options import SplitOptions
 

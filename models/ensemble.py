@@ -5,18 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from models import Checkpoint, open_checkpoint
+from utils import binary
 from utils.bands import RGB, Bands, union
 from utils.errors import CheckpointError, DataError
+from utils.label_counts import RANKS
 from utils.rasters import read_header, require_bands
 
 LATEST = "_latest"
-# By which of its scores a checkpoint is ranked; it has one of them.
-RANKS = {
-    "score": "Score",
-    "score_date1": "Score of date 1 only",
-    "score_date2": "Score of date 2 only",
-    "f1": "F1 of change",
-}
 
 
 def find_best_checkpoints(folder: Path) -> list[Path]:
@@ -92,13 +87,14 @@ def open_ensemble(paths: Sequence[Path], classes: dict) -> list[Checkpoint]:
 def check_classes(checkpoint: Checkpoint, classes: dict) -> None:
     """Raise unless a checkpoint was trained on this class list.
 
-    Foreign checkpoints carry no list; of them only the number of classes can be checked.
+    Foreign checkpoints carry no list; of them only the number of classes can be checked. Of change
+    masks the names mean nothing.
 
     Raises:
         CheckpointError: the lists differ, or one of both knows change alone.
     """
     expected = list(classes["names"])
-    wanted = len(expected) - 1 if len(expected) > 2 else 0  # a single class is none to tell apart
+    wanted = binary.semantic_classes(len(expected) - 1)
     if bool(checkpoint.config.num_classes) != bool(wanted):
         there, here = ("change alone", "classes") if wanted else ("classes", "change masks alone")
         note = " (a set without labels needs a classes.json of two entries)" if wanted else ""
@@ -113,7 +109,7 @@ def check_classes(checkpoint: Checkpoint, classes: dict) -> None:
                 f"{checkpoint.path}: predicts {checkpoint.config.num_classes} classes, the data "
                 f"set has {len(expected) - 1}; check --data-root"
             )
-    elif list(trained_on) != expected:
+    elif wanted and list(trained_on) != expected:
         raise CheckpointError(
             f"{checkpoint.path}: trained on the classes {', '.join(trained_on)}; the data set has "
             f"{', '.join(expected)}; check --data-root or leave this checkpoint out"

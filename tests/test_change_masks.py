@@ -5,36 +5,55 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from processes import run_ranks
-from runs import BACKBONE, PREFIX, assert_same_run, best_files, options, train_options
+from runs import (
+    BACKBONE,
+    PREFIX,
+    assert_same_run,
+    best_files,
+    latest_file,
+    options,
+    train_options,
+)
 
 import label
 import test as predict
 import train
-from datasets import ChangeDetectionDataset, evaluation_loader, index_pairs
-from datasets.change_masks import find_change_masks
+from datasets import (
+    ChangeDetectionDataset,
+    change_masks,
+    evaluation_loader,
+    index_pairs,
+    split_pairs,
+)
+from datasets.change_masks import find_change_masks, is_mask_folder
 from datasets.classes import CHANGE_CLASSES, SECOND_CLASSES, load_classes, read_label
 from datasets.inspection import inspect_dataset
+from datasets.mask_folders import find_masks
 from datasets.sample import write_sample_data
 from models import ModelConfig, build_model, load_model, open_checkpoint
+from models.ensemble import open_ensemble
 from models.transfer import transfer_weights
-from tools import check_data, report, score
+from tools import check_data, pseudo_accuracy, report, score
 from utils.change_metrics import compute_change_metrics
 from utils.checkpoint import read_checkpoint
 from utils.distributed import join_world
 from utils.engine import evaluate
 from utils.errors import CheckpointError, DataError, OptionError
 from utils.files import write_json
+from utils.fit import Record
 from utils.inference import VIEWS, Predictor, decode
 from utils.label_counts import metrics_from_dict
 from utils.losses import ChangeCriterion
-from utils.tensorboard_panels import CHANGE_TITLES, validation_panels
-from utils.trainer import Trainer
+from utils.masks import open_image, save_change_mask
+from utils.split_options import SplitOptions
+from utils.tensorboard_panels import CHANGE_TITLES, panel_writer, validation_panels
 
 SIDE = 64
 OF_CLASSES = re.compile(r"score|sek|f_scd|class_iou|iou_(?!changed|unchanged)|semantic")
@@ -145,6 +164,29 @@ def test_equal_masks_of_both_dates_are_recognised(broken_root):
     assert set(dataset[0]) == {"name", "image1", "image2", "change_mask"}
 
 
+@pytest.mark.parametrize("marked", [0, 7, 11])
+def test_blank_masks_do_not_hide_the_others(marked, broken_root):
+    masks_in_both(broken_root)
+    for path in broken_root.glob("train/label[12]/*.png"):
+        values = np.uint8(255 * (path.stem == f"{marked:05d}"))
+        Image.fromarray(np.full((SIDE, SIDE), values)).save(path)
+    assert load_classes(broken_root) is CHANGE_CLASSES
+
+
+def test_the_labels_looked_at_are_spread(one_mask, tmp_path, monkeypatch):
+    for index in range(200):
+        one_mask([[0, 255]], name=f"{index:03d}.png")
+    opened = []
+
+    def recorded(path: Path) -> Image.Image:
+        opened.append(int(path.stem))
+        return open_image(path)
+
+    monkeypatch.setattr(change_masks, "open_image", recorded)
+    assert is_mask_folder(tmp_path)
+    assert len(opened) == 8 and np.all(np.abs(np.diff(opened) - 25) <= 1)
+
+
 @pytest.mark.parametrize("kind", ["0 and 1", "nothing changed", "one with classes", "black, white"])
 def test_what_might_be_classes_stays_classes(kind, broken_root):
     masks_in_both(broken_root, high=1 if kind == "0 and 1" else 255)
@@ -185,6 +227,42 @@ def test_masks_beside_a_class_list_are_refused(binary_root, tmp_path):
     shutil.copytree(binary_root, tmp_path / "root")
     findings = inspect_dataset(tmp_path / "root", SECOND_CLASSES).findings
     assert "label-binary" in {finding.kind for finding in findings}
+
+
+def test_one_folder_of_masks_is_as_good_as_two(broken_root):
+    masks_in_both(broken_root)
+    for split in ("train", "val"):
+        shutil.rmtree(broken_root / split / "label2")
+    assert inspect_dataset(broken_root, CHANGE_CLASSES).findings == []
+
+
+def test_masks_all_white_are_named_with_their_own_remedy(broken_root):
+    masks_in_both(broken_root)
+    for path in broken_root.glob("*/label[12]/*.png"):
+        Image.new("L", (SIDE, SIDE), 255).save(path)
+    classes = load_classes(broken_root)
+    (finding,) = inspect_dataset(broken_root, classes).findings
+    assert finding.kind == "all-marked" and "--unchanged-where-equal" not in str(finding)
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_splits_of_two_kinds_are_refused_and_predicted(split, broken_root, tmp_path, capsys):
+    semantic = small_model(0 if split == "train" else 6)
+    state = {"format": 1, "config": semantic.config.to_dict(), "model": semantic.state_dict()}
+    torch.save(state, tmp_path / "a.pth")
+    for path in (broken_root / split / "label1").iterdir():
+        changed = SECOND_CLASSES.to_index(np.asarray(Image.open(path))) > 0
+        save_change_mask(broken_root / split / "label" / path.name, changed.astype(np.uint8))
+    for folder in ("label1", "label2"):
+        shutil.rmtree(broken_root / split / folder)
+    with pytest.raises(DataError, match=r"val: labels in label.*train has them in label.*--split"):
+        train.main(train_options(broken_root, tmp_path))
+    argv = options(broken_root, tmp_path, "--checkpoints", tmp_path / "a.pth")
+    assert predict.main(argv) is None
+    assert "predicting without scores" in capsys.readouterr().out
+    assert len(list((tmp_path / "masks/test").glob("*/*.png"))) == (4 if split == "train" else 8)
+    chosen, _, _ = split_pairs(broken_root, SplitOptions("every-10th"))
+    assert chosen.val == ("train/00000", "train/00010")
 
 
 @pytest.mark.parametrize("script", [train, check_data])
@@ -265,6 +343,32 @@ def test_scores_equal_their_definitions():
     assert compute_change_metrics(torch.zeros(2, 2)).f1 == 0
 
 
+def test_names_of_a_binary_list_mean_nothing(outdir):
+    (best,) = best_files(outdir)
+    names = {"names": ["same", "built"]}
+    assert open_ensemble([best], names)[0].path == best
+
+
+def test_panels_of_the_log_show_the_prediction(binary_root):
+    class Log:
+        shows_images = True
+        images: ClassVar = []
+
+        def add_image(self, *image: object) -> None:
+            self.images.append(image)
+
+    dataset = ChangeDetectionDataset(index_pairs(binary_root / "val"), CHANGE_CLASSES)
+    predictor = Predictor([small_model()])
+    panel_writer(Log(), predictor, dataset, CHANGE_CLASSES)(7)
+    ((name, picture, epoch),) = Log.images
+    samples = [dataset[i] for i in range(4)]
+    maps = [decode(predictor(s["image1"][None], s["image2"][None]))[0][0] for s in samples]
+    assert (name, epoch) == ("validation", 7)
+    assert np.array_equal(picture, validation_panels(samples, maps, None, CHANGE_CLASSES))
+    others = [1 - each for each in maps]
+    assert not np.array_equal(picture, validation_panels(samples, others, None, CHANGE_CLASSES))
+
+
 def test_panels_show_one_map(binary_root):
     dataset = ChangeDetectionDataset(index_pairs(binary_root / "val")[:2], CHANGE_CLASSES)
     samples = [dataset[0], dataset[1]]
@@ -329,6 +433,28 @@ def test_score_text_and_what_change_masks_cannot(binary_root, outdir, capsys):
         score.main([*argv, "--matrix", "transitions"])
 
 
+def test_labels_of_classes_beside_a_folder_label_are_scored_as_such(broken_root, capsys):
+    root = broken_root / "val"
+    (root / "label").mkdir()
+    score.main(["--prediction", str(root), "--label", str(root), "--bootstrap", "0"])
+    assert "Score" in capsys.readouterr().out
+    masks_in_both(broken_root)
+    Image.new("L", (SIDE, SIDE)).save(root / "label/00000.png")
+    assert is_mask_folder(root)
+    masks = find_masks(root, binary=True)
+    assert masks["00001"] == (root / "label1/00001.png", root / "label2/00001.png")
+
+
+@pytest.mark.parametrize("date", [1, 2])
+def test_a_mask_of_one_date_alone_is_not_scored(date, broken_root):
+    masks_in_both(broken_root)
+    (broken_root / f"val/label{date}/00002.png").unlink()
+    with pytest.raises(
+        DataError, match=rf"label{3 - date}/00002\.png: no partner in .*label{date}"
+    ):
+        find_masks(broken_root / "val", binary=True)
+
+
 def test_finished_masks_are_skipped(binary_root, outdir, tmp_path, capsys):
     shutil.copytree(outdir, tmp_path / "out")
     folder = tmp_path / "out/masks/test"
@@ -344,30 +470,57 @@ def test_finished_masks_are_skipped(binary_root, outdir, tmp_path, capsys):
     assert all(path.stat().st_mtime_ns != time for path, time in before.items())
 
 
-def test_a_resumed_run_is_the_uninterrupted_one(binary_root, outdir, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("crash_at", "more"),
+    [((1, True), ()), ((2, False), ("--checkpoint-every", 1, "--cache", "disk"))],
+)
+def test_a_resumed_run_is_the_uninterrupted_one(
+    crash_at, more, binary_root, outdir, tmp_path, monkeypatch
+):
     class CrashError(Exception):
         pass
 
-    begin = Trainer.begin_epoch
+    save = Record.save_latest
 
-    def crash(trainer):
-        if trainer.epoch == 1:
+    def crash(record, trainer):
+        save(record, trainer)
+        if (trainer.epoch, trainer.validated) == crash_at:
             raise CrashError
-        return begin(trainer)
 
-    argv = train_options(binary_root, tmp_path, "--epochs", 2)
-    monkeypatch.setattr(Trainer, "begin_epoch", crash)
+    argv = train_options(binary_root, tmp_path, "--epochs", 2, *more)
+    monkeypatch.setattr(Record, "save_latest", crash)
     with pytest.raises(CrashError):
         train.main(argv)
-    monkeypatch.setattr(Trainer, "begin_epoch", begin)
+    monkeypatch.setattr(Record, "save_latest", save)
     train.main([*argv, "--resume"])
     assert_same_run(tmp_path, outdir)
+
+
+def test_a_time_limit_that_is_kept_changes_no_mask(binary_root, outdir, tmp_path):
+    more = ("--tta", "--time-limit", 1000, "--checkpoints", *best_files(outdir))
+    predict.main(options(binary_root, tmp_path, *more))
+    paths = sorted((outdir / "masks/test/change").glob("*.png"))
+    assert len(paths) == 4
+    for path in paths:
+        found = tmp_path / "masks/test/change" / path.name
+        assert found.read_bytes() == path.read_bytes()
+
+
+def test_a_run_with_a_head_of_one_class_is_not_gone_on_with(binary_root, outdir, tmp_path):
+    shutil.copytree(outdir, tmp_path / "out")
+    state = read_checkpoint(latest_file(outdir))
+    state["config"]["num_classes"] = 1
+    torch.save(state, latest_file(tmp_path / "out"))
+    with pytest.raises(OptionError, match="semantic classes is 1, that of these data 0"):
+        train.main(train_options(binary_root, tmp_path / "out", "--epochs", 2, "--resume"))
 
 
 def test_what_needs_classes_is_refused(binary_root, sample_root, outdir, tmp_path):
     (best,) = best_files(outdir)
     with pytest.raises(DataError, match="nothing to vote; pseudo labels need classes"):
         label.main(options(binary_root, outdir))
+    with pytest.raises(DataError, match="nothing to vote; pseudo labels need classes"):
+        pseudo_accuracy.main(["--data-root", str(binary_root), "--masks", str(tmp_path)])
     with pytest.raises(OptionError, match="pseudo labels are classes"):
         train.main(train_options(binary_root, outdir, "--use-pseudo-label"))
     for main in (label.main, predict.main):

@@ -342,6 +342,13 @@ def land_cover_as_labels(root):
     return {"all-changed": [f"{s}/label{d}/{i:05d}.png" for s, i in names for d in (1, 2)]}
 
 
+def white_masks(root):
+    for path in every_label(root):
+        write(path, np.full((64, 64), 255, np.uint8))
+    names = [("train", i) for i in range(12)] + [("val", i) for i in range(4)]
+    return {"all-marked": [f"{s}/label{d}/{i:05d}.png" for s, i in names for d in (1, 2)]}
+
+
 def class_never_used(root):
     entries = [
         {"name": n, "color": c} for n, c in zip(*SECOND_CLASSES.to_dict().values(), strict=True)
@@ -399,8 +406,8 @@ DAMAGES = [
     labels_of_one_date,
     foreign_values, foreign_colors, contradicting_palette, sixteen_bit_label, one_index_label,
     too_few_bands, values_with_a_fraction,
-    disagree, same_class, nothing_changed, land_cover_as_labels, class_never_used, exact_leak,
-    lossy_leak, flipped_leak, duplicate, brighter_duplicate,
+    disagree, same_class, nothing_changed, land_cover_as_labels, white_masks, class_never_used,
+    exact_leak, lossy_leak, flipped_leak, duplicate, brighter_duplicate,
 ]  # fmt: skip
 
 

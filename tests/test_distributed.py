@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,8 +11,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from processes import (
     REPO,
     Child,
@@ -48,6 +51,7 @@ from utils.distributed import World, join_world
 from utils.engine import evaluate
 from utils.errors import OptionError
 from utils.inference import Predictor
+from utils.masks import save_change_mask
 
 STEPS = 5
 
@@ -63,7 +67,7 @@ def write_losses(rank: int, data: Path, outdir: Path, argv: tuple) -> None:
         split, pairs, _ = split_pairs(data)
         loader = train.make_train_loader(args, pairs, classes, world)
         description = {"classes": classes.to_dict(), "split": split.to_dict()}
-        config = ModelConfig(args.model, args.backbone, args.lightweight, classes.num_classes)
+        config = ModelConfig(args.model, args.backbone, args.lightweight, classes.semantic_classes)
         trainer = train.make_trainer(args, config, description, 6, None, world)
         for module in trainer.model.modules():
             if isinstance(module, (nn.Dropout, nn.Dropout2d)):
@@ -97,6 +101,21 @@ def test_losses_of_two_processes_are_those_of_one(model, sample_root, tmp_path):
     for step, (a, b) in enumerate(zip(found, expected, strict=True)):
         # Adam divides gradients by their own size, so that rounding grows from step to step.
         assert a == pytest.approx(b, rel=1e-5 * 10 ** min(step, 2)), step
+
+
+@pytest.mark.parametrize("kind", ["binary", "one date"])
+def test_two_processes_without_all_semantics(kind, broken_root, tmp_path):
+    for split in ("train", "val"):
+        shutil.rmtree(broken_root / split / "label2")
+        if kind == "binary":
+            (broken_root / split / "label1").rename(broken_root / split / "label")
+            for path in (broken_root / split / "label").iterdir():
+                changed = SECOND_CLASSES.to_index(np.asarray(Image.open(path))) > 0
+                save_change_mask(path, changed.astype(np.uint8))
+    found, expected = (losses_of(size, broken_root, tmp_path / str(size))[:2] for size in (2, 1))
+    terms = {"change", "total"} if kind == "binary" else {"change", "semantic1", "total"}
+    for step, (a, b) in enumerate(zip(found, expected, strict=True)):
+        assert set(a) == terms and a == pytest.approx(b, rel=1e-5 * 10**step), step
 
 
 def test_accumulated_losses_of_two_processes_are_those_of_one(sample_root, tmp_path):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import PREFIX, best_files, options, train_options
+from runs import PREFIX, best_files, latest_file, options, train_options
 
 import label
 import test as predict
@@ -17,9 +17,10 @@ from datasets import ChangeDetectionDataset, index_pairs
 from datasets.classes import SECOND_CLASSES
 from models import open_checkpoint
 from models.ensemble import describe, find_best_checkpoints
-from tools import check_data, report
+from tools import check_data, pseudo_accuracy, report
+from utils import tensorboard_panels
 from utils.checkpoint import read_checkpoint
-from utils.errors import DataError
+from utils.errors import DataError, OptionError
 from utils.label_counts import LabelCounts, metrics_from_dict, score_labels
 from utils.losses import ChangeCriterion
 from utils.metrics import compute_metrics
@@ -135,6 +136,35 @@ def test_training_says_so_and_labelling_needs_both(one_date_root, outdir, capsys
     assert "training: labels of date 1 only" in capsys.readouterr().out
     with pytest.raises(DataError, match="no label1 and label2"):
         label.main(options(one_date_root, outdir))
+
+
+def test_a_run_goes_on_with_the_dates_it_had(one_date_root, sample_root, outdir, tmp_path):
+    shutil.copytree(outdir, tmp_path / "out")
+    argv = train_options(sample_root, tmp_path / "out", "--resume")
+    with pytest.raises(OptionError, match=r"dates with labels were .*\[1\].*, now .*\[1, 2\]"):
+        train.main(argv)
+    train.main(train_options(one_date_root, tmp_path / "out", "--resume"))
+    latest = latest_file(tmp_path / "out")
+    state = read_checkpoint(latest)
+    assert state.pop("labelled_dates") == {"training": [1], "validation": [1]}
+    torch.save(state, latest)  # as older runs left it
+    train.main(argv)
+
+
+def test_pseudo_masks_are_not_measured_on_one_date(one_date_root, tmp_path):
+    with pytest.raises(DataError, match="no label1 and label2"):
+        pseudo_accuracy.measure(one_date_root, tmp_path)
+
+
+@pytest.mark.parametrize(("dates", "title"), [((1, 2), "both dates"), ((2,), "date 2")])
+def test_panels_name_the_dates(dates, title, sample_root, monkeypatch):
+    sample = ChangeDetectionDataset(index_pairs(sample_root / "val"), SECOND_CLASSES)[0]
+    maps = sample["label1"], sample["label2"]
+    for date in {1, 2} - set(dates):
+        sample.pop(f"label{date}")
+    monkeypatch.setattr(tensorboard_panels, "contact_sheet", lambda titles, *_: titles)
+    titles = tensorboard_panels.validation_panels([sample], maps[:1], maps[1:], SECOND_CLASSES)
+    assert titles[-1] == f"errors, {title}"
 
 
 def test_report_names_the_date(one_date_root, outdir):

@@ -8,6 +8,7 @@ from PIL import Image
 
 from datasets.classes import SECOND_CLASSES
 from datasets.sample import Scene, make_scene, write_sample_data
+from tools import make_sample_data
 
 TOOL = Path(__file__).resolve().parents[1] / "tools" / "make_sample_data.py"
 FOLDERS = {"im1", "im2", "label1", "label2", "truth1", "truth2"}
@@ -169,6 +170,19 @@ def test_tool_writes_refuses_and_overwrites(tmp_path):
     assert second.returncode == 0, second.stderr
     after = read_bytes(root)
     assert after == {name: before[name] for name in before if not name.endswith("00002.png")}
+
+
+def test_another_label_format_leaves_no_empty_folder(tmp_path):
+    small = [str(tmp_path), "--train-pairs", "1", "--val-pairs", "1", "--size", "32"]
+    for label_format, folders in (
+        ("rgb", {"label1", "label2"}),
+        ("binary", {"label"}),
+        ("rgb", {"label1", "label2"}),
+    ):
+        make_sample_data.main([*small, "--overwrite", "--label-format", label_format])
+        for split in ("train", "val"):
+            found = {path.name for path in (tmp_path / split).iterdir()}
+            assert found == {"im1", "im2", "truth1", "truth2", *folders}
 
 
 def test_tool_never_overwrites_real_data(tmp_path):

@@ -106,6 +106,8 @@ def list_files(root: Path) -> list[Path]:
 def make_room(root: Path, overwrite: bool) -> None:
     """Remove old sample data from ``root``; real data, and any data unless asked, is refused.
 
+    Folders that become empty go too: one without files would count as labels still.
+
     Raises:
         UserError: the folder has pairs and ``overwrite`` is off, or pairs of another origin.
     """
@@ -128,6 +130,9 @@ def make_room(root: Path, overwrite: bool) -> None:
     # The truth goes last, so that an interrupted removal still looks like sample data.
     for path in sorted(files, key=lambda path: path.parent.name == "truth1"):
         path.unlink()
+    for folder in {path.parent for path in files}:
+        if not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def share_changed(root: Path) -> float:

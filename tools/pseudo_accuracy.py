@@ -51,14 +51,16 @@ def measure(data_root: Path, masks: Path) -> dict[str, float]:
         masks: folder of pseudo masks, with ``im1`` and ``im2``.
 
     Raises:
-        DataError: a mask or a truth file is missing or unreadable.
+        DataError: a mask or a truth file is missing or unreadable, or the labels are none that
+            label.py votes on.
     """
-    from datasets import index_pairs, load_classes
+    from datasets import load_classes
+    from datasets.change_detection import index_voted_pairs
     from datasets.classes import read_label
 
     classes = load_classes(data_root)
     unlabelled = covered = right = 0
-    for pair in index_pairs(data_root / "train"):
+    for pair in index_voted_pairs(data_root, classes):
         for label_path, date in ((pair.label1, "1"), (pair.label2, "2")):
             free = read_label(label_path, classes) == 0
             vote = read_label(masks / f"im{date}" / f"{pair.name}.png", classes)[free]

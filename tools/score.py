@@ -26,7 +26,7 @@ EPILOG = """examples:
 
 Each folder has label1 and label2, or im1 and im2, with masks of the same names: class indices or
 class colours. Change masks without classes, 0 and 255, are one per pair: in label, in change, or in
-the folder itself. docs/metrics.md explains the scores.
+the folder itself; or in label1 and label2, which count first. docs/metrics.md explains the scores.
 """
 MATRIX_NAMES = {"dates": "dates", "transitions": "transitions", "7": "dates", "37": "transitions"}
 # Reader processes need about two seconds to start; below this many pairs one process is faster.

@@ -22,7 +22,8 @@ class Record:
     """What a run writes down, and where.
 
     Attributes:
-        identity: ``config``, ``classes``, ``split`` and ``run`` for every checkpoint.
+        identity: ``config``, ``classes``, ``split``, ``labelled_dates`` and ``run``, for every
+            checkpoint.
         options: those that a resumed run must share.
         files: its checkpoints.
         log: its CSV and TensorBoard files; None where another process writes them.

@@ -5,10 +5,17 @@ from typing import Any
 
 import torch
 
+from utils.binary import is_binary
 from utils.change_metrics import ChangeMetrics, compute_change_metrics
-from utils.metrics import ConfusionMatrix, Metrics, compute_metrics
+from utils.metrics import ConfusionMatrix, Metrics, compute_metrics, date_suffix
 
 AnyMetrics = Metrics | ChangeMetrics
+# The score by which the best epoch is chosen, and its title; a run has one of them.
+RANKS = {
+    "score": "Score",
+    **{f"score{date_suffix(date)}": f"Score of date {date} only" for date in (1, 2)},
+    "f1": "F1 of change",
+}
 
 
 class LabelCounts:
@@ -23,7 +30,7 @@ class LabelCounts:
     """
 
     def __init__(self, num_classes: int, device: torch.device | str = "cpu") -> None:
-        keys = ("change_mask",) if num_classes == 1 else ("label1", "label2")
+        keys = ("change_mask",) if is_binary(num_classes) else ("label1", "label2")
         self.matrices = {key: ConfusionMatrix(num_classes + 1, device) for key in keys}
 
     def update(self, maps: Iterable[torch.Tensor], labels: Mapping[str, Any]) -> None:
@@ -54,6 +61,6 @@ def metrics_from_dict(values: Mapping[str, Any]) -> AnyMetrics:
     """Rebuild what ``to_dict`` returned."""
     if "f1" in values:
         return ChangeMetrics(**values)
-    date = next((date for date in (1, 2) if f"score_date{date}" in values), None)
-    plain = {name.removesuffix(f"_date{date}"): value for name, value in values.items()}
+    date = next((date for date in (1, 2) if f"score{date_suffix(date)}" in values), None)
+    plain = {name.removesuffix(date_suffix(date)): value for name, value in values.items()}
     return Metrics(**{**plain, "class_iou": tuple(plain["class_iou"])}, date=date)

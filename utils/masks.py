@@ -10,6 +10,7 @@ from utils.errors import DataError
 from utils.files import atomic_path
 
 Palette = Sequence[tuple[int, int, int]]
+CHANGE_MASKS = "change"  # folder of predicted change masks
 
 # Masks hold few colours in large areas: level 1 costs a third of the default's time and about a
 # tenth more bytes.

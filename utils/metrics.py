@@ -84,7 +84,7 @@ class Metrics:
     @property
     def suffix(self) -> str:
         """What follows the names of `OF_CLASSES` in files."""
-        return f"_date{self.date}" if self.date else ""
+        return date_suffix(self.date)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, as checkpoints and logs store them."""
@@ -98,6 +98,11 @@ class Metrics:
         ious = values.pop(f"class_iou{self.suffix}")
         named = zip(class_names[1:], ious[1:], strict=True)
         return values | {f"iou_{name}{self.suffix}": iou for name, iou in named}
+
+
+def date_suffix(date: int | None) -> str:
+    """Return what follows the names of scores of one date alone; nothing for both."""
+    return f"_date{date}" if date else ""
 
 
 def compute_metrics(counts: torch.Tensor, date: int | None = None) -> Metrics:

@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from utils import binary
 from utils.error_map import ERROR_KINDS
+from utils.metrics import date_suffix
 from utils.report_gallery import GalleryPair, encode_pair, mask_step, safe_colors
 from utils.report_runs import Run
 from utils.report_tables import class_table, heat_map, letter, stage_tables, tiles
@@ -19,7 +21,7 @@ from utils.scoring import PairCounts, pooled_scores, tally
 
 TEMPLATE = Path(__file__).with_name("report_template")
 MAIN_CHARTS = ("loss_total", "score", "miou", "sek", "f_scd", "oa")
-OTHER_MAIN_CHARTS = ("f1", *(f"{n}_date{d}" for d in (1, 2) for n in ("score", "sek", "f_scd")))
+OTHER_MAIN_CHARTS = ("f1", *(n + date_suffix(d) for d in (1, 2) for n in ("score", "sek", "f_scd")))
 OTHER_TITLES = {"loss_total": "Loss", "lr": "Learning rate", "train_s": "Training, s"}
 OTHER_TITLES |= {"val_s": "Validation, s", "oa": "OA"}
 FRACTIONS = (*SCORES, *CHANGE_SCORES, "iou_")
@@ -48,7 +50,7 @@ class Masks:
     @property
     def is_binary(self) -> bool:
         """Whether they are change masks without classes."""
-        return len(self.class_names) == 2
+        return binary.is_binary(len(self.class_names) - 1)
 
 
 def render_page(groups: Sequence[Sequence[Run]], masks: Masks | None, written: str) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from utils.checkpoint import read_checkpoint
 from utils.errors import CheckpointError, DataError, OptionError
+from utils.label_counts import RANKS
 from utils.split_options import parse_k_fold
 
 METRICS_FILE, OPTIONS_FILE = "metrics.csv", "options.json"
@@ -17,7 +18,7 @@ UNKNOWN = "unknown"
 # What decides on which pairs a run is validated.
 DATA_OPTIONS = ("data_root", "val_list", "val_fraction", "folds", "fold", "split_seed")
 # By which score the best epoch is chosen: the first of these that the run has.
-RANKING = ("score", "score_date1", "score_date2", "f1", "miou", "f_scd", "iou_changed", "oa")
+RANKING = (*RANKS, "miou", "f_scd", "iou_changed", "oa")
 
 Row = dict[str, float | None]
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from utils.metrics import date_suffix
 from utils.report_folds import FoldSummary, summarise_folds
 from utils.report_runs import UNKNOWN, Run
 from utils.score_tables import SCORES, score_titles
@@ -14,7 +15,7 @@ STAGE_SCORES = {"score": "Score", "miou": "mIoU", "sek": "SeK", "f_scd": "F_scd"
 # Shown where runs have them: change masks without classes, and labels of one date alone.
 OTHER_STAGE_SCORES = {"f1": "F1", "precision": "Precision", "recall": "Recall"}
 OTHER_STAGE_SCORES |= {
-    f"{name}_date{date}": f"{title}, date {date} only"
+    f"{name}{date_suffix(date)}": f"{title}, date {date} only"
     for date in (1, 2)
     for name, title in STAGE_SCORES.items()
     if name != "miou"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.bands import RGB_IMAGERY, Bands, Imagery
+from utils.binary import semantic_classes
 from utils.checkpoint import read_checkpoint, save_checkpoint
 from utils.errors import CheckpointError, OptionError
 
@@ -127,7 +128,8 @@ def check_resumable(
     Args:
         saved: the checkpoint.
         options: all options of this run.
-        description: ``classes`` and ``split`` of this run, as the checkpoint stores them.
+        description: ``classes``, ``split`` and ``labelled_dates`` of this run, as the checkpoint
+            stores them.
         path: of the checkpoint, for messages.
 
     Raises:
@@ -145,10 +147,25 @@ def check_resumable(
             raise CheckpointError(f"{path}: {name!r} is no file name; resume from another file")
     if saved["classes"]["names"] != description["classes"]["names"]:
         raise OptionError(f"{path}: is of a data set with other classes; check --data-root")
+    wanted = semantic_classes(len(description["classes"]["names"]) - 1)
+    config = saved.get("config")
+    # A class list of two entries was a model of one class before it was one of change alone.
+    if isinstance(config, dict) and config.get("num_classes", wanted) != wanted:
+        raise OptionError(
+            f"{path}: its number of semantic classes is {config['num_classes']}, that of these "
+            f"data {wanted}; start anew, with --pretrain-from for its weights"
+        )
     if saved["split"] != description["split"]:
         raise OptionError(
             f"{path}: was trained on another split ({saved['split']['protocol']}) or on other "
             "files; check --data-root and the options of the split"
+        )
+    dates = description["labelled_dates"]
+    # Scores of one date and of both do not compare; older checkpoints do not tell.
+    if saved.get("labelled_dates", dates) != dates:
+        raise OptionError(
+            f"{path}: the dates with labels were {saved['labelled_dates']}, now {dates}; restore "
+            "the label folders, use another --outdir, or no --resume"
         )
     asked = fixed_options(options)
     differing = [name for name, value in saved["options"].items() if asked.get(name) != value]
@@ -195,7 +212,7 @@ def find_resume(
         resume: ``auto`` for the latest there is, if any; a path; or None.
         files: of this run.
         options: all options of this run.
-        description: ``classes`` and ``split`` of this run.
+        description: as `check_resumable` takes it.
         say: told when a latest checkpoint is going to be replaced.
 
     Raises:

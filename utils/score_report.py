@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from utils import binary
 from utils.score_tables import (
     Values,
     class_table,
@@ -87,7 +88,7 @@ class Report:
     @property
     def is_binary(self) -> bool:
         """Whether change masks were scored, without classes."""
-        return len(self.class_names) == 2
+        return binary.is_binary(len(self.class_names) - 1)
 
     def _topics(self) -> dict[str, str]:
         """Say what was scored and how."""

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from utils.binary import is_binary
 from utils.change_metrics import compute_change_scores
 from utils.metrics import compute_scores
 
@@ -160,7 +161,8 @@ def tally(counts: Sequence[PairCounts], matrix: str) -> Tallies:
 
 def _scores(*sums: torch.Tensor) -> dict[str, torch.Tensor]:
     """Score (…, K) sums: labelled, predicted, right."""
-    return compute_change_scores(*sums) if sums[0].shape[-1] == 2 else compute_scores(*sums)
+    binary = is_binary(sums[0].shape[-1] - 1)
+    return compute_change_scores(*sums) if binary else compute_scores(*sums)
 
 
 def image_scores(tallies: Tallies) -> dict[str, np.ndarray]:

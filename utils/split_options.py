@@ -92,8 +92,8 @@ class SplitOptions:
         """
         if self.protocol == "folders" and not val_labelled:
             raise OptionError(
-                "--split folders: ROOT/val has no label1 and label2; add them or choose another "
-                "split"
+                "--split folders: ROOT/val has no label1 and label2, nor label; add them or choose "
+                "another split"
             )
         if self.protocol or self.val_list:
             return self.protocol or "lists"

@@ -106,7 +106,11 @@ def validation_panels(
     if pred2 is None:
         errors.remove(ERROR_KINDS[WRONG_CLASS])
     legend = [*zip(classes.names, classes.colors, strict=True), *errors]
-    return contact_sheet(CHANGE_TITLES if pred2 is None else TITLES, rows, cell, legend)
+    titles = CHANGE_TITLES if pred2 is None else TITLES
+    dates = [key for key in keys if any(key in sample for sample in samples)]
+    if dates in (["label1"], ["label2"]):
+        titles = (*TITLES[:-1], f"errors, date {dates[0][-1]}")
+    return contact_sheet(titles, rows, cell, legend)
 
 
 def _label(sample: Mapping[str, Any], key: str, like: np.ndarray) -> np.ndarray | None:

@@ -9,7 +9,7 @@ from types import TracebackType
 import numpy as np
 import torch
 
-from utils.masks import Palette, save_change_mask, save_mask
+from utils.masks import CHANGE_MASKS, Palette, save_change_mask, save_mask
 
 MAX_PENDING = 32  # pairs that wait in memory before the caller has to wait
 
@@ -50,7 +50,7 @@ class MaskWriter:
 
     def _write_pair(self, name: str, *masks: np.ndarray) -> None:
         if self._palette is None:
-            save_change_mask(self._folder / "change" / f"{name}.png", *masks)
+            save_change_mask(self._folder / CHANGE_MASKS / f"{name}.png", *masks)
         else:
             for date, mask in zip(("im1", "im2"), masks, strict=True):
                 save_mask(self._folder / date / f"{name}.png", mask, self._palette)
