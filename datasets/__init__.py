@@ -76,6 +76,11 @@ def split_pairs(
     return split, [pairs[name] for name in split.train], [pairs[name] for name in split.val]
 
 
+# A reader that Python's fork left locked (CPython issue 112275, before 3.11.10) would be waited for
+# without end; no readable batch takes this long.
+READER_LIMIT_S = 600
+
+
 class ResumableSampler(DistributedSampler):
     """Shuffled indices of one process's share, from any position on.
 
@@ -225,6 +230,7 @@ def _worker_options(workers: int, pin_memory: bool) -> dict:
         "collate_fn": collate,
         "pin_memory": pin_memory,
         "persistent_workers": workers > 0,
+        "timeout": READER_LIMIT_S if workers else 0,
         "worker_init_fn": _leave_signals_to_main,
         # Without one of its own, a loader draws from the generator that dropout draws from, and a
         # resumed run would draw once more than an uninterrupted one.

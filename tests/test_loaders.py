@@ -1,5 +1,7 @@
 import os
 import shutil
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+import datasets
 from datasets import (
     ChangeDetectionDataset,
     TrainTransform,
@@ -16,7 +19,9 @@ from datasets import (
     training_loader,
 )
 from datasets.batches import SameSizeBatches
+from datasets.change_detection import FileReader
 from datasets.classes import SECOND_CLASSES
+from utils import cli
 from utils.errors import DataError
 
 KEYS = ("image1", "image2", "label1", "label2", "change_mask")
@@ -269,3 +274,22 @@ def test_pseudo_labels_turn_with_the_pair(sample_root, tmp_path):
     expected = epoch_of(make_loader(dataset), 1)
     dataset.pseudo_label_root = tmp_path
     assert same(epoch_of(make_loader(dataset), 1), expected)
+
+
+class Hanging(FileReader):
+    def image(self, path: Path) -> np.ndarray:
+        time.sleep(60)
+
+
+def test_a_reader_that_hangs_is_one_line(sample_root, monkeypatch, capsys):
+    monkeypatch.setattr(datasets, "READER_LIMIT_S", 1)
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    pairs = index_pairs(sample_root / "train")
+    dataset = ChangeDetectionDataset(pairs, SECOND_CLASSES, reader=Hanging(SECOND_CLASSES))
+    loader = evaluation_loader(dataset, 2, workers=1, pin_memory=False)
+    with pytest.raises(SystemExit) as stop:
+        cli.run(lambda: next(iter(loader)))
+    assert stop.value.code == 2
+    line = capsys.readouterr().err
+    assert line.startswith("error: reader processes gave no batch (DataLoader timed out after 1 s")
+    assert line.count("\n") == 1

@@ -29,17 +29,26 @@ def run(main: Callable[[], object]) -> None:
         _report("interrupted")
         sys.exit(EXIT_INTERRUPTED)
     except Exception as error:
-        if "--debug" in sys.argv or not _is_of_compiler(error):
+        line = _known_failure(error)
+        if "--debug" in sys.argv or line is None:
             raise
-        _report(f"error: {_compiling_failed(error)}")
+        _report(f"error: {line}")
         sys.exit(EXIT_USER_ERROR)
     finally:
         _end_readers()
 
 
-def _is_of_compiler(error: Exception) -> bool:
+def _known_failure(error: Exception) -> str | None:
+    """Return what to say of an error of torch's that is no fault of this program; else None."""
     # By name: importing torch's compiler takes a second. Its other errors are faults of a model.
-    return any(kind.__name__ == "BackendCompilerFailed" for kind in type(error).__mro__)
+    if any(kind.__name__ == "BackendCompilerFailed" for kind in type(error).__mro__):
+        return _compiling_failed(error)
+    if str(error).startswith("DataLoader timed out"):
+        return (
+            f"reader processes gave no batch ({error}); start again, with --resume in training; "
+            "where it happens often, use --workers 0 or Python 3.12"
+        )
+    return None
 
 
 def _compiling_failed(error: Exception) -> str:
