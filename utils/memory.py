@@ -23,8 +23,11 @@ def keep_freed_memory() -> bool:
 
 
 def give_back_freed_memory() -> bool:
-    """Undo `keep_freed_memory`; memory that is free already goes back as others are freed."""
-    return _set(*_USUAL)
+    """Undo `keep_freed_memory`, and give back what is free, as a program without it would have."""
+    done = _set(*_USUAL)
+    if done:
+        ctypes.CDLL(None).malloc_trim(0)
+    return done
 
 
 def _set(*values: tuple[int, int]) -> bool:
