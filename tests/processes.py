@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from typing import Any
 
 REPO = Path(__file__).resolve().parents[1]
 LIMIT_S = 240  # a busy machine may take this long; nothing should
+SECONDS_TO_END = 20  # from the failure on; a hanging peer would take the 30 minutes of a time-out
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(
@@ -173,3 +175,18 @@ def ended(child: Any) -> Iterator[Any]:
         yield child
     finally:
         child.end()
+
+
+def workers_of(child: Child | subprocess.Popen) -> list[int]:
+    """Processes that the launcher started, by rank."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            status = (folder / "stat").read_text().rsplit(")", 1)[1].split()
+            environment = (folder / "environ").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        ranks = [word for word in environment if word.startswith(b"RANK=")]
+        if int(status[1]) == child.pid and ranks:
+            found[int(ranks[0][5:])] = int(folder.name)
+    return [found[rank] for rank in sorted(found)]

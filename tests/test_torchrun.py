@@ -1,0 +1,94 @@
+"""Training under torchrun: two agents, restarts, signals."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from processes import REPO, SECONDS_TO_END, eventually, free_port, processes_with, workers_of
+from runs import best_files, csv_rows, latest_file, train_options
+
+import train
+from utils.checkpoint import read_checkpoint
+
+
+def start_agent(
+    port: int, argv: list[str], folder: Path, nodes: int = 2, processes: int = 1, *more: str
+) -> subprocess.Popen:
+    folder.mkdir(parents=True)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", str(nodes)]
+    command += ["--nproc-per-node", str(processes), "--rdzv-backend", "c10d", "--rdzv-id", "pair"]
+    command += ["--rdzv-endpoint", f"127.0.0.1:{port}", "--local-addr", "127.0.0.1", *more]
+    command.append("train.py")
+    with (folder / "stdout").open("w") as out, (folder / "stderr").open("w") as err:
+        return subprocess.Popen(
+            [*command, *argv],
+            cwd=REPO,
+            stdout=out,
+            stderr=err,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            start_new_session=True,
+        )
+
+
+def test_two_agents_train_together(sample_root, tmp_path):
+    port, outdir = free_port(), tmp_path / "out"
+    argv = train_options(sample_root, outdir)
+    folders = [tmp_path / f"node{i}" for i in range(2)]
+    agents = [start_agent(port, argv, folder) for folder in folders]
+    try:
+        for agent, folder in zip(agents, folders, strict=True):
+            assert agent.wait(240) == 0, (folder / "stderr").read_text()
+    finally:
+        for agent in agents:
+            if agent.poll() is None:
+                os.killpg(agent.pid, signal.SIGKILL)
+    printed = "".join((folder / "stdout").read_text() for folder in folders)
+    assert printed.count("epoch 1/1") == 1
+    assert "2 × cpu" in printed
+    assert len(best_files(outdir)) == 1
+    state = read_checkpoint(latest_file(outdir))
+    assert len(state["training"]["rng"]) == 2
+    assert [row["epoch"] for row in csv_rows(outdir)] == ["1"]
+
+
+@pytest.fixture
+def single_agent(sample_root, tmp_path) -> Iterator[subprocess.Popen]:
+    """One agent with two processes that train six epochs in ``out``, in their first one."""
+    argv = train_options(
+        sample_root, tmp_path / "out", "--epochs", 6, "--checkpoint-every", 1, "--resume"
+    )
+    more = ("--max-restarts", "2", "--signals-to-handle", "SIGTERM,SIGINT,SIGUSR1")
+    agent = start_agent(free_port(), argv, tmp_path / "printed", 1, 2, *more)
+    try:
+        eventually(latest_file(tmp_path / "out").exists, 120)
+        yield agent
+    finally:
+        if agent.poll() is None:
+            os.killpg(agent.pid, signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_elastic_restarts_go_on(single_agent, tmp_path):
+    os.kill(workers_of(single_agent)[1], signal.SIGKILL)
+    assert single_agent.wait(240) == 0, (tmp_path / "printed" / "stderr").read_text()
+    assert (tmp_path / "printed" / "stdout").read_text().count("resuming ") == 1
+    assert [row["epoch"] for row in csv_rows(tmp_path / "out")] == list("123456")
+    assert len(best_files(tmp_path / "out")) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_to_torchrun_saves(number, single_agent, sample_root, tmp_path):
+    single_agent.send_signal(number)
+    assert single_agent.wait(60) != 0
+    printed = (tmp_path / "printed" / "stderr").read_text()
+    assert "asked to end in epoch" in printed
+    state = read_checkpoint(latest_file(tmp_path / "out"))["training"]
+    assert (state["epoch"], state["step"]) < (6, 3)
+    eventually(lambda: processes_with(str(tmp_path / "out")) == [], SECONDS_TO_END)
+    train.main(train_options(sample_root, tmp_path / "out", "--epochs", 6, "--resume"))
+    assert len(csv_rows(tmp_path / "out")) == 6
