@@ -1,5 +1,6 @@
-"""Generated pairs that the tests share."""
+"""Generated pairs and finished training runs that the tests share."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -7,9 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from faults import in_second_epoch, interrupt
+from interruptions import EPOCHS, VARIANTS, Whole
 from PIL import Image
+from runs import best_files, train_options
+from script_runs import Run, train_argv
 
-from datasets.classes import SECOND_CLASSES
+import train
+from datasets.classes import SECOND_CLASSES, read_label
 from datasets.sample import write_sample_data
 
 TRAIN_PAIRS, VAL_PAIRS, SIDE = 12, 4, 64
@@ -63,6 +69,107 @@ def write_pairs(tmp_path) -> Callable[[dict[str, tuple[int, int]]], Path]:
         return folder
 
     return write
+
+
+@pytest.fixture(scope="session")
+def bands_root(tmp_path_factory) -> Path:
+    """8 training and 4 validation pairs of four 16-bit bands. Read only."""
+    folder = tmp_path_factory.mktemp("bands") / "root"
+    write_sample_data(folder, 8, 4, 64, 64, 0, bands=4, bits=16)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def binary_root(tmp_path_factory) -> Path:
+    """12 training and 4 validation pairs with change masks in ``label``. Read only."""
+    root = tmp_path_factory.mktemp("binary_root")
+    write_sample_data(root, TRAIN_PAIRS, VAL_PAIRS, SIDE, SIDE, seed=0, label_format="binary")
+    return root
+
+
+@pytest.fixture(scope="session")
+def whole_run(sample_root, tmp_path_factory) -> Callable[[str], Whole]:
+    """Uninterrupted runs by variant, each trained once. Read only."""
+    done: dict[str, Whole] = {}
+
+    def run(variant: str) -> Whole:
+        if variant not in done:
+            outdir = tmp_path_factory.mktemp(variant)
+
+            def argv(outdir: Path, *more: object) -> list[str]:
+                return train_options(
+                    sample_root, outdir, "--epochs", EPOCHS, *VARIANTS[variant], *more
+                )
+
+            train.main(argv(outdir))
+            done[variant] = Whole(outdir, argv)
+        return done[variant]
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def whole_outdir(whole_run) -> Path:
+    """Two uninterrupted epochs. Read only."""
+    return whole_run("plain").outdir
+
+
+@pytest.fixture(scope="session")
+def half_outdir(sample_root, tmp_path_factory) -> Path:
+    """The same run, ended by force in its second epoch. Read only."""
+    outdir = tmp_path_factory.mktemp("half")
+    with pytest.MonkeyPatch.context() as patch:
+        in_second_epoch(patch, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            train.main(train_options(sample_root, outdir, "--epochs", 2))
+    return outdir
+
+
+@pytest.fixture(scope="session")
+def fcn_run(sample_root, tmp_path_factory) -> Run:
+    """Two epochs of an FCN. Read only."""
+    outdir = tmp_path_factory.mktemp("run")
+    metrics = train.main(train_argv(sample_root, outdir, "--epochs", 2))
+    (best,) = best_files(outdir)
+    return Run(outdir, best, metrics)
+
+
+@pytest.fixture(scope="session")
+def ensemble(fcn_run, sample_root, tmp_path_factory) -> Path:
+    """An outdir with the checkpoints of two runs. Read only."""
+    outdir = tmp_path_factory.mktemp("ensemble") / "out"
+    shutil.copytree(fcn_run.outdir, outdir)
+    model = ("--model", "pspnet", "--backbone", "hrnet_w18_small", "--lightweight")
+    train.main(train_argv(sample_root, outdir, model=model))
+    return outdir
+
+
+@pytest.fixture
+def ensemble_outdir(ensemble, tmp_path) -> Path:
+    """A copy of the ensemble's outdir for one test."""
+    shutil.copytree(ensemble, tmp_path / "out")
+    return tmp_path / "out"
+
+
+@pytest.fixture(scope="session")
+def custom_root(sample_root, tmp_path_factory) -> Path:
+    """The sample set with two classes of its own and labels as indices."""
+    root = tmp_path_factory.mktemp("custom") / "root"
+    shutil.copytree(sample_root, root)
+    for path in root.glob("*/label?/*.png"):
+        mask = read_label(path, SECOND_CLASSES)
+        Image.fromarray(((mask + 2) // 3).astype(np.uint8)).save(path)  # 1..3 → 1, 4..6 → 2
+    names, colors = ("same", "open", "built"), ([0, 0, 0], [10, 200, 30], [200, 10, 30])
+    entries = [{"name": name, "color": c} for name, c in zip(names, colors, strict=True)]
+    (root / "classes.json").write_text(json.dumps(entries), encoding="utf-8")
+    return root
+
+
+@pytest.fixture(scope="session")
+def custom_run(custom_root, tmp_path_factory) -> Path:
+    outdir = tmp_path_factory.mktemp("custom_run")
+    train.main(train_argv(custom_root, outdir))
+    return outdir
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -1,0 +1,101 @@
+"""train.py --resume: goes on as if never interrupted, and with the same options alone."""
+
+import csv
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from runs import best_files
+from script_runs import SMALL, assert_metrics, assert_same_state, train_argv
+
+import train
+from utils.checkpoint import read_checkpoint
+from utils.errors import CheckpointError, OptionError
+
+
+@pytest.fixture(scope="module")
+def interrupted(sample_root, tmp_path_factory) -> Path:
+    """An outdir whose run ended in its second epoch. Read only."""
+    from utils.trainer import Trainer
+
+    outdir = tmp_path_factory.mktemp("interrupted")
+    train_epoch = Trainer.train_epoch
+
+    def stop_in_second(self, loader, after_step):
+        if self.epoch == 2:
+            raise KeyboardInterrupt
+        return train_epoch(self, loader, after_step)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "train_epoch", stop_in_second)
+        with pytest.raises(KeyboardInterrupt):
+            train.main(train_argv(sample_root, outdir, "--epochs", 2))
+    return outdir
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_resumed_run_ends_like_an_uninterrupted_one(
+    named, interrupted, fcn_run, sample_root, tmp_path, capsys
+):
+    outdir = tmp_path / "out"
+    shutil.copytree(interrupted, outdir)
+    latest = outdir / "models" / f"fcn_{SMALL}_latest.pth"
+    assert read_checkpoint(latest)["epoch"] == 1
+    torch.manual_seed(99)
+    resume = ("--resume", latest) if named else ("--resume",)
+    metrics = train.main(train_argv(sample_root, outdir, "--epochs", 2, *resume))
+    assert "in epoch 1 of 2" in capsys.readouterr().out
+    assert_metrics(metrics, fcn_run.metrics)
+    assert_same_state(outdir, fcn_run.outdir)
+    assert [path.name for path in best_files(outdir)] == [fcn_run.best.name]
+    (log,) = (outdir / "logs").iterdir()  # both parts write to one folder
+    with (log / "metrics.csv").open(encoding="utf-8", newline="") as file:
+        assert [row["epoch"] for row in csv.DictReader(file)] == ["1", "2"]
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (("--epochs", 3), "epochs 2"),
+        (("--epochs", 2, "--lr", 0.01), "lr 0.00015"),
+        (("--epochs", 2, "--seed", 5), "seed 0"),
+        (("--epochs", 2, "--crop-size", 32), "crop_size None"),
+        (("--epochs", 2, "--class-weights", "1,1,1,1,1,1"), "class_weights None"),
+    ],
+)
+def test_resuming_with_other_options_is_refused(options, named, interrupted, sample_root):
+    before = (interrupted / "models" / f"fcn_{SMALL}_latest.pth").read_bytes()
+    with pytest.raises(OptionError, match=f"the run to resume had {named};"):
+        train.main(train_argv(sample_root, interrupted, "--resume", *options))
+    assert (interrupted / "models" / f"fcn_{SMALL}_latest.pth").read_bytes() == before
+
+
+def test_resuming_from_a_best_checkpoint_is_refused(fcn_run, sample_root, tmp_path):
+    with pytest.raises(CheckpointError, match="holds no training state"):
+        train.main(train_argv(sample_root, tmp_path, "--epochs", 2, "--resume", fcn_run.best))
+
+
+def test_resuming_on_another_class_list_is_refused(fcn_run, custom_root, tmp_path):
+    latest = fcn_run.outdir / "models" / f"fcn_{SMALL}_latest.pth"
+    with pytest.raises(OptionError, match="other classes"):
+        train.main(train_argv(custom_root, tmp_path, "--epochs", 2, "--resume", latest))
+
+
+def test_resuming_from_a_missing_file_is_an_error(sample_root, tmp_path):
+    with pytest.raises(CheckpointError, match="no such checkpoint"):
+        train.main(train_argv(sample_root, tmp_path, "--resume", tmp_path / "none.pth"))
+
+
+def test_resume_without_a_run_starts_one(sample_root, tmp_path):
+    train.main(train_argv(sample_root, tmp_path, "--resume"))
+    assert len(best_files(tmp_path)) == 1
+
+
+def test_finished_run_can_be_resumed_and_stays_as_it_is(fcn_run, sample_root, tmp_path):
+    outdir = tmp_path / "out"
+    shutil.copytree(fcn_run.outdir, outdir)
+    assert_metrics(
+        train.main(train_argv(sample_root, outdir, "--epochs", 2, "--resume")), fcn_run.metrics
+    )
+    assert_same_state(outdir, fcn_run.outdir)
