@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,6 +26,15 @@ from utils.bands import Bands, Imagery
 from utils.checkpoint import read_checkpoint, save_checkpoint
 from utils.errors import DataError, OptionError
 from utils.rasters import read_picture, read_raster
+
+
+@pytest.fixture(scope="module")
+def run(bands_root, tmp_path_factory) -> Path:
+    """A training run on it that measures its statistics. Read only."""
+    outdir = tmp_path_factory.mktemp("run")
+    train.main(train_options(bands_root, outdir, "--bands", 4))
+    return outdir
+
 
 # --- scripts ---------------------------------------------------------------------------------
 

@@ -1,12 +1,10 @@
 """Which bands of 8 and 16 bits a run reads, and their statistics."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 from band_models import FOUR, STATISTICS, checkpoint_of
-from runs import train_options
 
 import train
 from datasets import index_pairs
@@ -27,14 +25,6 @@ from utils.errors import CheckpointError, DataError
 from utils.options import band_numbers
 from utils.rasters import read_raster
 from utils.run import saved_imagery
-
-
-@pytest.fixture(scope="module")
-def run(bands_root, tmp_path_factory) -> Path:
-    """A training run on it that measures its statistics. Read only."""
-    outdir = tmp_path_factory.mktemp("run")
-    train.main(train_options(bands_root, outdir, "--bands", 4))
-    return outdir
 
 
 def images_of(pairs: list[Pair]) -> np.ndarray:

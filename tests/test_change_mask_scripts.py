@@ -36,16 +36,10 @@ def outdir(binary_root, tmp_path_factory) -> Path:
     return outdir
 
 
-# --- model, loss, scores --------------------------------------------------------------------
-
-
 def test_names_of_a_binary_list_mean_nothing(outdir):
     (best,) = best_files(outdir)
     names = {"names": ["same", "built"]}
     assert open_ensemble([best], names)[0].path == best
-
-
-# --- scripts --------------------------------------------------------------------------------
 
 
 def test_training_says_so_and_keeps_no_score_of_classes(binary_root, outdir, capsys):

@@ -106,6 +106,17 @@ def test_a_crash_between_the_best_and_the_latest_file(epoch, whole_run, tmp_path
         assert_same_run(tmp_path, run.outdir)
 
 
+def test_an_outdir_that_was_moved_can_be_resumed(whole_run, tmp_path):
+    run = whole_run("plain")
+    with pytest.MonkeyPatch.context() as patch:
+        after_step(patch, STEPS + 1, crash)
+        with pytest.raises(CrashError):
+            train.main(run.argv(tmp_path / "first"))
+    shutil.move(tmp_path / "first", tmp_path / "second")
+    resume(run, tmp_path / "second")
+    assert_same_run(tmp_path / "second", run.outdir)
+
+
 def test_dropout_is_active_in_these_runs(whole_run):
     run = whole_run("plain")
     saved = read_checkpoint(latest_file(run.outdir))
@@ -141,17 +152,3 @@ def slow_steps() -> None:
         return step(self, *args, **kwargs)
 
     torch.optim.Adam.step = slow
-
-
-# --- numbers that are none ------------------------------------------------------------------
-
-
-def test_an_outdir_that_was_moved_can_be_resumed(whole_run, tmp_path):
-    run = whole_run("plain")
-    with pytest.MonkeyPatch.context() as patch:
-        after_step(patch, STEPS + 1, crash)
-        with pytest.raises(CrashError):
-            train.main(run.argv(tmp_path / "first"))
-    shutil.move(tmp_path / "first", tmp_path / "second")
-    resume(run, tmp_path / "second")
-    assert_same_run(tmp_path / "second", run.outdir)
