@@ -115,7 +115,7 @@ def build_cache(
         mask_files = _pseudo_files(pairs, pseudo_label_root)
         prefix = _round_prefix(mask_files)
         path = folder / f"{prefix}{_key(mask_files, classes, RGB)}.bin"  # of any bands
-        _remove_earlier_rounds(path, prefix, mask_files)
+        _remove_earlier_rounds(path, prefix)
         masks = CachedReader(_write_cache(path, mask_files, classes, RGB, threads, progress))
     files = _files(pairs)
     path = folder / f"{_key(files, classes, bands)}.bin"
@@ -128,19 +128,11 @@ def _round_prefix(mask_files: Sequence[tuple[Path, bool]]) -> str:
     return f"pseudo-{hashlib.sha256(paths.encode()).hexdigest()[:12]}-"
 
 
-def _remove_earlier_rounds(
-    path: Path, prefix: str, mask_files: Sequence[tuple[Path, bool]]
-) -> None:
-    others = [other for other in path.parent.glob(f"{prefix}*") if other.stem != path.stem]
-    if not others:
-        return
-    newest = max(mask.stat().st_mtime for mask, _ in mask_files)
-    for other in others:
-        with contextlib.suppress(OSError):  # removed by another process, or still open there
-            # A cache newer than the masks is another process's, whose view of a shared folder is
-            # the fresher one; a younger one than a day may be in use on another machine.
-            written = other.stat().st_mtime
-            if written < newest and time.time() - written > LEFTOVER_AGE_S:
+def _remove_earlier_rounds(path: Path, prefix: str) -> None:
+    for other in path.parent.glob(f"{prefix}*"):
+        # A younger one may be in use on another machine, which the file system need not know of.
+        if other.stem != path.stem and time.time() - other.stat().st_mtime > LEFTOVER_AGE_S:
+            with contextlib.suppress(OSError):  # removed by another process, or still open there
                 other.unlink()
 
 

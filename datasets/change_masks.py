@@ -5,11 +5,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from datasets.folders import label_folders
+from datasets.folders import SPLIT_FOLDERS, label_folders
 from utils.errors import DataError
 from utils.masks import CHANGE_MASKS, open_image
 
-SPLIT_FOLDERS = ("train", "val", "test")
 LOOKED_AT, OPENED = 8, 64  # labels of one folder: that show change, and at the most
 WHITE = 255
 

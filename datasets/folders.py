@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+SPLIT_FOLDERS = ("train", "val", "test")
 IMAGE_FOLDERS = ("im1", "im2")
 LABEL_FOLDERS = ("label1", "label2")
 CHANGE_FOLDER = "label"  # change masks, as public sets name it

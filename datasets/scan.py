@@ -7,11 +7,10 @@ from datasets import splits
 from datasets.change_detection import IMAGE_SUFFIXES, RASTER_SUFFIXES, Pair
 from datasets.change_masks import layout_hint
 from datasets.findings import Entry, relative
-from datasets.folders import IMAGE_FOLDERS, label_folders
+from datasets.folders import IMAGE_FOLDERS, SPLIT_FOLDERS, label_folders
 from utils.errors import DataError
 from utils.split_options import SplitOptions
 
-SPLIT_FOLDERS = ("train", "val", "test")
 HELD_OUT, UNUSED = "held out of train", "unused"
 
 

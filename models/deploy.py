@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from utils.inference import IDENTITY, VIEWS, Predictor
 from utils.precision import Precision
 
 # Sides of the example that folding watches; large enough for every backbone.
-EXAMPLE_SIDE = 128
+EXAMPLE_SIDE = 64
 # Compiling one model, measured for hrnet_w18 on two CPU cores, and the share of time that it saved
 # there (13 to 15 %, `docs/performance.md`). They only decide what `auto` does; no GPU was measured.
 COMPILE_S = 50.0
@@ -42,10 +42,12 @@ def prepare_predictor(
     predictor = build_predictor(checkpoints, world.device, precision, tta)
     if world.any(len(loader) > 0):
         batch_size = max((len(batch) for batch in loader.batch_sampler.batches), default=1)
+        own_pairs = sum(len(batch) for batch in loader.batch_sampler.batches)
         compile_predictor(
             predictor,
             compile_mode,
-            loader.dataset,
+            loader.dataset[0],
+            own_pairs,
             batch_size,
             one_size,
             world.say,
@@ -98,7 +100,8 @@ def _store_as_computed(model: nn.Module, dtype: torch.dtype | None) -> None:
 def compile_predictor(
     predictor: Predictor,
     mode: str,
-    dataset: Sequence[dict[str, Any]],
+    sample: Mapping[str, Any],
+    pairs: int,
     batch_size: int,
     one_size: bool,
     say: Callable[[str], None] = print,
@@ -106,13 +109,14 @@ def compile_predictor(
 ) -> None:
     """Compile a predictor's models if asked to, or if ``auto`` finds that it pays.
 
-    ``auto`` predicts one pair as it is, twice, and compiles where the saving over the whole data
-    set exceeds the time that compiling takes.
+    ``auto`` predicts one pair as it is, and compiles where the saving over all pairs exceeds the
+    time that compiling takes.
 
     Args:
         predictor: compiled in place; warmed up when this returns.
         mode: ``auto``, ``on`` or ``off``.
-        dataset: samples with ``image1`` and ``image2``.
+        sample: ``image1`` and ``image2`` of a pair, (bands, H, W).
+        pairs: that this process is going to predict.
         batch_size: pairs per batch.
         one_size: whether all pairs have the same height and width; each further size would be
             compiled anew.
@@ -129,16 +133,18 @@ def compile_predictor(
         if mode == "on":
             raise OptionError(f"--compile on: {obstacle}")
         return
-    image1, image2 = (dataset[0][key][None] for key in ("image1", "image2"))
+    image1, image2 = (sample[key][None] for key in ("image1", "image2"))
     if mode == "auto":
-        total_s = from_leader(_pair_seconds(predictor, image1, image2)) * len(dataset)
-        if COMPILE_SAVES * total_s <= COMPILE_S * len(predictor.models):
-            return
+        # A first pass takes too long rather than too short: most work is too little even by that.
+        for _ in range(2):
+            total_s = from_leader(pairs * _seconds(predictor, image1, image2))
+            if COMPILE_SAVES * total_s <= COMPILE_S * len(predictor.models):
+                return
         say(f"compiling: saves about {COMPILE_SAVES * total_s:.0f} s of {total_s:.0f} s")
     started = time.perf_counter()
     predictor.compile()
-    pairs = min(batch_size, len(dataset))
-    predictor(image1.expand(pairs, -1, -1, -1), image2.expand(pairs, -1, -1, -1))
+    batch = min(batch_size, max(1, pairs))
+    predictor(image1.expand(batch, -1, -1, -1), image2.expand(batch, -1, -1, -1))
     _wait(predictor.device)
     say(f"compiled {len(predictor.models)} models in {time.perf_counter() - started:.0f} s")
 
@@ -153,9 +159,7 @@ def _obstacle(device: torch.device, one_size: bool) -> str:
     return ""
 
 
-def _pair_seconds(predictor: Predictor, image1: torch.Tensor, image2: torch.Tensor) -> float:
-    predictor(image1, image2)
-    _wait(predictor.device)
+def _seconds(predictor: Predictor, image1: torch.Tensor, image2: torch.Tensor) -> float:
     started = time.perf_counter()
     predictor(image1, image2)
     _wait(predictor.device)

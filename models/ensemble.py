@@ -14,28 +14,27 @@ from utils.rasters import read_header, require_bands
 LATEST = "_latest"
 
 
-def find_best_checkpoints(folder: Path) -> list[Path]:
-    """Return the best checkpoint of every run in ``outdir/models``, sorted by name.
+def find_best_checkpoints(folder: Path) -> list[Checkpoint]:
+    """Open the best checkpoint of every run in ``outdir/models``, sorted by name.
 
     A run removes its older best by itself; where a killed run left two, the higher score counts.
 
     Raises:
         CheckpointError: there is none, or one cannot be read.
     """
-    best: dict[str, tuple[float, Path]] = {}
+    best: dict[str, Checkpoint] = {}
     for path in sorted(Path(folder).glob("*.pth")) + sorted(Path(folder).glob("*.safetensors")):
         if path.stem.endswith(LATEST) or path.name.startswith("."):
             continue
-        info = open_checkpoint(path).info
-        run = info.get("run", str(path))
-        score = _rank(info)[1] or 0.0
-        if run not in best or score > best[run][0]:
-            best[run] = (score, path)
+        checkpoint = open_checkpoint(path)
+        run = checkpoint.info.get("run", str(path))
+        if run not in best or _score(checkpoint) > _score(best[run]):
+            best[run] = checkpoint
     if not best:
         raise CheckpointError(
             f"{folder}: no checkpoints in it; train a model first, or name files with --checkpoints"
         )
-    return sorted(path for _, path in best.values())
+    return sorted(best.values(), key=lambda checkpoint: checkpoint.path)
 
 
 def choose_ensemble(paths: Sequence[Path] | None, folder: Path, classes: dict) -> list[Checkpoint]:
@@ -44,7 +43,9 @@ def choose_ensemble(paths: Sequence[Path] | None, folder: Path, classes: dict) -
     Raises:
         CheckpointError: as `find_best_checkpoints` and `open_ensemble`.
     """
-    return open_ensemble(paths or find_best_checkpoints(folder), classes)
+    if paths:
+        return open_ensemble(paths, classes)
+    return _of_one_kind(find_best_checkpoints(folder), classes)
 
 
 def seen_in_training(checkpoint: Checkpoint, ids: Collection[str]) -> int:
@@ -78,7 +79,10 @@ def open_ensemble(paths: Sequence[Path], classes: dict) -> list[Checkpoint]:
     Raises:
         CheckpointError: a file cannot be used, or its class list is another.
     """
-    checkpoints = [open_checkpoint(path) for path in paths]
+    return _of_one_kind([open_checkpoint(path) for path in paths], classes)
+
+
+def _of_one_kind(checkpoints: list[Checkpoint], classes: dict) -> list[Checkpoint]:
     for checkpoint in checkpoints:
         check_classes(checkpoint, classes)
     return checkpoints
@@ -182,6 +186,10 @@ def describe_all(checkpoints: Sequence[Checkpoint]) -> str:
     if len({frozenset(info.get("split", {}).get("val", ())) for info in scored}) > 1:
         lines.append("  note: these scores are on different validation pairs and do not compare")
     return "\n".join(lines)
+
+
+def _score(checkpoint: Checkpoint) -> float:
+    return _rank(checkpoint.info)[1] or 0.0
 
 
 def _rank(info: dict[str, Any]) -> tuple[str, float | None]:

@@ -302,7 +302,8 @@ def test_best_of_every_run_forms_the_ensemble(tmp_path):
     write_model(tmp_path / "z_-1.00.pth", run="c", score=-0.01)
     (tmp_path / ".x_40.00.pth.abc.tmp").write_bytes(b"half")
     found = find_best_checkpoints(tmp_path)
-    assert [path.name for path in found] == ["x_30.00.pth", "y_20.00.pth", "z_-1.00.pth"]
+    names = [checkpoint.path.name for checkpoint in found]
+    assert names == ["x_30.00.pth", "y_20.00.pth", "z_-1.00.pth"]
 
 
 def test_no_checkpoints_is_an_error(tmp_path):

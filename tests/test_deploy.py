@@ -35,9 +35,9 @@ def images(pairs: int = 2, height: int = 64, width: int = 96) -> tuple[torch.Ten
     )
 
 
-def samples(number: int) -> list[dict]:
+def samples(number: int) -> tuple[dict, int]:
     image1, image2 = images(1, 64, 64)
-    return [{"image1": image1[0], "image2": image2[0]}] * number
+    return {"image1": image1[0], "image2": image2[0]}, number
 
 
 @pytest.mark.parametrize(
@@ -111,12 +111,12 @@ def refuse_to_say(text: str) -> None:
 
 
 def test_off_does_nothing(predictor):
-    compile_predictor(predictor, "off", [], 8, one_size=False, say=refuse_to_say)
+    compile_predictor(predictor, "off", {}, 0, 8, one_size=False, say=refuse_to_say)
     assert predictor.compilations == 0
 
 
 def test_auto_leaves_little_work_alone(predictor):
-    compile_predictor(predictor, "auto", samples(3), 8, one_size=True, say=refuse_to_say)
+    compile_predictor(predictor, "auto", *samples(3), 8, one_size=True, say=refuse_to_say)
     assert predictor.compilations == 0
 
 
@@ -124,9 +124,9 @@ def test_auto_leaves_little_work_alone(predictor):
 def test_auto_compiles_where_the_saving_exceeds_the_cost(excess, compiled, predictor, monkeypatch):
     pairs = 100
     pair_s = excess * COMPILE_S * len(predictor.models) / (COMPILE_SAVES * pairs)
-    monkeypatch.setattr(deploy_module, "_pair_seconds", lambda *arguments: pair_s)
+    monkeypatch.setattr(deploy_module, "_seconds", lambda *arguments: pair_s)
     said = []
-    compile_predictor(predictor, "auto", samples(pairs), 8, one_size=True, say=said.append)
+    compile_predictor(predictor, "auto", *samples(pairs), 8, one_size=True, say=said.append)
     assert predictor.compilations == compiled
     assert len(said) == 2 * compiled
     if compiled:
@@ -136,30 +136,30 @@ def test_auto_compiles_where_the_saving_exceeds_the_cost(excess, compiled, predi
 
 @pytest.mark.parametrize(("number", "expected"), [(100, 6 * 8), (5, 6 * 5)])
 def test_on_warms_up_with_a_whole_batch(number, expected, predictor):
-    compile_predictor(predictor, "on", samples(number), 8, one_size=True, say=lambda text: None)
+    compile_predictor(predictor, "on", *samples(number), 8, one_size=True, say=lambda text: None)
     assert predictor.compilations == 1
     assert sum(predictor.batches) == expected
 
 
 def test_on_is_refused_for_mixed_sizes(predictor):
     with pytest.raises(OptionError, match=r"--compile on: the pairs have several sizes"):
-        compile_predictor(predictor, "on", samples(2), 8, one_size=False)
+        compile_predictor(predictor, "on", *samples(2), 8, one_size=False)
     assert predictor.compilations == 0
 
 
 def test_on_is_refused_without_a_compiler(predictor, monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(OptionError, match=r"--compile on: no C\+\+ compiler found; install g\+\+"):
-        compile_predictor(predictor, "on", samples(2), 8, one_size=True)
+        compile_predictor(predictor, "on", *samples(2), 8, one_size=True)
 
 
 @pytest.mark.parametrize("obstacle", ["sizes", "compiler"])
 def test_auto_yields_to_obstacles_silently(obstacle, predictor, monkeypatch):
     if obstacle == "compiler":
         monkeypatch.setattr(shutil, "which", lambda name: None)
-    monkeypatch.setattr(deploy_module, "_pair_seconds", lambda *arguments: HOURS)
+    monkeypatch.setattr(deploy_module, "_seconds", lambda *arguments: HOURS)
     compile_predictor(
-        predictor, "auto", samples(9), 8, one_size=obstacle == "compiler", say=refuse_to_say
+        predictor, "auto", *samples(9), 8, one_size=obstacle == "compiler", say=refuse_to_say
     )
     assert predictor.compilations == 0
 
@@ -171,7 +171,7 @@ def test_a_compiled_predictor_agrees_with_the_plain_one():
     plain = build_predictor([checkpoint], CPU, FLOAT32, tta=True)
     predictor = build_predictor([checkpoint], CPU, FLOAT32, tta=True)
     said = []
-    compile_predictor(predictor, "on", samples(4), 4, one_size=True, say=said.append)
+    compile_predictor(predictor, "on", *samples(4), 4, one_size=True, say=said.append)
     assert said
     for pairs in (4, 1):  # an incomplete batch is filled up
         inputs = images(pairs, 64, 64)

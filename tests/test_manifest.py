@@ -139,8 +139,8 @@ def test_leakage_is_reported(outdir, sample_root, tmp_path, capsys):
 
 def test_half_written_checkpoints_of_a_killed_run_go(outdir, sample_root):
     models = outdir / "models"
-    left = models / f".fcn_{SMALL}_latest.pth.abc.tmp"
-    other = models / f".fcn_{SMALL}_wide_latest.pth.abc.tmp"  # of a backbone with a longer name
+    left = models / f".fcn_{SMALL}_latest.pth.abcdefgh.tmp"
+    other = models / f".fcn_{SMALL}_wide_latest.pth.abcdefgh.tmp"  # of a longer backbone name
     for path in (left, other):
         path.write_bytes(b"half")
     options = ["--backbone", SMALL, "--model", "fcn", "--epochs", "1", "--no-tensorboard"]

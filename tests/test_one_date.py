@@ -111,7 +111,7 @@ def test_train_and_test(one_date_root, outdir, capsys):
     (best,) = best_files(outdir)
     values = read_checkpoint(best)["metrics"]
     assert best.name == f"{PREFIX}_{100 * values['score_date1']:.2f}.pth"
-    assert find_best_checkpoints(outdir / "models") == [best]
+    assert [c.path for c in find_best_checkpoints(outdir / "models")] == [best]
     assert "Score of date 1 only" in describe(open_checkpoint(best))
     with next((outdir / "logs").glob("*/metrics.csv")).open(newline="") as file:
         (row,) = csv.DictReader(file)

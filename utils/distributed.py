@@ -174,8 +174,7 @@ def launch(
     Raises:
         UserError: the first failure, if it was of that kind.
         InterruptionError: a signal ended the processes.
-        PeerError: a process was killed.
-        SystemExit: the status of the first failure otherwise.
+        PeerError: a process was killed, or failed otherwise.
     """
     os.environ[LAUNCHED] = str(os.getpid())
     os.environ[STARTED] = to_environment(time.perf_counter() if started is None else started)
@@ -215,7 +214,9 @@ def _launch(script: str, arguments: list[str], processes: int, folder: str) -> N
             ) from None
         message = failure.message
         if not isinstance(message, dict):  # no user's error: the process has shown its traceback
-            sys.exit(failure.exitcode)
+            raise PeerError(
+                f"process {rank} failed; its traceback is above", failure.exitcode
+            ) from None
         message = message["message"]
         if failure.exitcode == EXIT_USER_ERROR:
             raise UserError(message) from None

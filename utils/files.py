@@ -59,14 +59,16 @@ def atomic_path(path: Path, durable: bool = False) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def remove_leftovers(folder: Path, age_s: float) -> None:
+def remove_leftovers(folder: Path, age_s: float, names: str = "*") -> None:
     """Remove temporary files of `atomic_path` that a killed program has left in a folder.
 
     Args:
         folder: need not exist.
         age_s: seconds since the last write; younger files another program may be writing just now.
+        names: pattern of the names of the files that were to be written.
     """
-    leftovers = [path for path in folder.glob(".*.tmp") if _TEMPORARY_NAME.fullmatch(path.name)]
+    found = folder.glob(f".{names}.*.tmp")
+    leftovers = [path for path in found if _TEMPORARY_NAME.fullmatch(path.name)]
     if not leftovers:
         return
     with contextlib.suppress(OSError):  # a folder to read only
@@ -74,7 +76,7 @@ def remove_leftovers(folder: Path, age_s: float) -> None:
             now = os.fstat(file.fileno()).st_mtime  # by the clock of the file system, as the others
         for path in leftovers:
             with contextlib.suppress(FileNotFoundError):  # renamed or removed in the meantime
-                if now - path.stat().st_mtime > age_s:
+                if now - path.stat().st_mtime >= age_s:
                     path.unlink()
 
 

@@ -13,8 +13,8 @@ def keep_freed_memory() -> bool:
     """Let glibc keep freed memory, so that each step finds the pages of the last one.
 
     By default a large tensor's memory goes back to the system when it is freed, and comes back
-    page by page, zeroed: on a CPU that took a fifth of a training step (`docs/performance.md`). The
-    process holds its peak memory until it ends.
+    page by page, zeroed: on a CPU that took a seventh of a training step (`docs/performance.md`).
+    The process holds its peak memory until it ends.
 
     Returns:
         Whether the C library is glibc; nothing is changed otherwise.

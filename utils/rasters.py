@@ -230,7 +230,7 @@ def _is_plain(header: Header) -> bool:
 
 def _is_tiff(path: Path) -> bool:
     with open(path, "rb") as file:
-        return file.read(4)[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+        return file.read(4) in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 def _read_deep_png(path: Path, header: Header) -> np.ndarray:

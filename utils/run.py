@@ -11,6 +11,7 @@ from utils.bands import RGB_IMAGERY, Bands, Imagery
 from utils.binary import semantic_classes
 from utils.checkpoint import read_checkpoint, save_checkpoint
 from utils.errors import CheckpointError, OptionError
+from utils.files import remove_leftovers
 
 # What must be the same when a run is resumed; other options may change between its parts.
 FIXED_OPTIONS = (
@@ -44,8 +45,7 @@ class RunFiles:
         """Remove half-written checkpoints that a killed run of this name has left."""
         # Not "_*": hrnet_w18 would take the file that a run of hrnet_w18_small is writing just now.
         for name in ("latest", "[-0-9]*"):
-            for path in self.folder.glob(f".{self.prefix}_{name}.pth.*.tmp"):
-                path.unlink(missing_ok=True)
+            remove_leftovers(self.folder, 0, f"{self.prefix}_{name}.pth")
 
     def settle_interrupted_save(self, saved: Mapping[str, Any], resume: str) -> None:
         """Leave one best file where a run ended between writing its best and its latest.
