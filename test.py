@@ -88,6 +88,7 @@ def predict_in_world(args: Namespace, world: "World", started: float) -> "AnyMet
         warn_of_leakage(checkpoints, [pair.id for pair in pairs], world.say)
 
     bands = bands_to_read(checkpoints, pairs[0].image1)
+    deadline = started + args.time_limit if args.time_limit else None
     precision = choose_precision(args.amp, world.device)
     choices = (args.tta, precision.name, args.compile, args.time_limit)
     key = work_key({"choices": choices, **classes.to_dict()}, [c.path for c in checkpoints])
@@ -97,7 +98,7 @@ def predict_in_world(args: Namespace, world: "World", started: float) -> "AnyMet
         pairs, classes, manifest.finished, args.test_batch_size, args.workers, world, bands
     )
     predictor = prepare_predictor(
-        checkpoints, precision, args.tta, args.compile, loader, is_one_size(loader), world
+        checkpoints, precision, args.tta, args.compile, loader, is_one_size(loader), world, deadline
     )
     metrics = write_predictions(
         args,
@@ -107,10 +108,13 @@ def predict_in_world(args: Namespace, world: "World", started: float) -> "AnyMet
         folder,
         manifest.add,
         world,
-        started,
+        deadline,
     )
     manifest.close()
     report(args, metrics, classes, len(pairs), folder, time.perf_counter() - started, world)
+    if deadline and time.perf_counter() > deadline:
+        late_s, views = time.perf_counter() - deadline, len(predictor.views)
+        world.say(f"time limit missed by {late_s:.1f} s, views in the last batch: {views}")
     return metrics
 
 
@@ -122,7 +126,7 @@ def write_predictions(
     folder: Path,
     when_written: Callable[[str], None],
     world: "World",
-    started: float,
+    deadline: float | None,
 ) -> "AnyMetrics | None":
     """Predict every batch, write its masks, and return the scores if there are labels."""
     from utils.engine import evaluate
@@ -131,11 +135,9 @@ def write_predictions(
     from utils.writer import MaskWriter
 
     batches = progress(loader, "predict", world.leads)
-    if args.time_limit:
+    if deadline:
         own_pairs = sum(len(indices) for indices in loader.batch_sampler)
-        batches = within_time_limit(
-            batches, predictor, own_pairs, started + args.time_limit, world.say
-        )
+        batches = within_time_limit(batches, predictor, own_pairs, deadline, world.say)
     counts = count_finished(loader, classes, folder, predictor.device)
     if loader.batch_sampler.skipped:
         done = len(loader.batch_sampler.skipped)
@@ -182,8 +184,6 @@ def report(
         if world.leads:
             write_json(folder / "metrics.json", metrics.to_dict())
     world.say(f"masks: {folder}  ({seconds:.1f} s, {pairs / seconds:.1f} pairs/s)")
-    if args.time_limit and seconds > args.time_limit:
-        world.say(f"time limit of {args.time_limit:g} s missed, with the fewest views possible")
 
 
 def find_pairs(args: Namespace, world: "World") -> "tuple[list[Pair], Path]":

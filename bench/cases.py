@@ -10,7 +10,6 @@ from torch import nn
 
 from bench import reference
 from bench.floor import Work, count_work
-from bench.machine import use_defaults
 from datasets import ChangeDetectionDataset, index_pairs, load_classes
 from datasets.batches import collate
 from datasets.classes import SECOND_CLASSES
@@ -18,13 +17,14 @@ from datasets.sample import make_scene
 from models import Checkpoint, ModelConfig, build_model, open_checkpoint
 from models.deploy import build_predictor
 from models.recompute import checkpoint_activations
+from utils.bands import RGB_IMAGERY
 from utils.device import choose_device
 from utils.distributed import World
 from utils.errors import OptionError
 from utils.images import normalize
 from utils.inference import VIEWS, decode
 from utils.losses import SECOND_CLASS_WEIGHTS, ChangeCriterion
-from utils.precision import Precision, choose_precision, set_backend_options
+from utils.precision import Precision, choose_precision
 from utils.trainer import Trainer
 
 REFERENCE = "reference"
@@ -32,6 +32,7 @@ LR = 1e-4
 ENDLESS_STEPS = 10**6
 CALIBRATION_SIDE = 128
 CALIBRATION_PASSES = 3
+SIDE_STEP = 32  # the baseline does not pad
 
 
 @dataclass(frozen=True)
@@ -55,12 +56,29 @@ class Options:
     data_root: Path | None
 
     def configs(self) -> list[ModelConfig]:
-        """Return the models of the ensemble."""
+        """Return the models that are measured.
+
+        Raises:
+            OptionError: the baseline cannot run them on these pairs.
+        """
         classes = load_classes(self.data_root) if self.data_root else SECOND_CLASSES
-        return [
-            ModelConfig(self.model, name, self.lightweight, classes.num_classes)
-            for name in self.backbones
-        ]
+        if classes.is_binary:
+            raise OptionError(f"{self.data_root}: change masks; the baseline knows classes only")
+        if self.data_root is None and self.size % SIDE_STEP:
+            raise OptionError(f"--size {self.size}: the baseline takes multiples of {SIDE_STEP}")
+        if not self.checkpoints:
+            return [
+                ModelConfig(self.model, name, self.lightweight, classes.num_classes)
+                for name in self.backbones
+            ]
+        configs = [open_checkpoint(path).config for path in self.checkpoints]
+        for path, config in zip(self.checkpoints, configs, strict=True):
+            if config.imagery != RGB_IMAGERY or config.num_classes != classes.num_classes:
+                raise OptionError(
+                    f"{path}: the baseline reads 8-bit RGB, normalised as ImageNet is, and "
+                    f"{classes.num_classes} classes"
+                )
+        return configs
 
     def open_device(self) -> tuple[torch.device, Precision]:
         """Return where our variants run, and in what format."""
@@ -81,6 +99,7 @@ class InferCase:
         self.options = options
         self.device, self.precision = options.open_device()
         self.amp = self.precision.name
+        self.configs = options.configs()
         batch = make_batch(options, options.batch_size)
         self.images = [batch[key].contiguous().to(self.device) for key in ("image1", "image2")]
         self.size = self.images[0].shape[-1]
@@ -91,19 +110,18 @@ class InferCase:
         """Return a call that predicts all pairs and returns the maps of both dates."""
         if name == REFERENCE:
             models = [reference.ReferenceDetector(c.build(self.device)) for c in self.checkpoints]
-            use_views(self.options.views)
+            views = VIEWS[: self.options.views]
             return lambda: self._predict(
-                use_defaults, lambda *images: mean_of(reference.reference_predict(models, *images))
+                lambda *images: mean_of(reference.reference_predict(models, *images, views))
             )
         predictor = build_predictor(
             self.checkpoints, self.device, self.precision, tta=self.options.views > 1
         )
         if name == "compiled":
             predictor.compile()
-        return lambda: self._predict(set_backend_options, predictor)
+        return lambda: self._predict(predictor)
 
-    def _predict(self, prepare: Callable[[], None], predict: Callable) -> list[torch.Tensor]:
-        prepare()
+    def _predict(self, predict: Callable) -> list[torch.Tensor]:
         for _ in range(self.options.repeat):
             maps = decode(predict(*self.images))
         return [m.cpu() for m in maps]
@@ -114,7 +132,7 @@ class InferCase:
 
     def works(self) -> list[Work]:
         """Return what a pair costs in each model."""
-        return [count_work(c.config, self.size, training=False) for c in self.checkpoints]
+        return [count_work(config, self.size, training=False) for config in self.configs]
 
 
 class TrainCase:
@@ -126,20 +144,21 @@ class TrainCase:
         self.options = options
         self.device, self.precision = options.open_device()
         self.amp = self.precision.name
+        self.configs = options.configs()
         self.batch = {
             key: value.to(self.device) if isinstance(value, torch.Tensor) else value
             for key, value in make_batch(options, options.batch_size).items()
         }
-        self.config = options.configs()[0]
         self.size = self.batch["image1"].shape[-1]
         self.pairs = len(self.batch["name"]) * options.repeat
 
     def make(self, name: str) -> Callable[[], object]:
         """Return a call that does the steps of one round."""
         torch.manual_seed(0)
-        model = build_model(self.config).train()
-        weights = SECOND_CLASS_WEIGHTS if self.config.num_classes == 6 else None
-        criterion = ChangeCriterion(self.config.num_classes, weights).to(self.device)
+        (config,) = self.configs
+        model = build_model(config).train()
+        weights = SECOND_CLASS_WEIGHTS if config.num_classes == 6 else None
+        criterion = ChangeCriterion(config.num_classes, weights).to(self.device)
         if name == REFERENCE:
             return self._make_reference(model.to(self.device), criterion)
         model = model.to(self.device, memory_format=torch.channels_last)
@@ -152,7 +171,6 @@ class TrainCase:
         trainer = Trainer(model, criterion, LR, 0.0, ENDLESS_STEPS, world, precision)
 
         def steps() -> None:
-            set_backend_options()
             trainer.train_epoch([self.batch] * self.options.repeat, after_step=lambda: None)
 
         return steps
@@ -164,7 +182,6 @@ class TrainCase:
         batch = {**self.batch, **images}
 
         def steps() -> None:
-            use_defaults()
             for _ in range(self.options.repeat):
                 reference.reference_train_step(detector, criterion, optimizer, batch)
 
@@ -172,12 +189,7 @@ class TrainCase:
 
     def works(self) -> list[Work]:
         """Return what a pair costs in a forward pass."""
-        return [count_work(self.config, self.size, training=True)]
-
-
-def use_views(number: int) -> None:
-    """Let the reference average the first views only; as published it takes all six."""
-    reference.VIEWS = VIEWS[:number]
+        return [count_work(config, self.size, training=True) for config in self.configs]
 
 
 def mean_of(probabilities: Sequence[tuple]) -> tuple:

@@ -16,7 +16,14 @@ import torch
 from bench.cases import REFERENCE, InferCase, Options, TrainCase
 from bench.file_cases import LabelCase, LoadCase
 from bench.floor import floor
-from bench.machine import PeakMemory, describe_machine, machine_line, seconds, spread
+from bench.machine import (
+    PeakMemory,
+    describe_machine,
+    machine_line,
+    seconds,
+    spread,
+    use_backend,
+)
 from bench.report import variant_lines
 from utils import options as cli
 from utils.cli import run
@@ -129,6 +136,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     print(f"{machine_line(machine)}\n{described(options)}, rounds {args.rounds}", flush=True)
     result = {"what": args.what, "machine": machine, "rounds": args.rounds, "amp": case.amp}
     result |= {"command": command(argv), "options": asdict(options), "size": case.size}
+    result |= {"networks": [asdict(config) for config in case.configs]}
     result |= {"pairs": case.pairs, **measure(case, options.variants(), args.rounds)}
     if args.memory and args.what in ("train", "infer"):
         for name, variant in result["variants"].items():
@@ -179,11 +187,13 @@ def measure(case: Any, names: tuple[str, ...], rounds: int) -> dict[str, Any]:
     calls, warmups, outputs, peaks = {}, {}, {}, {}
     for name in names:
         calls[name] = case.make(name)
+        use_backend(of_baseline=name == REFERENCE)
         if not case.starts_anew:
             warmups[name] = seconds(calls[name], case.device)
     times: dict[str, list[float]] = {name: [] for name in names}
     for number in range(rounds):
         for name in names:
+            use_backend(of_baseline=name == REFERENCE)  # not on anyone's clock
             taken, outputs[name], peak = _timed(calls[name], case)
             times[name].append(taken)
             peaks[name] = max(peaks.get(name, 0), peak)
@@ -230,6 +240,7 @@ def peak_memory(options: Options, name: str) -> int:
 
 def _peak_memory(options: Options, name: str, threads: int) -> int:
     torch.set_num_threads(threads)
+    use_backend(of_baseline=name == REFERENCE)
     case = CASES[options.what](replace(options, repeat=1))
     with PeakMemory(case.device) as memory:
         call = case.make(name)
@@ -244,6 +255,7 @@ def profile(call: Callable[[], object], device: torch.device) -> list[dict[str, 
 
     activities = [ProfilerActivity.CPU]
     activities += [ProfilerActivity.CUDA] if device.type == "cuda" else []
+    use_backend(of_baseline=False)
     call()
     with torch.profiler.profile(activities=activities) as profiler:
         call()

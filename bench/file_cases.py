@@ -16,9 +16,9 @@ from PIL import Image
 import label
 import utils.progress
 from bench import reference
-from bench.cases import REFERENCE, Options, draw_checkpoint, make_batch, use_views
+from bench.cases import REFERENCE, Options, draw_checkpoint, make_batch
 from bench.floor import Work, count_work
-from bench.machine import seconds, use_defaults
+from bench.machine import seconds
 from datasets import (
     ChangeDetectionDataset,
     ClassList,
@@ -30,9 +30,10 @@ from datasets import (
 from datasets.cache import build_cache
 from datasets.change_detection import image_size
 from datasets.sample import write_sample_data
-from models import load_model, open_checkpoint
+from models import load_model
 from utils.checkpoint import save_checkpoint
 from utils.errors import OptionError
+from utils.inference import VIEWS
 from utils.pseudo_label import count_votes, hard_votes, merge_labels
 
 GENERATED_FORMAT = "index"  # labels that any PNG decoder reads
@@ -51,6 +52,7 @@ class LabelCase:
         self.options = options
         self.device, precision = options.open_device()
         self.amp = precision.name
+        self.configs = options.configs()
         self._folder = TemporaryDirectory(prefix="scd-bench-")
         self.folder = Path(self._folder.name)
         self.root, self.train_pairs = find_pairs(options, self.folder)
@@ -63,7 +65,7 @@ class LabelCase:
     def _draw_checkpoints(self) -> list[Path]:
         batch = make_batch(self.options, 1)
         paths = []
-        for number, config in enumerate(self.options.configs()):
+        for number, config in enumerate(self.configs):
             drawn = draw_checkpoint(config, number, batch["image1"], batch["image2"])
             state = {"config": config.to_dict(), "model": drawn.tensors}
             state |= {"classes": self.classes.to_dict(), "run": f"bench {number}"}
@@ -97,8 +99,7 @@ class LabelCase:
         return out / "masks" / "train"
 
     def _label_as_published(self, out: Path) -> Path:
-        use_defaults()
-        use_views(self.options.views)
+        views = VIEWS[: self.options.views]
         models = [reference.ReferenceDetector(load_model(p, self.device)) for p in self.paths]
         for start in range(0, self.pairs, self.options.batch_size):
             pairs = self.train_pairs[start : start + self.options.batch_size]
@@ -110,7 +111,7 @@ class LabelCase:
             ]
             votes = [
                 hard_votes(probs.semantic_probs1.argmax(1) + 1, probs.semantic_probs2.argmax(1) + 1)
-                for probs in reference.reference_predict(models, *images)
+                for probs in reference.reference_predict(models, *images, views)
             ]
             vote = count_votes(torch.stack(votes), self.classes.num_classes).cpu()
             for pair, mask in zip(pairs, vote, strict=True):
@@ -138,8 +139,7 @@ class LabelCase:
 
     def works(self) -> list[Work]:
         """Return what a pair costs in each model."""
-        configs = [open_checkpoint(path).config for path in self.paths]
-        return [count_work(config, self.size, training=False) for config in configs]
+        return [count_work(config, self.size, training=False) for config in self.configs]
 
     def extras(self) -> dict:
         """Return the share of each run that the main thread waits for the next batch."""
@@ -151,6 +151,7 @@ class LoadCase:
 
     starts_anew = False
     amp = "off"
+    configs = ()
 
     def __init__(self, options: Options) -> None:
         self.options = options
@@ -226,7 +227,7 @@ def find_pairs(options: Options, folder: Path) -> tuple[Path, list[Pair]]:
     A given one is linked into ``folder`` with as many pairs as are asked for.
 
     Raises:
-        OptionError: labels in RGB, which the reference does not decode, or too few pairs.
+        OptionError: labels that the reference does not decode, or too few pairs.
     """
     root = folder / "data"
     if options.data_root is None:
@@ -235,6 +236,8 @@ def find_pairs(options: Options, folder: Path) -> tuple[Path, list[Pair]]:
     pairs = index_pairs(options.data_root / "train")[: options.pairs]
     if len(pairs) < options.pairs:
         raise OptionError(f"{options.data_root}: {len(pairs)} pairs, {options.pairs} asked for")
+    if any(path is None for path in (pairs[0].label1, pairs[0].label2)):
+        raise OptionError(f"{options.data_root}: the baseline needs label1 and label2")
     with Image.open(pairs[0].label1) as image:
         if image.mode not in ("L", "P"):
             raise OptionError(f"{pairs[0].label1}: RGB; the baseline reads labels of indices only")

@@ -82,8 +82,14 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - started
 
 
-def use_defaults() -> None:
-    """Undo `utils.precision.set_backend_options`: the baseline runs with the framework's values."""
+def use_backend(of_baseline: bool) -> None:
+    """Set what belongs to the whole process, as the next variant has it.
+
+    The baseline runs with the framework's values, and without the memory that ours has kept.
+    """
+    if not of_baseline:
+        set_backend_options()
+        return
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = False

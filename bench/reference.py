@@ -14,7 +14,7 @@ from torch import nn
 
 from models import ChangeDetector, ChangeOutput
 from utils.images import IMAGENET_MEAN, IMAGENET_STD
-from utils.inference import VIEWS, Probabilities, apply_view, undo_view
+from utils.inference import VIEWS, Probabilities, View, apply_view, undo_view
 
 
 class ReferenceDetector(nn.Module):
@@ -52,20 +52,24 @@ def reference_normalize(images: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def reference_predict(
-    models: Sequence[ReferenceDetector], image1: torch.Tensor, image2: torch.Tensor
+    models: Sequence[ReferenceDetector],
+    image1: torch.Tensor,
+    image2: torch.Tensor,
+    views: Sequence[View] = VIEWS,
 ) -> list[Probabilities]:
-    """Return each model's mean probabilities over the six views, one view after the other.
+    """Return each model's mean probabilities over the views, one view after the other.
 
     Args:
         models: in eval mode.
         image1: (N, 3, H, W) uint8, on the models' device.
         image2: the same shape.
+        views: all six as published.
     """
     image1, image2 = reference_normalize(image1), reference_normalize(image2)
     means = []
     for model in models:
-        views = []
-        for view in VIEWS:
+        seen = []
+        for view in views:
             output = model(
                 apply_view(image1, view).contiguous(), apply_view(image2, view).contiguous()
             )
@@ -74,8 +78,8 @@ def reference_predict(
                 output.semantic_logits2.softmax(1),
                 output.change_logits.sigmoid(),
             )
-            views.append([undo_view(p, view) for p in probs])
-        means.append(Probabilities(*(torch.stack(p).mean(0) for p in zip(*views, strict=True))))
+            seen.append([undo_view(p, view) for p in probs])
+        means.append(Probabilities(*(torch.stack(p).mean(0) for p in zip(*seen, strict=True))))
     return means
 
 

@@ -36,7 +36,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
 def main(argv: list[str] | None = None) -> str:
     """Print or insert the tables and return them."""
     args = parse_args(argv)
-    results = [json.loads(path.read_text(encoding="utf-8")) for path in args.files]
+    results = [read_result(path) for path in args.files]
     text = tables(results)
     if args.into is None:
         print(text)
@@ -47,6 +47,20 @@ def main(argv: list[str] | None = None) -> str:
     before, after = old.split(BEGIN, 1)[0], old.split(END, 1)[1]
     write_text(args.into, f"{before}{BEGIN}\n{text}{END}{after}")
     return text
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """Read a file of compare.py.
+
+    Raises:
+        UserError: it is missing, or is none.
+    """
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        title(result)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: no result of compare.py ({error!r}); run it again") from error
+    return result
 
 
 def tables(results: list[dict[str, Any]]) -> str:
@@ -100,14 +114,19 @@ def title(result: dict[str, Any]) -> str:
     options = result["options"]
     words = [result["what"]]
     if result["what"] != "load":
-        names = options["backbones"]
-        words += [f"{names.count(n)} × {n.removeprefix('hrnet_')}" for n in dict.fromkeys(names)]
-        words.append(options["model"] + (" lightweight" if options["lightweight"] else ""))
+        names = [network_name(network) for network in result["networks"]]
+        words += [f"{names.count(name)} × {name}" for name in dict.fromkeys(names)]
         words.append(f"batch {options['batch_size']}")
     if result["what"] in ("infer", "label"):
         words.append(f"{options['views']} views")
         words.append("trained" if options["checkpoints"] else "random weights")
     return ", ".join([*words, f"{result['size']}²"])
+
+
+def network_name(network: dict[str, Any]) -> str:
+    """Return heads and backbone of a model."""
+    name = f"{network['model']} {network['backbone']}"
+    return name + (" lightweight" if network["lightweight"] else "")
 
 
 def notes_of(result: dict[str, Any]) -> list[str]:

@@ -1,5 +1,7 @@
 """From checkpoints to a fast predictor: folded, channels-last, in mixed precision, compiled."""
 
+import math
+import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +14,7 @@ from torch.utils.data import DataLoader
 from models import Checkpoint
 from utils.bands import union
 from utils.distributed import World
-from utils.errors import OptionError
+from utils.errors import OptionError, first_line
 from utils.fold import fold_batch_norm
 from utils.images import normalization
 from utils.inference import IDENTITY, VIEWS, Predictor
@@ -34,10 +36,12 @@ def prepare_predictor(
     loader: DataLoader,
     one_size: bool,
     world: World,
+    deadline: float | None = None,
 ) -> Predictor:
     """Build an ensemble's predictor for the batches of a loader, compiled where that is wanted.
 
-    Arguments as `build_predictor` and `compile_predictor` take them.
+    Arguments as `build_predictor` and `compile_predictor` take them; ``deadline`` is the reading of
+    `time.perf_counter` at which all must be done, if there is any.
     """
     predictor = build_predictor(checkpoints, world.device, precision, tta)
     if world.any(len(loader) > 0):
@@ -52,6 +56,7 @@ def prepare_predictor(
             one_size,
             world.say,
             world.from_leader,
+            math.inf if deadline is None else deadline - time.perf_counter(),
         )
     return predictor
 
@@ -106,11 +111,12 @@ def compile_predictor(
     one_size: bool,
     say: Callable[[str], None] = print,
     from_leader: Callable[[float], float] = lambda value: value,
+    remaining_s: float = math.inf,
 ) -> None:
     """Compile a predictor's models if asked to, or if ``auto`` finds that it pays.
 
     ``auto`` predicts one pair as it is, and compiles where the saving over all pairs exceeds the
-    time that compiling takes.
+    time that compiling takes. Where compiling fails, it goes on without.
 
     Args:
         predictor: compiled in place; warmed up when this returns.
@@ -122,9 +128,11 @@ def compile_predictor(
             compiled anew.
         say: told what was decided, and what the warm-up took.
         from_leader: gives all processes the leading one's value, so that they decide alike.
+        remaining_s: seconds until a time limit, in which views will be left out.
 
     Raises:
         OptionError: ``on`` without a compiler, or with pairs of several sizes.
+        TorchDynamoException: ``on``, and compiling failed.
     """
     if mode == "off":
         return
@@ -137,14 +145,22 @@ def compile_predictor(
     if mode == "auto":
         # A first pass takes too long rather than too short: most work is too little even by that.
         for _ in range(2):
-            total_s = from_leader(pairs * _seconds(predictor, image1, image2))
+            expected_s = pairs * _seconds(predictor, image1, image2)
+            total_s = from_leader(min(expected_s, remaining_s))
             if COMPILE_SAVES * total_s <= COMPILE_S * len(predictor.models):
                 return
         say(f"compiling: saves about {COMPILE_SAVES * total_s:.0f} s of {total_s:.0f} s")
     started = time.perf_counter()
     predictor.compile()
     batch = min(batch_size, max(1, pairs))
-    predictor(image1.expand(batch, -1, -1, -1), image2.expand(batch, -1, -1, -1))
+    try:
+        predictor(image1.expand(batch, -1, -1, -1), image2.expand(batch, -1, -1, -1))
+    except torch._dynamo.exc.TorchDynamoException as error:
+        if mode == "on":
+            raise
+        predictor.run_uncompiled()
+        say(f"compiling failed ({first_line(error)}); going on without (--compile off)")
+        return
     _wait(predictor.device)
     say(f"compiled {len(predictor.models)} models in {time.perf_counter() - started:.0f} s")
 
@@ -152,7 +168,8 @@ def compile_predictor(
 def _obstacle(device: torch.device, one_size: bool) -> str:
     if not one_size:
         return "the pairs have several sizes, and each would be compiled anew"
-    if device.type == "cpu" and not any(shutil.which(name) for name in ("g++", "clang++", "cl")):
+    compilers = (os.environ.get("CXX", ""), "g++", "clang++", "cl")
+    if device.type == "cpu" and not any(map(shutil.which, compilers)):
         return "no C++ compiler found; install g++"
     if device.type == "mps":
         return "not supported on mps"

@@ -22,10 +22,7 @@ class Encoder(nn.Module):
 
     Attributes:
         out_channels: channels of the returned map.
-        output_stride: always 4.
     """
-
-    output_stride = OUTPUT_STRIDE
 
     def __init__(self, body: nn.Module) -> None:
         super().__init__()

@@ -3,12 +3,15 @@ import subprocess
 import sys
 
 import pytest
+from test_models import small_model
 
-from bench import compare, reference, report
+from bench import compare, report
 from bench.floor import count_work
+from datasets.sample import write_sample_data
 from models import ModelConfig
+from utils.bands import Bands, Imagery
+from utils.checkpoint import save_checkpoint
 from utils.errors import OptionError, UserError
-from utils.inference import VIEWS
 from utils.options import REPO
 
 BACKBONE = "mobilenetv3_small_050"
@@ -27,7 +30,6 @@ def _small_measurements(monkeypatch):
 
     monkeypatch.setattr(machine, "RATE_SIDES", {"cpu": 64})
     monkeypatch.setattr(machine, "COPY_BYTES", {"cpu": 2**16})
-    monkeypatch.setattr(reference, "VIEWS", VIEWS)
 
 
 def run(what: str, tmp_path, *more: str) -> dict:
@@ -93,6 +95,40 @@ def test_one_view_on_real_pairs(tmp_path, write_pairs):
     result = run("label", tmp_path, "--data-root", str(tmp_path / "data"), "--views", "1")
     assert result["variants"]["ours"]["agreement"] > 0.99
     assert str(tmp_path) not in result["command"]
+
+
+def test_a_row_names_the_checkpoints_that_ran(tmp_path):
+    path = tmp_path / "some.pth"
+    model = small_model(model="fcn")
+    save_checkpoint(path, {"config": model.config.to_dict(), "model": model.state_dict()})
+    result = run("infer", tmp_path, "--checkpoints", str(path))
+    name = model.config.backbone
+    assert report.title(result) == f"infer, 1 × fcn {name}, batch 2, 6 views, trained, 64²"
+
+
+@pytest.mark.parametrize(
+    ("what", "options", "message"),
+    [
+        ("infer", ["--size", "100"], "--size 100: the baseline takes multiples of 32"),
+        ("infer", ["--checkpoints", "{bands}"], "the baseline reads 8-bit RGB"),
+        ("infer", ["--checkpoints", "{change}"], "the baseline reads 8-bit RGB"),
+        ("label", ["--data-root", "{binary}"], "change masks; the baseline knows classes only"),
+        ("train", ["--data-root", "{binary}"], "change masks; the baseline knows classes only"),
+        ("load", ["--data-root", "{binary}"], "the baseline needs label1 and label2"),
+    ],
+)
+def test_what_the_baseline_cannot_run_is_refused(what, options, message, tmp_path):
+    paths = {name: tmp_path / name for name in ("bands", "change", "binary")}
+    four = Imagery(Bands((1, 2, 3, 4)), (100,) * 4, (50,) * 4)
+    changed = {"bands": {"in_channels": 4, "imagery": four}, "change": {"num_classes": 0}}
+    for name, changes in changed.items():
+        model = small_model(**changes)
+        save_checkpoint(
+            paths[name], {"config": model.config.to_dict(), "model": model.state_dict()}
+        )
+    write_sample_data(paths["binary"], 3, 0, 64, 64, 0, "binary")
+    with pytest.raises(OptionError, match=message):
+        run(what, tmp_path, *(option.format(**paths) for option in options))
 
 
 def test_labels_in_rgb_are_refused(tmp_path, sample_root):
@@ -166,6 +202,15 @@ def test_tables_are_written_between_the_markers(tmp_path):
     assert f"{100 * result['variants']['ours']['agreement']:.2f} %" in row
 
 
+def test_a_file_of_something_else_is_refused(tmp_path):
+    for text in (None, "{", "[]", '{"what": "infer"}'):
+        path = tmp_path / f"{text and len(text)}.json"
+        if text:
+            path.write_text(text, encoding="utf-8")
+        with pytest.raises(UserError, match=rf"{path.name}: no result of compare.py"):
+            report.main([str(path)])
+
+
 def test_a_page_without_markers_is_refused(tmp_path):
     run("load", tmp_path)
     page = tmp_path / "page.md"
@@ -176,15 +221,16 @@ def test_a_page_without_markers_is_refused(tmp_path):
 
 
 def test_compiling_tells_when_it_pays():
-    options = {"backbones": ["hrnet_w18"], "model": "pspnet", "lightweight": True, "views": 6}
+    network = {"backbone": "hrnet_w18", "model": "pspnet", "lightweight": True}
     result = {
         "what": "infer",
         "size": 64,
         "amp": "bf16",
-        "options": {**options, "batch_size": 4, "checkpoints": []},
+        "networks": [network],
+        "options": {"views": 6, "batch_size": 4, "checkpoints": []},
         "variants": {"compiled": {"warmup_s": 30.2, "pays_after_pairs": 121.4}},
     }
     assert report.notes_of(result) == [
-        "infer, 1 × w18, pspnet lightweight, batch 4, 6 views, random weights, 64²: "
+        "infer, 1 × pspnet hrnet_w18 lightweight, batch 4, 6 views, random weights, 64²: "
         "compiling took 30 s and pays after 121 pairs"
     ]

@@ -143,6 +143,27 @@ def test_a_broken_cache_of_the_compiler_is_one_line_and_status_2(monkeypatch, ca
     )
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."), "CUDA out of"),
+        (RuntimeError("[enforce fail] . DefaultCPUAllocator: can't allocate memory"), "[enforce"),
+    ],
+)
+def test_too_little_memory_is_one_line_and_status_2(error, said, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+
+    def fail() -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as stop:
+        cli.run(fail)
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: out of memory ({said}")
+    assert "--batch-size" in line
+
+
 def test_other_errors_are_not_hidden(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train.py"])
 

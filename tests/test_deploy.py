@@ -1,5 +1,6 @@
 import copy
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,7 @@ def test_four_bands():
 @pytest.fixture
 def predictor(monkeypatch) -> Predictor:
     built = build_predictor([make_checkpoint()], CPU, FLOAT32, tta=True)
+    monkeypatch.delenv("CXX", raising=False)
     built.compilations = 0
     built.batches = []
 
@@ -134,6 +136,39 @@ def test_auto_compiles_where_the_saving_exceeds_the_cost(excess, compiled, predi
         assert said[1].startswith("compiled 1 models in")
 
 
+def test_auto_counts_no_more_than_the_time_that_is_left(predictor, monkeypatch):
+    monkeypatch.setattr(deploy_module, "_seconds", lambda *arguments: HOURS)
+    limit = 0.99 * COMPILE_S / COMPILE_SAVES
+    for remaining_s, compiled in ((limit, 0), (1.02 * limit, 1)):
+        compile_predictor(
+            *(predictor, "auto", *samples(9), 8, True),
+            say=lambda text: None,
+            remaining_s=remaining_s,
+        )
+        assert predictor.compilations == compiled
+
+
+def fail_to_compile(graph: object, inputs: object) -> None:
+    raise RuntimeError("Failed to find C compiler")
+
+
+def test_auto_goes_on_without_what_cannot_be_compiled(monkeypatch):
+    predictor = build_predictor([make_checkpoint()], CPU, FLOAT32, tta=True)
+    plain = build_predictor([make_checkpoint()], CPU, FLOAT32, tta=True)
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=fail_to_compile))
+    monkeypatch.setattr(deploy_module, "_seconds", lambda *arguments: HOURS)
+    said = []
+    compile_predictor(predictor, "auto", *samples(9), 8, one_size=True, say=said.append)
+    assert said[1:] == [
+        "compiling failed (RuntimeError: Failed to find C compiler); going on without "
+        "(--compile off)"
+    ]
+    for found, expected in zip(predictor(*images()), plain(*images()), strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    with pytest.raises(torch._dynamo.exc.BackendCompilerFailed):
+        compile_predictor(predictor, "on", *samples(9), 8, one_size=True)
+
+
 @pytest.mark.parametrize(("number", "expected"), [(100, 6 * 8), (5, 6 * 5)])
 def test_on_warms_up_with_a_whole_batch(number, expected, predictor):
     compile_predictor(predictor, "on", *samples(number), 8, one_size=True, say=lambda text: None)
@@ -151,6 +186,13 @@ def test_on_is_refused_without_a_compiler(predictor, monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(OptionError, match=r"--compile on: no C\+\+ compiler found; install g\+\+"):
         compile_predictor(predictor, "on", *samples(2), 8, one_size=True)
+
+
+def test_on_takes_the_compiler_that_the_environment_names(predictor, monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: name if name == "/opt/icpx" else None)
+    monkeypatch.setenv("CXX", "/opt/icpx")
+    compile_predictor(predictor, "on", *samples(2), 8, one_size=True, say=lambda text: None)
+    assert predictor.compilations == 1
 
 
 @pytest.mark.parametrize("obstacle", ["sizes", "compiler"])

@@ -40,7 +40,7 @@ def test_more_processes_than_gpus(gpus):
 @pytest.mark.parametrize("local_rank", [None, 0, 1])
 def test_no_gpu_at_all(local_rank, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)  # untried: not by itself
     assert choose_device("auto", local_rank) == torch.device("cpu")
 
 

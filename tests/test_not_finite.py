@@ -34,7 +34,7 @@ def test_a_loss_that_is_no_number_stops_the_run(every, whole_run, tmp_path, monk
         with pytest.raises(NumericalError) as stop:
             train.main(run.argv(tmp_path, *every))
     message = str(stop.value)
-    assert "loss is no finite number in step 2 of this epoch (change nan" in message
+    assert "loss is no finite number in batch 2 of this epoch (change nan" in message
     names = message.split("files ")[1].split(";", maxsplit=1)[0].split(", ")
     assert len(names) == 4
     assert set(names) <= {f"{i:05d}" for i in range(12)}

@@ -13,6 +13,7 @@ from utils.errors import OptionError
 from utils.images import normalize
 from utils.inference import VIEWS, Predictor, decode
 from utils.losses import ChangeCriterion
+from utils.memory import give_back_freed_memory
 from utils.precision import Precision, choose_precision, set_backend_options
 
 CPU, CUDA, MPS = torch.device("cpu"), torch.device("cuda"), torch.device("mps")
@@ -78,6 +79,7 @@ def test_bf16_multiplies_in_bf16_and_gives_logits_in_float32():
 
 def test_backend_options_are_set_in_one_place():
     matmul, tuning = torch.get_float32_matmul_precision(), torch.backends.cudnn.benchmark
+    tf32 = torch.backends.cudnn.allow_tf32
     try:
         set_backend_options()
         assert torch.get_float32_matmul_precision() == "high"
@@ -85,7 +87,8 @@ def test_backend_options_are_set_in_one_place():
         assert torch.backends.cudnn.allow_tf32
     finally:
         torch.set_float32_matmul_precision(matmul)
-        torch.backends.cudnn.benchmark = tuning
+        torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32 = tuning, tf32
+        give_back_freed_memory()
 
 
 # Accumulation

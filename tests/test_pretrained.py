@@ -49,9 +49,7 @@ def save(folder: Path, backbone: str, weights: dict, suffix: str = ".pth") -> Pa
 
 
 def load(folder: Path, backbone: str = SMALL, in_channels: int = 3) -> nn.Module:
-    weights = find_pretrained(backbone, folder)
-    assert weights is not True, "the file was not found"
-    return build_encoder(backbone, in_channels, weights).body
+    return build_encoder(backbone, in_channels, find_pretrained(backbone, folder)).body
 
 
 def assert_filled(body: nn.Module, weights: dict[str, torch.Tensor]) -> None:

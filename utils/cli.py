@@ -5,7 +5,7 @@ import signal
 import sys
 from collections.abc import Callable
 
-from utils.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError, one_line
+from utils.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError, first_line, one_line
 
 
 def run(main: Callable[[], object]) -> None:
@@ -41,8 +41,15 @@ def run(main: Callable[[], object]) -> None:
 def _known_failure(error: Exception) -> str | None:
     """Return what to say of an error of torch's that is no fault of this program; else None."""
     # By name: importing torch's compiler takes a second. Its other errors are faults of a model.
-    if any(kind.__name__ == "BackendCompilerFailed" for kind in type(error).__mro__):
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    if "ShortenTraceback" in kinds:
         return _compiling_failed(error)
+    if "OutOfMemoryError" in kinds or "DefaultCPUAllocator" in str(error):
+        return (
+            f"out of memory ({first_line(error)}); use a smaller batch (--batch-size, "
+            "--val-batch-size, --test-batch-size), and in training --accumulate, "
+            "--checkpoint-activations or a smaller --crop-size"
+        )
     if str(error).startswith("DataLoader timed out"):
         return (
             f"reader processes gave no batch ({error}); start again, with --resume in training; "
@@ -52,11 +59,10 @@ def _known_failure(error: Exception) -> str | None:
 
 
 def _compiling_failed(error: Exception) -> str:
-    lines = [line for line in str(error).splitlines() if not line.endswith("raised:")]
     from torch._inductor.runtime.cache_dir_utils import cache_dir
 
     return (
-        f"compiling failed ({next(filter(None, lines), type(error).__name__)}); remove "
+        f"compiling failed ({first_line(error)}); remove "
         f"{cache_dir()}, "
         "where a killed program may have left a broken file, or do without: no --compile in "
         "training, --compile off elsewhere"

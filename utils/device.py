@@ -6,7 +6,7 @@ from utils.errors import OptionError
 
 
 def choose_device(name: str, local_rank: int | None = None) -> torch.device:
-    """Return the device of ``--device``; ``auto`` prefers CUDA, then MPS, then the CPU.
+    """Return the device of ``--device``; ``auto`` is CUDA where there is any, else the CPU.
 
     Args:
         name: of the option.
@@ -19,7 +19,7 @@ def choose_device(name: str, local_rank: int | None = None) -> torch.device:
     """
     if name == "auto":
         if not torch.cuda.is_available():
-            return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+            return torch.device("cpu")
         name = "cuda"
     try:
         device = torch.device(name)

@@ -128,13 +128,14 @@ class LossReader:
     def _read(self) -> None:
         if not self._waiting:
             return
-        values = torch.stack([terms for terms, _ in self._waiting]).double()
-        for row, (_, names) in zip(values.cpu(), self._waiting, strict=True):
+        # Not on the device: MPS has no float64.
+        values = torch.stack([terms for terms, _ in self._waiting]).cpu().double()
+        for row, (_, names) in zip(values, self._waiting, strict=True):
             self.batches += 1
             if not row.isfinite().all():
                 found = ", ".join(f"{k} {v:g}" for k, v in zip(self._keys, row, strict=True))
                 raise NumericalError(
-                    f"loss is no finite number in step {self.batches} of this epoch ({found}), "
+                    f"loss is no finite number in batch {self.batches} of this epoch ({found}), "
                     f"files {', '.join(names)}; lower --lr, try --amp off, or check these files; "
                     "the last checkpoint is kept"
                 )

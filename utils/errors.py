@@ -37,6 +37,14 @@ class InterruptionError(UserError):
         self.status = status
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line that says something of an error of torch's."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    return next((line for line in lines if line and not line.endswith("raised:")), None) or (
+        type(error).__name__
+    )
+
+
 def one_line(error: BaseException) -> str:
     """Return the message of an error without the traceback that worker processes add.
 

@@ -16,9 +16,9 @@ View = tuple[bool, int]
 VIEWS: tuple[View, ...] = ((False, 0), (True, 0), (True, 2), (False, 1), (False, 2), (False, 3))
 IDENTITY: tuple[View, ...] = VIEWS[:1]
 CHANGE_THRESHOLD = 0.5
-# On a CPU larger passes fall out of the cache (measured: 2^20 pixels run at two thirds of the speed
-# of 2^17), and an oversized batch is not an exception there but a killed process.
-CPU_PIXELS_PER_PASS = 2**17
+# On a CPU larger passes gain little (`docs/performance.md`), and one that is too large is not an
+# exception there but a killed process: 2^20 pixels take hrnet_w64 1 GB.
+CPU_PIXELS_PER_PASS = 2**20
 
 
 class Probabilities(NamedTuple):
@@ -82,7 +82,7 @@ class Predictor:
         autocast: Callable[[], object] = nullcontext,
         normalizations: Sequence[Normalization] | None = None,
     ) -> None:
-        self.models = list(models)
+        self.models = self._plain_models = list(models)
         self.normalizations = list(normalizations or [IMAGENET] * len(self.models))
         self.views = tuple(views)
         self.autocast = autocast
@@ -99,8 +99,12 @@ class Predictor:
         and smaller ones are filled up, so that nothing is compiled twice.
         """
         self._compiled_sizes = {}
-        for model in self.models:
-            model.compile(dynamic=False)
+        self.models = [torch.compile(model, dynamic=False) for model in self._plain_models]
+
+    def run_uncompiled(self) -> None:
+        """Undo `compile`."""
+        self._compiled_sizes = None
+        self.models = self._plain_models
 
     @torch.inference_mode()
     def __call__(self, image1: torch.Tensor, image2: torch.Tensor) -> Probabilities:

@@ -4,7 +4,7 @@ import ctypes
 
 # Parameters of glibc's mallopt(3).
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
-_NEVER_TRIM = 2**31 - 1
+_NEVER_TRIM = -1  # 2^31 - 1 would give back what lies free above 2 GB
 # Where glibc's thresholds end up by themselves in a program that frees large blocks.
 _USUAL = ((_MMAP_THRESHOLD, 32 << 20), (_TRIM_THRESHOLD, 64 << 20), (_MMAP_MAX, 65536))
 

@@ -263,7 +263,7 @@ def add_runtime_args(parser: argparse.ArgumentParser, default_outdir: Path = OUT
         "--device",
         default="auto",
         metavar="NAME",
-        help="auto, cpu, cuda, cuda:1, mps (default: auto, a GPU if there is one)",
+        help="auto, cpu, cuda, cuda:1, mps (default: auto, CUDA if there is any, else cpu)",
     )
     group.add_argument(
         "--amp",
