@@ -289,7 +289,8 @@ def make_train_loader(
     )
     pinned = world.device.type == "cuda"
     return training_loader(
-        dataset, batch_size, args.workers, args.seed, pinned, world.rank, world.size
+        *(dataset, batch_size, args.workers, args.seed, pinned),
+        *(world.rank, world.size, args.accumulate),
     )
 
 
