@@ -39,6 +39,8 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     options.add_validation_args(parser)
     options.add_runtime_args(parser)
     args = parser.parse_args(argv)
+    if args.pseudo_label_root and not args.use_pseudo_label:
+        parser.error("--pseudo-label-root needs --use-pseudo-label")
     SplitOptions.from_options(vars(args))  # refuses what cannot be before processes are started
     if args.load_from and (args.bands != RGB.numbers or args.band_statistics):
         raise OptionError(

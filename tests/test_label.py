@@ -82,6 +82,13 @@ def test_missing_folder_of_pseudo_masks_is_an_error(sample_root, tmp_path):
     assert not (tmp_path / "models").exists()
 
 
+def test_a_folder_of_pseudo_masks_that_nothing_would_read_is_refused(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        train.parse_args(["--pseudo-label-root", str(tmp_path)])
+    assert stop.value.code == 2
+    assert "--pseudo-label-root needs --use-pseudo-label" in capsys.readouterr().err
+
+
 def test_missing_pseudo_mask_is_an_error(sample_root, tmp_path):
     masks = tmp_path / "masks"
     for date in (1, 2):
