@@ -268,16 +268,7 @@ def make_train_loader(
     from datasets import ChangeDetectionDataset, TrainTransform, make_reader, training_loader
     from utils.run import batch_size_per_pass
 
-    pseudo_label_root = None
-    if args.use_pseudo_label:
-        if classes.is_binary:
-            raise OptionError(
-                "--use-pseudo-label: pseudo labels are classes, and these labels are change masks "
-                "without any; train without it"
-            )
-        pseudo_label_root = args.pseudo_label_root or args.outdir / "masks" / "train"
-        if not pseudo_label_root.is_dir():
-            raise OptionError(f"{pseudo_label_root}: no pseudo masks there; run label.py first")
+    pseudo_label_root = find_pseudo_masks(args, pairs, classes) if args.use_pseudo_label else None
     batch_size = batch_size_per_pass(args.batch_size, args.accumulate, world.size, len(pairs))
     if args.model == "pspnet" and batch_size * world.size == 1:
         raise OptionError(
@@ -294,6 +285,28 @@ def make_train_loader(
         *(dataset, batch_size, args.workers, args.seed, pinned),
         *(world.rank, world.size, args.accumulate),
     )
+
+
+def find_pseudo_masks(args: Namespace, pairs: "list[Pair]", classes: "ClassList") -> Path:
+    """Return the folder of pseudo masks, all of which must be of one run of label.py."""
+    from utils.manifest import unlisted
+
+    if classes.is_binary:
+        raise OptionError(
+            "--use-pseudo-label: pseudo labels are classes, and these labels are change masks "
+            "without any; train without it"
+        )
+    folder = args.pseudo_label_root or args.outdir / "masks" / "train"
+    if not folder.is_dir():
+        raise OptionError(f"{folder}: no pseudo masks there; run label.py first")
+    missing = unlisted(folder, [pair.name for pair in pairs])
+    if missing:
+        raise OptionError(
+            f"{folder}: label.py has not come to its end there, the masks of {len(missing)} of "
+            f"{len(pairs)} pairs are missing or older; run it again, or remove manifest.*.jsonl to "
+            "take the masks as they are"
+        )
+    return folder
 
 
 def make_val_loader(
