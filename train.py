@@ -146,7 +146,8 @@ def train(
     from utils.fit import Record, fit
     from utils.inference import IDENTITY, VIEWS, Predictor
     from utils.logging import RunLog
-    from utils.run import RunFiles, find_resume, fixed_options, run_name, saved_imagery
+    from utils.run import find_resume, fixed_options, run_name, saved_imagery
+    from utils.run_files import RunFiles
     from utils.tensorboard_panels import panel_writer
 
     files = RunFiles(args.outdir / "models", f"{args.model}_{args.backbone}")
@@ -156,6 +157,7 @@ def train(
     if saved and given:
         world.say("--band-statistics is left alone: the run to resume has statistics of its own")
     if saved and world.leads:
+        files.copy_best(saved, args.resume, world.say)
         files.settle_interrupted_save(saved, args.resume)
     imagery = (
         saved_imagery(saved, bands)
