@@ -62,6 +62,7 @@ def test_resumed_run_ends_like_an_uninterrupted_one(
         (("--epochs", 2, "--seed", 5), "seed 0"),
         (("--epochs", 2, "--crop-size", 32), "crop_size None"),
         (("--epochs", 2, "--class-weights", "1,1,1,1,1,1"), "class_weights None"),
+        (("--epochs", 2, "--tta"), "tta False"),
     ],
 )
 def test_resuming_with_other_options_is_refused(options, named, interrupted, sample_root):
@@ -99,3 +100,28 @@ def test_finished_run_can_be_resumed_and_stays_as_it_is(fcn_run, sample_root, tm
         train.main(train_argv(sample_root, outdir, "--epochs", 2, "--resume")), fcn_run.metrics
     )
     assert_same_state(outdir, fcn_run.outdir)
+
+
+def test_resuming_with_other_pseudo_masks_is_refused(sample_root, tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    for root in (first, second):
+        for date in (1, 2):
+            shutil.copytree(sample_root / "train" / f"label{date}", root / f"im{date}")
+    more = ("--use-pseudo-label", "--pseudo-label-root")
+    train.main(train_argv(sample_root, tmp_path / "out", *more, first))
+    with pytest.raises(OptionError, match=f"had pseudo_label_root {first};"):
+        train.main(train_argv(sample_root, tmp_path / "out", *more, second, "--resume"))
+
+
+def test_a_checkpoint_from_before_an_option_was_fixed_can_be_resumed(
+    interrupted, sample_root, tmp_path
+):
+    outdir = tmp_path / "out"
+    shutil.copytree(interrupted, outdir)
+    latest = outdir / "models" / f"fcn_{SMALL}_latest.pth"
+    state = read_checkpoint(latest)
+    for name in ("tta", "pseudo_label_root"):
+        del state["options"][name]
+    torch.save(state, latest)
+    train.main(train_argv(sample_root, outdir, "--epochs", 2, "--resume"))
+    assert read_checkpoint(latest)["epoch"] == 2

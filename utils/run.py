@@ -16,6 +16,7 @@ from utils.run_files import RunFiles
 FIXED_OPTIONS = (
     *("model", "backbone", "lightweight", "epochs", "batch_size", "lr", "weight_decay"),
     *("class_weights", "crop_size", "use_pseudo_label", "seed", "amp", "accumulate", "bands"),
+    *("tta", "pseudo_label_root"),
 )
 
 
@@ -27,7 +28,13 @@ def run_name(prefix: str) -> str:
 def fixed_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options that a resumed run must share, as plain values."""
     fixed = {name: options[name] for name in FIXED_OPTIONS}
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in fixed.items()}
+    return {name: _plain(value) for name, value in fixed.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value.resolve())
+    return list(value) if isinstance(value, tuple) else value
 
 
 def check_resumable(
