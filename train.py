@@ -169,8 +169,9 @@ def train(
         *(classes.semantic_classes, len(bands.numbers), imagery),
     )
     steps = args.epochs * (len(train_loader) // args.accumulate)
-    trainer = make_trainer(args, config, description, steps, saved, world)
     name = saved["run"] if saved else world.from_leader(run_name(files.prefix))
+    trainer = make_trainer(args, config, description, steps, saved, world)
+    del saved  # it holds as much memory as the trainer
     log = RunLog(args.outdir / "logs" / name, args.tensorboard) if world.leads else None
     if log:
         write_json(log.folder / "options.json", vars(args))

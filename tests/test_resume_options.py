@@ -2,6 +2,7 @@
 
 import csv
 import shutil
+import weakref
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,30 @@ def test_resuming_from_a_missing_file_is_an_error(sample_root, tmp_path):
 def test_resume_without_a_run_starts_one(sample_root, tmp_path):
     train.main(train_argv(sample_root, tmp_path, "--resume"))
     assert len(best_files(tmp_path)) == 1
+
+
+def test_a_resumed_run_does_not_keep_the_checkpoint_it_was_read_from(
+    interrupted, sample_root, tmp_path, monkeypatch
+):
+    from utils import fit, run
+
+    outdir = tmp_path / "out"
+    shutil.copytree(interrupted, outdir)
+    find_resume, kept = run.find_resume, []
+
+    def watched(*args):
+        saved = find_resume(*args)
+        kept.extend(weakref.ref(value) for value in saved["model"].values())
+        return saved
+
+    def stop(*_args):
+        assert kept and not any(tensor() is not None for tensor in kept)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "find_resume", watched)
+    monkeypatch.setattr(fit, "fit", stop)
+    with pytest.raises(KeyboardInterrupt):
+        train.main(train_argv(sample_root, outdir, "--epochs", 2, "--resume"))
 
 
 def test_finished_run_can_be_resumed_and_stays_as_it_is(fcn_run, sample_root, tmp_path):
