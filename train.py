@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # functions import torch themselves, so that --help starts at
     from models import Checkpoint, ModelConfig
     from utils.distributed import World
     from utils.label_counts import AnyMetrics
+    from utils.logging import RunLog
     from utils.trainer import Trainer
 
 EPILOG = """examples:
@@ -142,10 +143,8 @@ def train(
     from datasets import set_epoch
     from datasets.band_statistics import find_imagery
     from models import ModelConfig
-    from utils.files import write_json
     from utils.fit import Record, fit
     from utils.inference import IDENTITY, VIEWS, Predictor
-    from utils.logging import RunLog
     from utils.run import find_resume, fixed_options, run_name, saved_imagery
     from utils.run_files import RunFiles
     from utils.tensorboard_panels import panel_writer
@@ -172,9 +171,7 @@ def train(
     name = saved["run"] if saved else world.from_leader(run_name(files.prefix))
     trainer = make_trainer(args, config, description, steps, saved, world)
     del saved  # it holds as much memory as the trainer
-    log = RunLog(args.outdir / "logs" / name, args.tensorboard) if world.leads else None
-    if log:
-        write_json(log.folder / "options.json", vars(args))
+    log = start_log(args, name) if world.leads else None
     record = Record(
         identity={**description, "config": config.to_dict(), "run": name},
         options=fixed_options(vars(args)),
@@ -202,6 +199,16 @@ def train(
     if log:
         log.close()
     return world.from_leader(files.best), best
+
+
+def start_log(args: Namespace, name: str) -> "RunLog":
+    """Write down the options of a run and return its log."""
+    from utils.files import write_json
+    from utils.logging import RunLog
+
+    folder = args.outdir / "logs" / name
+    write_json(folder / "options.json", vars(args))
+    return RunLog(folder, args.tensorboard)
 
 
 def make_trainer(
