@@ -47,7 +47,7 @@ def test_second_start_writes_nothing_and_counts_the_same(outdir, sample_root, ca
     assert torch.equal(first.voted, second.voted)
 
 
-def test_scores_include_finished_pairs(outdir, sample_root):
+def test_scores_include_finished_pairs(outdir, sample_root, capsys):
     options = [*work(sample_root, outdir), "--test-batch-size", "2"]
     first = predict.main(options)
     folder = outdir / "masks" / "test"
@@ -57,6 +57,9 @@ def test_scores_include_finished_pairs(outdir, sample_root):
     changed = {name for name, time in times(folder).items() if time != kept.get(name)}
     # The whole batch of two is made again, so that its pixels are what they were.
     assert changed == {f"im{date}/{name}.png" for date in (1, 2) for name in ("00002", "00003")}
+    capsys.readouterr()
+    assert predict.main(options) == first
+    assert " 0.0 pairs/s)" in capsys.readouterr().out  # of those predicted now
 
 
 def test_other_options_or_overwrite_make_all_again(outdir, sample_root):
