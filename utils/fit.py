@@ -8,12 +8,7 @@ from typing import Any
 
 from utils.distributed import StopRequest
 from utils.engine import evaluate
-from utils.errors import (
-    EXIT_INTERRUPTED,
-    EXIT_PREEMPTED,
-    CheckpointError,
-    InterruptionError,
-)
+from utils.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, CheckpointError, InterruptionError
 from utils.inference import Predictor
 from utils.label_counts import AnyMetrics
 from utils.logging import RunLog, epoch_row
