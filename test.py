@@ -111,7 +111,8 @@ def predict_in_world(args: Namespace, world: "World", started: float) -> "AnyMet
         deadline,
     )
     manifest.close()
-    report(args, metrics, classes, len(pairs), folder, time.perf_counter() - started, world)
+    predicted = sum(world.gather(sum(map(len, loader.batch_sampler.batches))))
+    report(args, metrics, classes, predicted, folder, time.perf_counter() - started, world)
     if deadline and time.perf_counter() > deadline:
         late_s, views = time.perf_counter() - deadline, len(predictor.views)
         world.say(f"time limit missed by {late_s:.1f} s, views in the last batch: {views}")
@@ -170,12 +171,12 @@ def report(
     args: Namespace,
     metrics: "AnyMetrics | None",
     classes: "ClassList",
-    pairs: int,
+    predicted: int,
     folder: Path,
     seconds: float,
     world: "World",
 ) -> None:
-    """Print scores, place and speed, and leave the scores beside the masks."""
+    """Print scores, place and the speed of predicting, and leave the scores beside the masks."""
     from utils.files import write_json
     from utils.progress import details
 
@@ -183,7 +184,7 @@ def report(
         world.say(details(metrics, classes.names))
         if world.leads:
             write_json(folder / "metrics.json", metrics.to_dict())
-    world.say(f"masks: {folder}  ({seconds:.1f} s, {pairs / seconds:.1f} pairs/s)")
+    world.say(f"masks: {folder}  ({seconds:.1f} s, {predicted / seconds:.1f} pairs/s)")
 
 
 def find_pairs(args: Namespace, world: "World") -> "tuple[list[Pair], Path]":

@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # functions import torch themselves, so that --help starts at
     from models import Checkpoint, ModelConfig
     from utils.distributed import World
     from utils.label_counts import AnyMetrics
+    from utils.logging import RunLog
     from utils.trainer import Trainer
 
 EPILOG = """examples:
@@ -39,6 +40,8 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     options.add_validation_args(parser)
     options.add_runtime_args(parser)
     args = parser.parse_args(argv)
+    if args.pseudo_label_root and not args.use_pseudo_label:
+        parser.error("--pseudo-label-root needs --use-pseudo-label")
     SplitOptions.from_options(vars(args))  # refuses what cannot be before processes are started
     if args.load_from and (args.bands != RGB.numbers or args.band_statistics):
         raise OptionError(
@@ -140,11 +143,10 @@ def train(
     from datasets import set_epoch
     from datasets.band_statistics import find_imagery
     from models import ModelConfig
-    from utils.files import write_json
     from utils.fit import Record, fit
     from utils.inference import IDENTITY, VIEWS, Predictor
-    from utils.logging import RunLog
-    from utils.run import RunFiles, find_resume, fixed_options, run_name, saved_imagery
+    from utils.run import find_resume, fixed_options, run_name, saved_imagery
+    from utils.run_files import RunFiles
     from utils.tensorboard_panels import panel_writer
 
     files = RunFiles(args.outdir / "models", f"{args.model}_{args.backbone}")
@@ -154,6 +156,7 @@ def train(
     if saved and given:
         world.say("--band-statistics is left alone: the run to resume has statistics of its own")
     if saved and world.leads:
+        files.copy_best(saved, args.resume, world.say)
         files.settle_interrupted_save(saved, args.resume)
     imagery = (
         saved_imagery(saved, bands)
@@ -165,11 +168,10 @@ def train(
         *(classes.semantic_classes, len(bands.numbers), imagery),
     )
     steps = args.epochs * (len(train_loader) // args.accumulate)
-    trainer = make_trainer(args, config, description, steps, saved, world)
     name = saved["run"] if saved else world.from_leader(run_name(files.prefix))
-    log = RunLog(args.outdir / "logs" / name, args.tensorboard) if world.leads else None
-    if log:
-        write_json(log.folder / "options.json", vars(args))
+    trainer = make_trainer(args, config, description, steps, saved, world)
+    del saved  # it holds as much memory as the trainer
+    log = start_log(args, name) if world.leads else None
     record = Record(
         identity={**description, "config": config.to_dict(), "run": name},
         options=fixed_options(vars(args)),
@@ -197,6 +199,16 @@ def train(
     if log:
         log.close()
     return world.from_leader(files.best), best
+
+
+def start_log(args: Namespace, name: str) -> "RunLog":
+    """Write down the options of a run and return its log."""
+    from utils.files import write_json
+    from utils.logging import RunLog
+
+    folder = args.outdir / "logs" / name
+    write_json(folder / "options.json", vars(args))
+    return RunLog(folder, args.tensorboard)
 
 
 def make_trainer(
@@ -266,16 +278,7 @@ def make_train_loader(
     from datasets import ChangeDetectionDataset, TrainTransform, make_reader, training_loader
     from utils.run import batch_size_per_pass
 
-    pseudo_label_root = None
-    if args.use_pseudo_label:
-        if classes.is_binary:
-            raise OptionError(
-                "--use-pseudo-label: pseudo labels are classes, and these labels are change masks "
-                "without any; train without it"
-            )
-        pseudo_label_root = args.pseudo_label_root or args.outdir / "masks" / "train"
-        if not pseudo_label_root.is_dir():
-            raise OptionError(f"{pseudo_label_root}: no pseudo masks there; run label.py first")
+    pseudo_label_root = find_pseudo_masks(args, pairs, classes) if args.use_pseudo_label else None
     batch_size = batch_size_per_pass(args.batch_size, args.accumulate, world.size, len(pairs))
     if args.model == "pspnet" and batch_size * world.size == 1:
         raise OptionError(
@@ -289,8 +292,31 @@ def make_train_loader(
     )
     pinned = world.device.type == "cuda"
     return training_loader(
-        dataset, batch_size, args.workers, args.seed, pinned, world.rank, world.size
+        *(dataset, batch_size, args.workers, args.seed, pinned),
+        *(world.rank, world.size, args.accumulate),
     )
+
+
+def find_pseudo_masks(args: Namespace, pairs: "list[Pair]", classes: "ClassList") -> Path:
+    """Return the folder of pseudo masks, all of which must be of one run of label.py."""
+    from utils.manifest import unlisted
+
+    if classes.is_binary:
+        raise OptionError(
+            "--use-pseudo-label: pseudo labels are classes, and these labels are change masks "
+            "without any; train without it"
+        )
+    folder = args.pseudo_label_root or args.outdir / "masks" / "train"
+    if not folder.is_dir():
+        raise OptionError(f"{folder}: no pseudo masks there; run label.py first")
+    missing = unlisted(folder, [pair.name for pair in pairs])
+    if missing:
+        raise OptionError(
+            f"{folder}: label.py has not come to its end there, the masks of {len(missing)} of "
+            f"{len(pairs)} pairs are missing or older; run it again, or remove manifest.*.jsonl to "
+            "take the masks as they are"
+        )
+    return folder
 
 
 def make_val_loader(

@@ -3,7 +3,7 @@
 import os
 import signal
 import socket
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence, Sized
 from pathlib import Path
 
 import torch
@@ -82,19 +82,32 @@ READER_LIMIT_S = 600
 
 
 class ResumableSampler(DistributedSampler):
-    """Shuffled indices of one process's share, from any position on.
+    """Shuffled indices of one process's share, from any position on, as many as make whole steps.
 
     The order of an epoch follows from the seed and the epoch's number alone. Step by step, the
     shares of all processes together are what a single process would take.
+
+    Args:
+        dataset: what the indices are of.
+        rank: number of this process.
+        world_size: number of processes.
+        seed: decides the order, together with the epoch.
+        step: samples of this process's share that make an optimiser step.
+
+    Attributes:
+        start: samples of this process's share that are done already.
     """
 
-    start = 0  # samples of this process's share that are done already
+    def __init__(self, dataset: Sized, rank: int, world_size: int, seed: int, step: int) -> None:
+        super().__init__(dataset, world_size, rank, seed=seed, drop_last=True)
+        self.start = 0
+        self._end = self.num_samples // step * step
 
     def __iter__(self) -> Iterator[int]:
-        return iter(list(super().__iter__())[self.start :])
+        return iter(list(super().__iter__())[self.start : self._end])
 
     def __len__(self) -> int:
-        return super().__len__() - self.start
+        return self._end - self.start
 
 
 def training_loader(
@@ -105,8 +118,9 @@ def training_loader(
     pin_memory: bool,
     rank: int = 0,
     world_size: int = 1,
+    accumulate: int = 1,
 ) -> DataLoader:
-    """Return shuffled batches of one process; a last incomplete one is dropped.
+    """Return shuffled batches of one process; what is left over of a step is dropped.
 
     Args:
         dataset: all training pairs; every process has the same.
@@ -116,15 +130,17 @@ def training_loader(
         pin_memory: whether batches go to a GPU.
         rank: number of this process.
         world_size: number of processes.
+        accumulate: batches that make an optimiser step.
 
     Raises:
         DataError: pairs of several sizes without a crop, or smaller than the crop.
     """
     _check_training_sizes(dataset)
+    batch_size = min(batch_size, max(1, len(dataset) // world_size))
     return DataLoader(
         dataset,
-        batch_size=min(batch_size, max(1, len(dataset) // world_size)),
-        sampler=ResumableSampler(dataset, world_size, rank, seed=seed, drop_last=True),
+        batch_size=batch_size,
+        sampler=ResumableSampler(dataset, rank, world_size, seed, batch_size * accumulate),
         drop_last=True,
         **_worker_options(workers, pin_memory),
     )

@@ -15,6 +15,7 @@ VARIANTS = {
     "plain": (),
     "worker": ("--workers", 1),
     "accumulate": ("--accumulate", 2),
+    "leftovers": ("--batch-size", 8, "--accumulate", 2),  # of three passes two make a step
     "cache": ("--cache", "disk"),
 }
 

@@ -17,7 +17,7 @@ from models.ensemble import (
 from models.transfer import transfer_weights
 from utils.checkpoint import read_checkpoint, read_state_dict, save_checkpoint
 from utils.errors import CheckpointError, UserError
-from utils.run import RunFiles
+from utils.run_files import RunFiles
 
 CLASSES = {"names": ["unchanged", "water", "forest"], "colors": [[255] * 3, [0] * 3, [0, 255, 0]]}
 

@@ -5,13 +5,14 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from faults import assert_one_line, assert_only_whole_files, in_second_epoch, run_script
-from processes import REPO
+from processes import REPO, ended, error_lines, start_script
 from runs import assert_same_run, best_files, csv_rows, latest_file, options, train_options
 
 import label
@@ -96,6 +97,40 @@ def test_a_disk_that_is_really_full(
 def fill_but(folder: Path, free: int) -> None:
     path = fill(folder)
     os.truncate(path, path.stat().st_size - free)
+
+
+def full_for_tensorboard() -> None:
+    """Let TensorBoard alone find the disk full, from the first epoch's row on."""
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    def write(self, data: bytes) -> None:
+        self.written = getattr(self, "written", 0) + 1
+        if self.written > 1:  # the first is the header
+            raise FULL
+        first_write(self, data)
+
+    first_write, RecordWriter.write = RecordWriter.write, write
+
+
+def test_a_full_disk_under_tensorboard(sample_root, tmp_path):
+    outdir = tmp_path / "out"
+    argv = train_options(sample_root, outdir, "--tensorboard")
+    child = start_script("train.py", argv, tmp_path / "printed", full_for_tensorboard)
+    with ended(child):
+        assert child.wait() == 2, child.err
+    (line,) = error_lines(child)  # and no traceback of the thread that writes
+    (folder,) = (outdir / "logs").iterdir()
+    assert line.startswith(f"error: cannot write {folder}: No space left on device; ")
+
+
+def test_a_start_on_a_full_disk(small_disk, sample_root, monkeypatch, capsys):
+    (small_disk / "out").mkdir()
+    fill(small_disk)
+    threads = []
+    monkeypatch.setattr(threading, "excepthook", threads.append)
+    argv = train_options(sample_root, small_disk / "out", "--tensorboard")
+    assert_one_line(*run_script(train, argv, monkeypatch, capsys), "cannot write", "options.json")
+    assert not threads
 
 
 @pytest.mark.parametrize("script", [label, predict])

@@ -68,6 +68,24 @@ def test_a_file_in_the_place_of_a_folder(tmp_path):
     assert (tmp_path / "file").read_text() == "old"
 
 
+def test_a_folder_that_becomes_a_file_during_a_save(tmp_path):
+    folder = tmp_path / "folder"
+    with pytest.raises(UserError, match=r"cannot write .*a\.txt"), atomic_path(folder / "a.txt"):
+        folder.rename(tmp_path / "moved")
+        folder.write_text("in the way")
+    assert folder.read_text() == "in the way"
+
+
+def test_a_folder_that_turns_read_only_during_a_save(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(os, "replace", refuse)
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(UserError, match=r"cannot write .*a\.txt: Read-only file system"):
+        write_text(tmp_path / "a.txt", "new")
+
+
 def test_a_folder_in_the_place_of_a_file(tmp_path):
     (tmp_path / "folder").mkdir()
     with pytest.raises(UserError, match=r"cannot write .*folder"):

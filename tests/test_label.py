@@ -76,10 +76,47 @@ def test_pseudo_masks_are_trained_on(ensemble_outdir, sample_root):
     assert len(best_files(ensemble_outdir)) == before + 1
 
 
+def test_masks_of_two_ensembles_are_not_trained_on(
+    ensemble_outdir, sample_root, monkeypatch, capsys
+):
+    options = argv(sample_root, ensemble_outdir, "--no-tta", "--test-batch-size", 4)
+    student = train_argv(sample_root, ensemble_outdir, "--use-pseudo-label", "--seed", 3)
+    label.main(options)
+    votes = iter([label.vote_batch])  # for one batch of three
+
+    def killed(*args):
+        for vote in votes:
+            return vote(*args)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(label, "vote_batch", killed)
+        with pytest.raises(KeyboardInterrupt):
+            label.main([*options, "--vote", "soft"])
+    with pytest.raises(OptionError, match=r"label\.py has not come to its end .* of 12 pairs"):
+        train.main(student)
+    label.main([*options, "--vote", "soft"])
+    train.main(student)
+
+
+def test_masks_without_a_journal_are_trained_on(sample_root, tmp_path):
+    masks = tmp_path / "out" / "masks" / "train"
+    for date in (1, 2):
+        shutil.copytree(sample_root / "train" / f"label{date}", masks / f"im{date}")
+    train.main(train_argv(sample_root, tmp_path / "out", "--use-pseudo-label"))
+
+
 def test_missing_folder_of_pseudo_masks_is_an_error(sample_root, tmp_path):
     with pytest.raises(OptionError, match=r"no pseudo masks there; run label\.py first"):
         train.main(train_argv(sample_root, tmp_path, "--use-pseudo-label"))
     assert not (tmp_path / "models").exists()
+
+
+def test_a_folder_of_pseudo_masks_that_nothing_would_read_is_refused(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        train.parse_args(["--pseudo-label-root", str(tmp_path)])
+    assert stop.value.code == 2
+    assert "--pseudo-label-root needs --use-pseudo-label" in capsys.readouterr().err
 
 
 def test_missing_pseudo_mask_is_an_error(sample_root, tmp_path):

@@ -207,6 +207,15 @@ def test_batch_larger_than_the_data_set(sample_root, batch_size):
     assert sorted(batch["name"]) == [f"{i:05d}" for i in range(12)]
 
 
+@pytest.mark.parametrize(("accumulate", "batches"), [(1, 6), (4, 4), (5, 5), (6, 6)])
+def test_batches_make_whole_steps(accumulate, batches, sample_root):
+    dataset = make_dataset(sample_root / "train", crop_size=16)
+    loader = training_loader(dataset, 2, 0, 0, pin_memory=False, accumulate=accumulate)
+    assert len(loader) == len(epoch_of(loader, 1)) == batches
+    set_epoch(loader, 1, batches - 1)
+    assert len(list(loader)) == 1
+
+
 def test_a_single_pair_is_enough(write_pairs):
     (batch,) = epoch_of(make_loader(make_dataset(write_pairs({"a": (33, 47)})), 0, 8), 1)
     assert batch["image1"].shape == (1, 3, 33, 47)

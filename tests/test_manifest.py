@@ -1,5 +1,6 @@
 """What a restart of label.py and test.py skips, and what it makes again."""
 
+import json
 import os
 import time
 from pathlib import Path
@@ -12,7 +13,7 @@ import test as predict
 import train
 from models import load_model
 from utils.distributed import World
-from utils.manifest import LEFTOVER_AGE_S, Manifest, file_signature, work_key
+from utils.manifest import LEFTOVER_AGE_S, Manifest, file_signature, unlisted, work_key
 
 ALONE = World(0, 1, torch.device("cpu"))
 SMALL = "mobilenetv3_small_050"
@@ -46,7 +47,7 @@ def test_second_start_writes_nothing_and_counts_the_same(outdir, sample_root, ca
     assert torch.equal(first.voted, second.voted)
 
 
-def test_scores_include_finished_pairs(outdir, sample_root):
+def test_scores_include_finished_pairs(outdir, sample_root, capsys):
     options = [*work(sample_root, outdir), "--test-batch-size", "2"]
     first = predict.main(options)
     folder = outdir / "masks" / "test"
@@ -56,6 +57,9 @@ def test_scores_include_finished_pairs(outdir, sample_root):
     changed = {name for name, time in times(folder).items() if time != kept.get(name)}
     # The whole batch of two is made again, so that its pixels are what they were.
     assert changed == {f"im{date}/{name}.png" for date in (1, 2) for name in ("00002", "00003")}
+    capsys.readouterr()
+    assert predict.main(options) == first
+    assert " 0.0 pairs/s)" in capsys.readouterr().out  # of those predicted now
 
 
 def test_other_options_or_overwrite_make_all_again(outdir, sample_root):
@@ -148,3 +152,18 @@ def test_half_written_checkpoints_of_a_killed_run_go(outdir, sample_root):
     assert not left.exists()
     assert other.exists()
     other.unlink()
+
+
+def write_journal(folder: Path, rank: int, key: str, *lines: str) -> None:
+    text = "".join(f"{line}\n" for line in (json.dumps({"key": key}), *lines))
+    (folder / f"manifest.{rank}.jsonl").write_text(text.removesuffix("\n"), encoding="utf-8")
+
+
+def test_pairs_that_the_last_work_has_not_finished(tmp_path):
+    names = ["a", "b", "c", "d"]
+    assert unlisted(tmp_path, names) == []  # masks made elsewhere
+    write_journal(tmp_path, 0, "new", '["a", "1-2"]', "")
+    write_journal(tmp_path, 1, "new", '["b", "1-2"]', '["c", "1-')  # cut off
+    write_journal(tmp_path, 2, "old", '["d", "1-2"]', "")
+    assert unlisted(tmp_path, names) == ["c", "d"]
+    assert unlisted(tmp_path, ["b", "a"]) == []

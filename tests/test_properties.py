@@ -311,6 +311,8 @@ def test_option_strings_are_taken_or_refused(script, argv):
     with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(printed):
         try:
             args = SCRIPTS[script].parse_args(argv)
+        except OptionError:  # a split that cannot be
+            return
         except SystemExit as stop:
             # Short options may be joined: "-hx" asks for help, too.
             assert stop.code == 2 or (stop.code == 0 and any(a.startswith("-h") for a in argv))

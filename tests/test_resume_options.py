@@ -2,6 +2,7 @@
 
 import csv
 import shutil
+import weakref
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,7 @@ def test_resumed_run_ends_like_an_uninterrupted_one(
         (("--epochs", 2, "--seed", 5), "seed 0"),
         (("--epochs", 2, "--crop-size", 32), "crop_size None"),
         (("--epochs", 2, "--class-weights", "1,1,1,1,1,1"), "class_weights None"),
+        (("--epochs", 2, "--tta"), "tta False"),
     ],
 )
 def test_resuming_with_other_options_is_refused(options, named, interrupted, sample_root):
@@ -92,6 +94,30 @@ def test_resume_without_a_run_starts_one(sample_root, tmp_path):
     assert len(best_files(tmp_path)) == 1
 
 
+def test_a_resumed_run_does_not_keep_the_checkpoint_it_was_read_from(
+    interrupted, sample_root, tmp_path, monkeypatch
+):
+    from utils import fit, run
+
+    outdir = tmp_path / "out"
+    shutil.copytree(interrupted, outdir)
+    find_resume, kept = run.find_resume, []
+
+    def watched(*args):
+        saved = find_resume(*args)
+        kept.extend(weakref.ref(value) for value in saved["model"].values())
+        return saved
+
+    def stop(*_args):
+        assert kept and not any(tensor() is not None for tensor in kept)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "find_resume", watched)
+    monkeypatch.setattr(fit, "fit", stop)
+    with pytest.raises(KeyboardInterrupt):
+        train.main(train_argv(sample_root, outdir, "--epochs", 2, "--resume"))
+
+
 def test_finished_run_can_be_resumed_and_stays_as_it_is(fcn_run, sample_root, tmp_path):
     outdir = tmp_path / "out"
     shutil.copytree(fcn_run.outdir, outdir)
@@ -99,3 +125,28 @@ def test_finished_run_can_be_resumed_and_stays_as_it_is(fcn_run, sample_root, tm
         train.main(train_argv(sample_root, outdir, "--epochs", 2, "--resume")), fcn_run.metrics
     )
     assert_same_state(outdir, fcn_run.outdir)
+
+
+def test_resuming_with_other_pseudo_masks_is_refused(sample_root, tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    for root in (first, second):
+        for date in (1, 2):
+            shutil.copytree(sample_root / "train" / f"label{date}", root / f"im{date}")
+    more = ("--use-pseudo-label", "--pseudo-label-root")
+    train.main(train_argv(sample_root, tmp_path / "out", *more, first))
+    with pytest.raises(OptionError, match=f"had pseudo_label_root {first};"):
+        train.main(train_argv(sample_root, tmp_path / "out", *more, second, "--resume"))
+
+
+def test_a_checkpoint_from_before_an_option_was_fixed_can_be_resumed(
+    interrupted, sample_root, tmp_path
+):
+    outdir = tmp_path / "out"
+    shutil.copytree(interrupted, outdir)
+    latest = outdir / "models" / f"fcn_{SMALL}_latest.pth"
+    state = read_checkpoint(latest)
+    for name in ("tta", "pseudo_label_root"):
+        del state["options"][name]
+    torch.save(state, latest)
+    train.main(train_argv(sample_root, outdir, "--epochs", 2, "--resume"))
+    assert read_checkpoint(latest)["epoch"] == 2

@@ -42,9 +42,18 @@ def test_a_signal_saves_within_one_step(number, step, whole_run, tmp_path, monke
     assert_same_run(tmp_path, run.outdir)
 
 
-@pytest.mark.parametrize("epoch", [pytest.param(1, marks=pytest.mark.slow), 2])
-def test_a_signal_in_validation_does_not_wait_for_its_end(epoch, whole_run, tmp_path, monkeypatch):
-    run = whole_run("plain")
+@pytest.mark.parametrize(
+    ("variant", "epoch", "steps"),
+    [
+        pytest.param("plain", 1, STEPS, marks=pytest.mark.slow),
+        ("plain", 2, STEPS),
+        ("leftovers", 1, 1),
+    ],
+)
+def test_a_signal_in_validation_does_not_wait_for_its_end(
+    variant, epoch, steps, whole_run, tmp_path, monkeypatch
+):
+    run = whole_run(variant)
     calls, predicted = [], []
     evaluate = fit.evaluate
 
@@ -65,7 +74,7 @@ def test_a_signal_in_validation_does_not_wait_for_its_end(epoch, whole_run, tmp_
             train.main(run.argv(tmp_path, "--val-batch-size", 1))
     assert len(predicted) == 4 * (epoch - 1) + 1  # of four batches an epoch
     state = read_checkpoint(latest_file(tmp_path))["training"]
-    assert (state["epoch"], state["step"], state["validated"]) == (epoch, STEPS, False)
+    assert (state["epoch"], state["step"], state["validated"]) == (epoch, steps, False)
     assert len(state["rows"]) == epoch - 1
     resume(run, tmp_path)
     assert_same_run(tmp_path, run.outdir)

@@ -56,7 +56,8 @@ def atomic_path(path: Path, durable: bool = False) -> Iterator[Path]:
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the folder is gone, or to be read only
+            temporary.unlink()
 
 
 def remove_leftovers(folder: Path, age_s: float, names: str = "*") -> None:

@@ -8,12 +8,12 @@ from typing import Any
 
 from utils.distributed import StopRequest
 from utils.engine import evaluate
-from utils.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, InterruptionError
+from utils.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, CheckpointError, InterruptionError
 from utils.inference import Predictor
 from utils.label_counts import AnyMetrics
 from utils.logging import RunLog, epoch_row
 from utils.progress import progress, summary
-from utils.run import RunFiles
+from utils.run_files import RunFiles
 from utils.trainer import Trainer
 
 
@@ -48,6 +48,15 @@ class Record:
         }
         if trainer.world.leads:
             self.files.save_latest(state)
+
+    def forget_lost_best(self, trainer: Trainer) -> None:
+        """Let the next epoch be the best where the best file is gone; all processes call it."""
+        lost = trainer.world.from_leader(trainer.world.leads and self.files.forget_lost_best())
+        if lost and trainer.best is not None:
+            trainer.world.say(
+                "warning: the best checkpoint so far is gone; the next epoch's takes its place"
+            )
+            trainer.best = None
 
     def save_epoch(self, trainer: Trainer, metrics: AnyMetrics, is_best: bool) -> None:
         """Write the log row, the best checkpoint if this epoch's is, and the latest."""
@@ -89,10 +98,12 @@ def fit(
         after_epoch: told the number of each epoch whose results are written.
 
     Raises:
+        CheckpointError: the run is finished already, and its best checkpoint is gone.
         InterruptionError: SIGTERM, SIGUSR1 or Ctrl-C asked the run to end; its state is saved.
         NumericalError: a loss is no finite number.
     """
     world = trainer.world
+    record.forget_lost_best(trainer)
     with StopRequest() as stop:
 
         def after_step() -> None:
@@ -127,6 +138,7 @@ def fit(
             row = epoch_row(
                 trainer.epoch, losses, metrics, class_names, trainer.lr, train_s, total_s - train_s
             )
+            record.forget_lost_best(trainer)
             record.save_epoch(trainer, metrics, is_best=trainer.end_epoch(row, metrics))
             after_epoch(trainer.epoch)
             world.say(
@@ -134,6 +146,11 @@ def fit(
             )
             if world.any(stop.signal is not None) and trainer.epoch < epochs:
                 raise _interruption(stop, trainer, record)
+    if trainer.best is None:
+        raise CheckpointError(
+            "the run to resume is finished and its best checkpoint is gone; put it back beside the "
+            "latest, or evaluate the latest with --load-from"
+        )
     return trainer.best
 
 

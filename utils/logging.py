@@ -2,7 +2,9 @@
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,17 +30,22 @@ class RunLog:
         self._writer = _tensorboard_writer(self.folder) if tensorboard else None
 
     def write(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Write the rows of all epochs so far; ``epoch`` is a number, the rest are scalars."""
+        """Write the rows of all epochs so far; ``epoch`` is a number, the rest are scalars.
+
+        Raises:
+            UserError: the folder cannot be written, or the disk is full; so with the others.
+        """
         text = io.StringIO()
         writer = csv.DictWriter(text, fieldnames=list(rows[-1]), extrasaction="ignore")
         writer.writeheader()
         writer.writerows(rows)
         write_text(self.folder / "metrics.csv", text.getvalue())
         if self._writer is not None:
-            for name, value in rows[-1].items():
-                if name != "epoch":
-                    self._writer.add_scalar(name, value, rows[-1]["epoch"])
-            self._writer.flush()
+            with _named_errors(self.folder):
+                for name, value in rows[-1].items():
+                    if name != "epoch":
+                        self._writer.add_scalar(name, value, rows[-1]["epoch"])
+                self._writer.flush()
 
     @property
     def shows_images(self) -> bool:
@@ -48,12 +55,14 @@ class RunLog:
     def add_image(self, name: str, image: np.ndarray, epoch: int) -> None:
         """Show a picture, (H, W, 3) uint8, beside an epoch's scalars."""
         if self._writer is not None:
-            self._writer.add_image(name, image, epoch, dataformats="HWC")
+            with _named_errors(self.folder):
+                self._writer.add_image(name, image, epoch, dataformats="HWC")
 
     def close(self) -> None:
         """Flush and close what is open."""
         if self._writer is not None:
-            self._writer.close()
+            with _named_errors(self.folder):
+                self._writer.close()
 
 
 def _tensorboard_writer(folder: Path) -> Any:
@@ -61,12 +70,35 @@ def _tensorboard_writer(folder: Path) -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         return None
-    try:
+    _silence_writer_thread()
+    with _named_errors(folder):
         return SummaryWriter(log_dir=str(folder))
+
+
+@contextmanager
+def _named_errors(folder: Path) -> Iterator[None]:
+    # TensorBoard writes in a thread, whose error any later call raises.
+    try:
+        yield
     except OSError as error:
         raise UserError(
             f"cannot write {folder}: {error.strerror or error}; free or change --outdir"
         ) from error
+
+
+def _silence_writer_thread() -> None:
+    """Leave errors of TensorBoard's thread to the calls that raise them: it prints them as well."""
+    show = threading.excepthook
+    if getattr(show, "silences_tensorboard", False):
+        return
+
+    def hook(error: threading.ExceptHookArgs) -> None:
+        of_writer = type(error.thread).__module__.startswith("tensorboard.")
+        if not (of_writer and issubclass(error.exc_type, OSError)):
+            show(error)
+
+    hook.silences_tensorboard = True
+    threading.excepthook = hook
 
 
 def epoch_row(

@@ -41,6 +41,27 @@ def file_signature(paths: Iterable[Path | None]) -> str:
     return hashlib.sha256(json.dumps(states).encode()).hexdigest()[:16]
 
 
+def unlisted(folder: Path, names: Sequence[str]) -> list[str]:
+    """Return the pairs that the last work in a folder has not finished; none without a journal.
+
+    A program that was ended, or still runs, has masks of earlier work beside its own; its journal
+    lists its own alone.
+
+    Args:
+        folder: as `Manifest` takes it.
+        names: of the pairs whose masks are wanted.
+    """
+    paths = sorted(Path(folder).glob("manifest.*.jsonl"))
+    journals = [path.read_text(encoding="utf-8").split("\n") for path in paths]
+    listed = {
+        json.loads(line)[0]
+        for key, *lines in journals
+        if key == journals[0][0]  # the leading process's
+        for line in lines[:-1]  # a last line without a line break was cut off
+    }
+    return [name for name in names if name not in listed] if journals else []
+
+
 class Manifest:
     """A journal of finished pairs beside their masks, one file per process, a line per pair.
 

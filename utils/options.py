@@ -345,7 +345,8 @@ def add_training_args(parser: argparse.ArgumentParser) -> None:
         "--pseudo-label-root",
         type=Path,
         metavar="DIR",
-        help="other folder of pseudo masks, with im1 and im2 (default: OUTDIR/masks/train)",
+        help="--use-pseudo-label: other folder of masks, with im1 and im2 (default: "
+        "OUTDIR/masks/train)",
     )
     group.add_argument(
         "--checkpoint-every",

@@ -8,8 +8,9 @@ from statistics import mean, stdev
 from utils.report_runs import Run
 from utils.run import FIXED_OPTIONS
 
-# Runs that differ in one of these are of different models, not folds of one.
-CONFIGURATION = (*FIXED_OPTIONS, "pretrained", "tta")
+# Runs that differ in one of these are of different models, not folds of one. Each fold may have
+# pseudo masks of its own.
+CONFIGURATION = (*(name for name in FIXED_OPTIONS if name != "pseudo_label_root"), "pretrained")
 
 
 @dataclass(frozen=True)
