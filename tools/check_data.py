@@ -29,7 +29,8 @@ EPILOG = """examples:
 
 map.json says what foreign values, colours or names stand for:
   {"0": "unchanged", "7": "tree", "#ff8000": 5, "255,0,0": "water"}
-Names are those of ROOT/classes.json; with --classes they are mapped to another class list.
+Names are those of ROOT/classes.json and stand for index and colour; a palette label in which the
+two differ needs a map of colours alone. With --classes they are mapped to another class list.
 
 Exit status: 0 no errors, 1 errors (or pairs that could not be converted), 2 wrong use.
 Copies are found where whole images repeat, also re-encoded, flipped or turned; tiles that merely
