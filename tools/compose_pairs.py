@@ -106,7 +106,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     group.add_argument(
         "--workers",
         type=options.positive_int,
-        default=options.default_workers("cuda"),
+        default=options.usable_cores(),
         metavar="N",
         help="processes (default: cores, 8 at the most)",
     )

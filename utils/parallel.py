@@ -4,11 +4,16 @@ import multiprocessing
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
+
+from utils.errors import UserError
 
 
 class ParallelMap:
-    """``work(item)`` for each item in order, from a pool of processes where it pays."""
+    """``work(item)`` for each item in order, from a pool of processes where it pays.
+
+    Iterating raises what ``work`` raises, and `UserError` where a process was killed.
+    """
 
     def __init__(self, work: Callable, items: Sequence, workers: int) -> None:
         self._work, self._items = work, items
@@ -28,6 +33,11 @@ class ParallelMap:
         chunk = max(1, min(16, len(self) // (4 * self._workers)))
         try:
             yield from pool.map(self._work, self._items, chunksize=chunk)
+        except BrokenExecutor as error:
+            raise UserError(
+                f"one of {self._workers} worker processes was killed, as happens where memory runs "
+                "out; free some, or start fewer with --workers"
+            ) from error
         finally:
             pool.shutdown(cancel_futures=True)
 
