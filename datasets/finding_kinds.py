@@ -19,6 +19,8 @@ KINDS: dict[str, tuple[str, str, str]] = {
         "save images as PNG, JPEG, BMP, TIFF or NPY, or move other files elsewhere"),
     "no-labels": (ERROR, "a training set without label1 and label2, and without label",
         "add class labels, of both dates if there are, or change masks in label"),
+    "labels-differ": (ERROR, "labels of each date in train or val, and change masks in the other",
+        "use the same folders in both, or leave val out with --split every-10th, random or k-fold"),
     "one-date": (NOTE, "labels of one date alone",
         "nothing if intended: that date trains the semantics and is scored; label.py needs both"),
     "size-mismatch": (ERROR, "files of a pair that differ in size",
