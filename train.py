@@ -169,7 +169,9 @@ def train(
     name = saved["run"] if saved else world.from_leader(run_name(files.prefix))
     log = RunLog(args.outdir / "logs" / name, args.tensorboard) if world.leads else None
     if log:
-        write_json(log.folder / "options.json", vars(args))
+        write_json(
+            log.folder / "options.json", vars(args) | {"data_root": args.data_root.resolve()}
+        )
     record = Record(
         identity={**description, "config": config.to_dict(), "run": name},
         options=fixed_options(vars(args)),

@@ -1,6 +1,7 @@
 """train.py --resume: goes on as if never interrupted, and with the same options alone."""
 
 import csv
+import json
 import shutil
 from pathlib import Path
 
@@ -99,3 +100,15 @@ def test_finished_run_can_be_resumed_and_stays_as_it_is(fcn_run, sample_root, tm
         train.main(train_argv(sample_root, outdir, "--epochs", 2, "--resume")), fcn_run.metrics
     )
     assert_same_state(outdir, fcn_run.outdir)
+
+
+def test_options_name_the_data_so_that_it_is_found_from_anywhere(
+    fcn_run, sample_root, tmp_path, monkeypatch
+):
+    outdir = tmp_path / "out"
+    shutil.copytree(fcn_run.outdir, outdir)
+    (path,) = outdir.glob("logs/*/options.json")
+    path.unlink()
+    monkeypatch.chdir(sample_root.parent)
+    train.main(train_argv(Path(sample_root.name), outdir, "--epochs", 2, "--resume"))
+    assert json.loads(path.read_text())["data_root"] == str(sample_root.resolve())
