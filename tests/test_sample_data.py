@@ -192,6 +192,16 @@ def test_another_label_format_leaves_no_empty_folder(tmp_path):
             assert found == {"im1", "im2", "truth1", "truth2", *folders}
 
 
+def test_what_a_killed_run_left_is_overwritten_too(tmp_path):
+    small = [str(tmp_path), "--train-pairs", "2", "--val-pairs", "1", "--size", "32"]
+    make_sample_data.main(small)
+    (tmp_path / "train/label1/00001.png").rename(tmp_path / "train/label1/.00001.png.abc.tmp")
+    (tmp_path / "train/label2/00001.png").unlink()
+    make_sample_data.main([*small, "--overwrite", "--label-format", "binary"])
+    assert not (tmp_path / "train/label1").exists()
+    assert [pair.name for pair in index_pairs(tmp_path / "train")] == ["00000", "00001"]
+
+
 def test_tool_never_overwrites_real_data(tmp_path):
     for folder in ("im1", "im2", "label1", "label2"):
         path = tmp_path / "train" / folder / "00003.png"
