@@ -207,7 +207,7 @@ def start_log(args: Namespace, name: str) -> "RunLog":
     from utils.logging import RunLog
 
     folder = args.outdir / "logs" / name
-    write_json(folder / "options.json", vars(args))
+    write_json(folder / "options.json", vars(args) | {"data_root": args.data_root.resolve()})
     return RunLog(folder, args.tensorboard)
 
 

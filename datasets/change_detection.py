@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from datasets.change_masks import layout_hint
 from datasets.classes import ClassList, read_label
 from datasets.folders import IMAGE_FOLDERS, label_folders
-from datasets.partners import require_partners
+from datasets.partners import files_by_stem, require_partners
 from datasets.transforms import TrainTransform
 from utils.bands import RGB, Bands
 from utils.errors import DataError
@@ -79,13 +79,13 @@ def index_pairs(folder: Path) -> list[Pair]:
     folder = Path(folder)
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; --data-root needs train/im1, train/im2, …")
-    images1, images2 = (_files_by_stem(folder / name, RASTER_SUFFIXES) for name in IMAGE_FOLDERS)
+    images1, images2 = (_find_files(folder / name, RASTER_SUFFIXES) for name in IMAGE_FOLDERS)
     require_partners(images1, images2, folder / "im1", folder / "im2")
     if not images1:
         raise DataError(f"{folder}/im1: no images in it; expected {', '.join(_suffixes())} files")
     labels = {}
     for key, name in label_folders(folder).items():
-        labels[key] = _files_by_stem(folder / name)
+        labels[key] = _find_files(folder / name)
         require_partners(images1, labels[key], folder / "im1", folder / name)
     return [
         Pair(
@@ -122,18 +122,11 @@ def _suffixes() -> list[str]:
     return sorted(suffix[1:] for suffix in RASTER_SUFFIXES)
 
 
-def _files_by_stem(folder: Path, suffixes: Collection[str] = IMAGE_SUFFIXES) -> dict[str, Path]:
+def _find_files(folder: Path, suffixes: Collection[str] = IMAGE_SUFFIXES) -> dict[str, Path]:
     if not folder.is_dir():
         expected = layout_hint(folder.parent) or "; a data set has im1, im2, label1 and label2"
         raise DataError(f"{folder}: no such folder{expected}")
-    files: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or path.suffix.lower() not in suffixes:
-            continue
-        if path.stem in files:
-            raise DataError(f"{path} and {files[path.stem].name}: same name twice; remove one")
-        files[path.stem] = path
-    return files
+    return files_by_stem(folder, suffixes)
 
 
 class FileReader:

@@ -34,37 +34,55 @@ class ClassMap:
         """Return a label as (H, W) uint8 class indices.
 
         RGB labels take the nearest mapped colour within ``color_distance`` (Euclidean). Grey and
-        palette labels take the mapped values; a palette label without any takes its colours.
+        palette labels take the mapped values; a palette label with others takes its colours.
 
         Raises:
-            ValueError: a value or colour is not in the map.
+            ValueError: a value or colour is not in the map, or a palette label has values and
+                colours that the map gives different classes.
         """
         if image.mode == "P":
-            used = np.flatnonzero(np.bincount(np.asarray(image).ravel()))
-            if self.colors and not set(used.tolist()) <= set(self.values):
-                return self._from_colors(image.convert("RGB"), color_distance)
-        elif image.mode in ("RGB", "RGBA"):
+            return self._from_palette(image, color_distance)
+        if image.mode in ("RGB", "RGBA"):
             return self._from_colors(image, color_distance)
         values = np.asarray(image)
         if values.ndim != 2 or values.dtype.kind not in "bui":
-            raise ValueError(f"mode {image.mode} is no label format")
+            raise ValueError(f"mode {image.mode} is no label format; save grey, palette or RGB")
         return self._from_values(values.astype(np.int64))
+
+    def _from_palette(self, image: Image.Image, color_distance: int) -> np.ndarray:
+        indices = np.asarray(image)
+        used = np.flatnonzero(np.bincount(indices.ravel())).tolist()
+        if self.colors and not set(used) <= set(self.values):
+            return self._from_colors(image.convert("RGB"), color_distance)
+        palette = image.getpalette("RGB")
+        shown = [tuple(palette[3 * index : 3 * index + 3]) for index in used]
+        if set(shown) <= set(self.colors):
+            for index, color in zip(used, shown, strict=True):
+                if self.colors[color] != self.values[index]:
+                    raise ValueError(
+                        f"index {index} is mapped to class {self.values[index]}, but its palette "
+                        f"colour {color} to class {self.colors[color]}; map colours alone, or "
+                        "values alone"
+                    )
+        return self._from_values(indices.astype(np.int64))
 
     def _from_values(self, values: np.ndarray) -> np.ndarray:
         lookup = np.full(MAX_VALUE + 1, UNMAPPED, dtype=np.uint8)
         for value, index in self.values.items():
             lookup[value] = index
         mask = lookup[np.clip(values, 0, MAX_VALUE)]
-        missing = mask == UNMAPPED
+        missing = (mask == UNMAPPED) | (values < 0) | (values > MAX_VALUE)
         if missing.any():
             value = int(values[missing][0])
             count = int((values == value).sum())
-            raise ValueError(f"value {value} ({count} pixels) is not in the class map")
+            fits = 0 <= value <= MAX_VALUE
+            remedy = "add it" if fits else f"only 0 to {MAX_VALUE} can be, replace it in the file"
+            raise ValueError(f"value {value} ({count} pixels) is not in the class map; {remedy}")
         return mask
 
     def _from_colors(self, image: Image.Image, color_distance: int) -> np.ndarray:
         if not self.colors:
-            raise ValueError("the label has colours, but the class map has none")
+            raise ValueError("the label has colours, but the class map has none; add them")
         packed = pack_colors(image)
         nearest, distance = color_table(tuple(self.colors)).nearest(packed)
         far = distance > color_distance
@@ -73,7 +91,7 @@ class ClassMap:
             color = (first & 255, first >> 8 & 255, first >> 16)
             raise ValueError(
                 f"colour {color} is {int(distance[far][0])} from the nearest colour in the class "
-                f"map, and {int(far.sum())} pixels are beyond {color_distance}"
+                f"map, and {int(far.sum())} pixels are beyond {color_distance}; add their colours"
             )
         return np.array(list(self.colors.values()), dtype=np.uint8)[nearest]
 

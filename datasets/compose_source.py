@@ -14,7 +14,7 @@ from datasets.class_map import ClassMap
 from datasets.classes import CLASSES_FILE, ClassList
 from datasets.compose_regions import Tile
 from datasets.label_formats import inspect_label
-from datasets.partners import require_partners
+from datasets.partners import files_by_stem, require_partners
 from utils.errors import DataError
 from utils.masks import open_image, read_rgb
 from utils.rasters import read_header
@@ -65,11 +65,18 @@ class MaskReader:
             try:
                 return self.class_map.apply(image)
             except ValueError as error:
-                raise DataError(f"{path}: {error}; add it to the class map") from error
+                raise DataError(f"{path}: {error}") from error
+        if image.mode == "RGBA":
+            image = image.convert("RGB")  # as in labels, transparency says nothing
         values = np.array(image)
+        if values.ndim == 3 and image.mode != "RGB":
+            raise DataError(
+                f"{path}: mode {image.mode} is no mask format; save class indices as an 8-bit grey "
+                "or palette PNG, or class colours as RGB"
+            )
         ignored = self._ignored(image, values)
         values[ignored] = self.classes.colors[1] if values.ndim == 3 else 1
-        cleaned = Image.fromarray(values[..., :3]) if values.ndim == 3 else Image.fromarray(values)
+        cleaned = Image.fromarray(values)
         if image.mode == "P":
             cleaned.putpalette(image.getpalette("RGB"), "RGB")
         reading = inspect_label(cleaned, self.classes)
@@ -90,7 +97,7 @@ class MaskReader:
     def _ignored(self, image: Image.Image, values: np.ndarray) -> np.ndarray:
         if values.ndim == 3:
             colors = [entry for entry in self.ignore if not isinstance(entry, int)]
-            planes = np.moveaxis(values[..., :3], -1, 0)
+            planes = np.moveaxis(values, -1, 0)
             masks = [
                 np.logical_and.reduce([p == c for p, c in zip(planes, color, strict=True)])
                 for color in colors
@@ -116,7 +123,7 @@ def find_scenes(images: Path, masks: Path, pattern: str | None = None) -> list[S
             the pattern is not in a stem.
     """
     image_files, mask_files = (
-        _files_by_stem(Path(folder), option)
+        _find_files(Path(folder), option)
         for folder, option in ((images, "--images"), (masks, "--masks"))
     )
     require_partners(image_files, mask_files, images, masks)
@@ -130,16 +137,10 @@ def find_scenes(images: Path, masks: Path, pattern: str | None = None) -> list[S
     return scenes
 
 
-def _files_by_stem(folder: Path, option: str) -> dict[str, Path]:
+def _find_files(folder: Path, option: str) -> dict[str, Path]:
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; correct {option}")
-    files: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or path.suffix.lower() not in IMAGE_SUFFIXES:
-            continue
-        if path.stem in files:
-            raise DataError(f"{path} and {files[path.stem].name}: same name twice; remove one")
-        files[path.stem] = path
+    files = files_by_stem(folder, IMAGE_SUFFIXES)
     if not files:
         kinds = ", ".join(sorted(suffix[1:] for suffix in IMAGE_SUFFIXES))
         raise DataError(f"{folder}: no images in it; expected {kinds} files")

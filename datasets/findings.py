@@ -57,11 +57,6 @@ class Finding:
         """``error``, ``warning`` or ``note``."""
         return KINDS[self.kind][0]
 
-    @property
-    def files(self) -> list[str]:
-        """All files of all entries, in order, each once."""
-        return list(dict.fromkeys(file for entry in self.entries for file in entry.files))
-
     def __str__(self) -> str:
         _, what, remedy = KINDS[self.kind]
         shown = ", ".join(str(entry) for entry in self.entries[:SHOWN])

@@ -18,7 +18,7 @@ from datasets.duplicates import MAX_HAMMING, ImageKey, find_copies
 from datasets.findings import Finding, collect, copy_entries, pair_entries, relative, set_entries
 from datasets.label_formats import COLOR_DISTANCE
 from datasets.pair_report import PairReport, inspect_pair
-from datasets.scan import UNUSED, assign_splits, scan_dataset
+from datasets.scan import UNUSED, assign_splits, differing_label_entries, scan_dataset
 from utils.bands import RGB
 from utils.parallel import ParallelMap
 from utils.split_options import AS_THE_DATA_SUGGESTS, SplitOptions
@@ -123,6 +123,7 @@ def inspect_dataset(
     work = partial(inspect_pair, classes=classes, color_distance=color_distance)
     reports = list(progress(ParallelMap(work, pairs, workers), "pairs"))
     found = [item for scan in scans.values() for item in scan.found]
+    found += differing_label_entries(root, scans, split)
     if classes.is_binary:  # either date says what changed
         found = [item for item in found if item[0] != "one-date"]
     images = []

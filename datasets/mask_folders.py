@@ -1,6 +1,6 @@
 """Masks on disk that are to be compared: labels and predictions, paired by name and counted."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,9 +9,12 @@ import numpy as np
 from datasets.change_detection import IMAGE_SUFFIXES
 from datasets.classes import ClassList, read_label
 from datasets.folders import IMAGE_FOLDERS, LABEL_FOLDERS, label_folders
-from datasets.partners import and_more, require_partners
+from datasets.name_lists import choose_named, read_lines
+from datasets.partners import and_more, files_by_stem, require_partners
 from utils.errors import DataError
 from utils.masks import CHANGE_MASKS
+from utils.parallel import ParallelMap
+from utils.progress import progress
 from utils.scoring import PairCounts, count_change, count_pair, drop_one_sided
 
 PairPaths = tuple[Path, ...]  # one mask per date, or a change mask alone
@@ -83,7 +86,7 @@ def find_masks(folder: Path, binary: bool = False) -> dict[str, PairPaths]:
     for name in pair:
         if not (folder / name).is_dir():
             raise DataError(f"{folder / name}: no such folder; masks of both dates are needed")
-        dates.append(_files_by_stem(folder / name))
+        dates.append(files_by_stem(folder / name, IMAGE_SUFFIXES))
     require_partners(*dates, *(folder / name for name in pair))
     if not dates[0]:
         raise DataError(f"{folder / pair[0]}: no masks in it; expected PNG files")
@@ -95,46 +98,20 @@ def _find_change_masks(folder: Path) -> dict[str, PairPaths]:
     places = [folder / name for name in label_folders(folder).values()] or masks
     if not places[0].is_dir():
         raise DataError(f"{folder}: no such folder; expected change masks in it, or in change")
-    files = [_files_by_stem(place) for place in places]
+    files = [files_by_stem(place, IMAGE_SUFFIXES) for place in places]
     if not files[0]:
         raise DataError(f"{places[0]}: no masks in it; expected PNG files, or a folder change")
     require_partners(files[0], files[-1], places[0], places[-1])
     return {name: tuple(of[name] for of in files) for name in files[0]}
 
 
-def read_names(path: Path, known: dict[str, PairPaths]) -> list[str]:
+def read_names(path: Path, known: Collection[str]) -> list[str]:
     """Read names from a text file, one a line, with or without folder and suffix.
 
     Raises:
-        DataError: the file is unreadable or empty, or a name repeats or has no label.
+        DataError: the file is unreadable or empty, or a name repeats or is not known.
     """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); expected one name a line") from error
-    names = []
-    for line in (line.strip() for line in lines):
-        if line:
-            name = Path(line).name if Path(line).name in known else Path(line).stem
-            if name not in known:
-                raise DataError(f"{path}: {line!r} has no label; correct the list")
-            names.append(name)
-    if not names:
-        raise DataError(f"{path}: no names in it; write one a line")
-    if len(set(names)) < len(names):
-        raise DataError(f"{path}: names repeat; list each pair once")
-    return names
-
-
-def _files_by_stem(folder: Path) -> dict[str, Path]:
-    files: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or path.suffix.lower() not in IMAGE_SUFFIXES:
-            continue
-        if path.stem in files:
-            raise DataError(f"{path} and {files[path.stem].name}: same name twice; remove one")
-        files[path.stem] = path
-    return files
+    return choose_named(path, read_lines(path), {name: name for name in known}, "has no label")
 
 
 class MaskCounter:
@@ -213,3 +190,16 @@ class MaskCounter:
                 )
             masks.append(mask)
         return tuple(masks)
+
+
+def count_all(
+    jobs: Sequence[MaskJob], counter: MaskCounter, workers: int
+) -> list[list[PairCounts]]:
+    """Count all pairs, in several processes where it pays; per folder of predictions one list.
+
+    Raises:
+        DataError: as `MaskCounter`.
+        UserError: one of the processes was killed.
+    """
+    rows = list(progress(ParallelMap(counter, jobs, workers), "score", unit="pair"))
+    return [list(column) for column in zip(*rows, strict=True)]

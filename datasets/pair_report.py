@@ -178,14 +178,19 @@ def _describe(path: Path, image: Image.Image) -> FileReport:
 
 def _fingerprint(values: np.ndarray, header: Header) -> Fingerprint:
     picture = to_rgb(values)
-    # Of 8 bits, grey equals RGB of the same grey, and alpha does not count.
+    # Alpha does not count; of 8 bits, grey equals RGB of the same grey.
     as_rgb = values.dtype == np.uint8 and (header.has_alpha or header.bands == 1)
-    content = picture if as_rgb else values
+    content = picture if as_rgb else values[..., : _colors(header)]
     height, width = values.shape[:2]
     digest = hashlib.sha256(f"{width} {height} ".encode() + content.tobytes()).hexdigest()[:32]
     grey = Image.fromarray(np.ascontiguousarray(picture)).convert("L")
     side = (THUMBNAIL_SIDE, THUMBNAIL_SIDE)
     return Fingerprint(digest, np.asarray(grey.resize(side, Image.Resampling.BOX)))
+
+
+def _colors(header: Header) -> int:
+    """Return how many bands there are before alpha, which is the last of two or four."""
+    return header.bands - int(header.has_alpha and header.bands in (2, 4))
 
 
 def _count_transitions(readings: Sequence[LabelReading | None], number: int) -> np.ndarray | None:

@@ -6,6 +6,26 @@ from pathlib import Path
 from utils.errors import DataError
 
 
+def files_by_stem(folder: Path, suffixes: Collection[str]) -> dict[str, Path]:
+    """Return the visible files of a folder that have one of some suffixes, by stem, sorted.
+
+    Args:
+        folder: is there.
+        suffixes: such as ``.png``, in lower case.
+
+    Raises:
+        DataError: two files have the same stem.
+    """
+    files: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(".") or path.suffix.lower() not in suffixes:
+            continue
+        if path.stem in files:
+            raise DataError(f"{path} and {files[path.stem].name}: same name twice; remove one")
+        files[path.stem] = path
+    return files
+
+
 def require_partners(
     files1: Mapping[str, Path], files2: Mapping[str, Path], folder1: Path, folder2: Path
 ) -> None:

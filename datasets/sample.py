@@ -1,8 +1,6 @@
 """Procedural bi-temporal aerial scenes in the layout of SECOND, for the demo and the tests."""
 
-import multiprocessing
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +12,8 @@ from datasets.sample_draw import LOW_VEGETATION, WATER, Canvas, Color, Frame, Pl
 from datasets.sample_land import DIRT_ROADS, LAND_USES, MEADOWS, ROADS, WATERS, draw_road
 from datasets.sample_render import light_scene, photograph, plan_nature
 from utils.masks import save_change_mask, save_image
+from utils.parallel import ParallelMap
+from utils.progress import progress as show_progress
 from utils.rasters import save_raster
 
 LABEL_FORMATS = ("rgb", "index", "binary")
@@ -130,21 +130,8 @@ def write_sample_data(
         for split_index, (split, pairs) in enumerate((("train", train_pairs), ("val", val_pairs)))
         for index in range(pairs)
     ]
-    if workers <= 1:
-        _consume(map(_write_scene, jobs), len(jobs), progress)
-        return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        chunk = max(1, min(8, len(jobs) // (4 * workers)))
-        _consume(pool.map(_write_scene, jobs, chunksize=chunk), len(jobs), progress)
-
-
-def _consume(results: Iterable[None], total: int, progress: bool) -> None:
-    if progress:
-        from tqdm import tqdm
-
-        results = tqdm(results, total=total, unit="pair")
-    for _ in results:
+    results = ParallelMap(_write_scene, jobs, workers)
+    for _ in show_progress(results, "writing", progress, "pair"):
         pass
 
 

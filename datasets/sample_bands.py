@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-BAND_COUNTS = (1, 3, 4)
 GREY = np.array([0.3, 0.59, 0.11], np.float32)  # of red, green, blue
 # Near infrared that each class 0..6 reflects, 0..1: water hardly any, plants most.
 INFRARED = np.array([0, 0.04, 0.3, 0.6, 0.5, 0.35, 0.3], np.float32)

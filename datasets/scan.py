@@ -1,5 +1,6 @@
 """The names in a data set's folders, before files are opened: pairs, splits, odd names."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -7,7 +8,7 @@ from datasets import splits
 from datasets.change_detection import IMAGE_SUFFIXES, RASTER_SUFFIXES, Pair
 from datasets.change_masks import layout_hint
 from datasets.findings import Entry, relative
-from datasets.folders import IMAGE_FOLDERS, SPLIT_FOLDERS, label_folders
+from datasets.folders import IMAGE_FOLDERS, SPLIT_FOLDERS, differing_labels, label_folders
 from utils.errors import DataError
 from utils.split_options import SplitOptions
 
@@ -79,6 +80,24 @@ def scan_folder(folder: Path, root: Path) -> FolderScan:
     if folder.name == "train" and not scan.labelled:
         scan.found.append(("no-labels", Entry((relative(folder, root),))))
     return scan
+
+
+def differing_label_entries(
+    root: Path, scans: dict[str, FolderScan], options: SplitOptions
+) -> Iterable[tuple[str, Entry]]:
+    """Yield that ``val``, where it is to be validated on, has labels of another kind than train.
+
+    Raises:
+        OptionError: labels in ROOT/val are asked for and missing.
+    """
+    val = scans.get("val", FolderScan())
+    if options.choose(val.labelled) == "folders" and differing_labels(root):
+        names = [
+            f"{split}/{name}"
+            for split in ("train", "val")
+            for name in label_folders(root / split).values()
+        ]
+        yield "labels-differ", Entry(tuple(names))
 
 
 def assign_splits(scans: dict[str, FolderScan], options: SplitOptions) -> dict[str, str]:

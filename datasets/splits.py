@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from datasets.name_lists import choose_named, read_lines
 from utils.errors import DataError
 from utils.split_options import VAL_FRACTION, SplitOptions, k_fold_name
 
@@ -146,22 +147,9 @@ def from_lists(ids: Sequence[str], train_list: Path | None, val_list: Path) -> S
 
 
 def _read_list(path: Path, ids: Sequence[str]) -> list[str]:
-    try:
-        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); expected one name a line") from error
-    stems = [line.strip() for line in lines if line.strip()]
+    lines = read_lines(path)
+    for line in lines:
+        if Path(line).parts[:1] == ("val",):
+            raise DataError(f"{path}: {line!r} is in the test folder; lists divide ROOT/train")
     known = {name.rsplit("/", 1)[-1]: name for name in ids}
-    chosen = []
-    for stem in stems:
-        if Path(stem).parts[:1] == ("val",):
-            raise DataError(f"{path}: {stem!r} is in the test folder; lists divide ROOT/train")
-        name = known.get(Path(stem).name) or known.get(Path(stem).stem)
-        if name is None:
-            raise DataError(f"{path}: {stem!r} is no pair of the training folder; correct the list")
-        chosen.append(name)
-    if not chosen:
-        raise DataError(f"{path}: no names in it; write one a line")
-    if len(set(chosen)) < len(chosen):
-        raise DataError(f"{path}: names repeat; list each pair once")
-    return sorted(chosen)
+    return sorted(choose_named(path, lines, known, "is no pair of the training folder"))

@@ -18,7 +18,10 @@ COLORS = np.asarray(SECOND_CLASSES.colors, dtype=np.uint8)
 def kinds(root: Path, **options) -> dict[str, list[str]]:
     """Files by kind of finding."""
     report = inspect_dataset(root, load_classes(root), **options)
-    return {finding.kind: finding.files for finding in report.findings}
+    return {
+        finding.kind: list(dict.fromkeys(file for entry in finding.entries for file in entry.files))
+        for finding in report.findings
+    }
 
 
 def indices(root: Path, name: str, split: str = "train") -> list[np.ndarray]:
@@ -225,6 +228,18 @@ def disagree(root):
     return {"labels-disagree": ["train/label1/00003.png", "train/label2/00003.png"]}
 
 
+def change_masks_in_train(root):
+    """Change masks in both splits, in one file per pair or in one per date."""
+    for path in every_label(root):
+        mask = SECOND_CLASSES.to_index(read(path)) > 0
+        target = path if "val" in path.parts else path.parents[1] / "label" / path.name
+        target.parent.mkdir(exist_ok=True)
+        write(target, mask.astype(np.uint8) * np.uint8(255))
+    for folder in ("label1", "label2"):
+        shutil.rmtree(root / "train" / folder)
+    return {"labels-differ": ["train/label", "val/label1", "val/label2"]}
+
+
 def same_class(root):
     for date in (1, 2):
         path = root / f"train/label{date}/00003.png"
@@ -309,7 +324,7 @@ DAMAGES = [
     truncate, replace_by_text, empty_file, remove_partner, remove_label, rename_partner,
     names_alike, same_stem, foreign_file, no_labels, other_size_in_pair, other_size, sixteen_bits,
     grey_image, blank, same_dates, smear_labels, binary_labels, black_and_white_label,
-    labels_of_one_date,
+    labels_of_one_date, change_masks_in_train,
     foreign_values, foreign_colors, contradicting_palette, sixteen_bit_label, one_index_label,
     too_few_bands, values_with_a_fraction,
     disagree, same_class, nothing_changed, land_cover_as_labels, white_masks, class_never_used,

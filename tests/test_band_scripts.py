@@ -19,13 +19,14 @@ from datasets.change_detection import Pair
 from datasets.classes import SECOND_CLASSES, read_label
 from datasets.compose_source import MaskReader, SceneFiles, check_scene
 from datasets.pair_report import inspect_pair
+from datasets.report_pairs import read_pair
 from datasets.sample import write_sample_data
 from models import open_checkpoint
-from tools import check_data, report
+from tools import check_data
 from utils.bands import Bands, Imagery
 from utils.checkpoint import read_checkpoint, save_checkpoint
 from utils.errors import DataError, OptionError
-from utils.rasters import read_picture, read_raster
+from utils.rasters import read_header, read_picture, read_raster, save_raster
 
 
 @pytest.fixture(scope="module")
@@ -153,6 +154,19 @@ def test_images_are_copies_where_all_bands_are_equal(tmp_path):
     assert grey == digest("grey_rgb.png", values[..., :1].repeat(3, -1))
 
 
+def test_alpha_of_16_bits_does_not_hide_a_copy(tmp_path):
+    values = np.random.default_rng(0).integers(0, 2**16, (16, 16, 4)).astype(np.uint16)
+    digests = set()
+    for alpha in (0, 65_535):
+        values[..., 3] = alpha
+        path = tmp_path / f"{alpha}.png"
+        save_raster(path, values)
+        assert read_header(path).has_alpha
+        report = inspect_pair(Pair("a", path, path), SECOND_CLASSES)
+        digests.add(report.fingerprints[0].digest)
+    assert len(digests) == 1
+
+
 # --- tools -----------------------------------------------------------------------------------
 
 
@@ -205,7 +219,7 @@ def test_composing_from_them_is_refused(bands_root):
 def test_pictures_of_a_report_are_of_the_chosen_bands(bands_root):
     pair = index_pairs(bands_root / "train")[0]
     masks = (pair.label1, pair.label2)
-    shown = report.read_pair(pair, masks, SECOND_CLASSES, None, None, 0.0, (4, 3, 2))
+    shown = read_pair(pair, masks, SECOND_CLASSES, None, None, 0.0, (4, 3, 2))
     assert all(
         np.array_equal(shown.images[i], read_picture(pair.files[i], (4, 3, 2))) for i in (0, 1)
     )

@@ -151,6 +151,33 @@ def test_wrong_use_is_a_user_error(sample_root, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    "given",
+    ["--strict", "--bands 4", "--hash-distance 0", "--split k-fold --fold 0", "--val-list a.txt"],
+)
+def test_what_a_conversion_would_ignore_is_refused(given, sample_root, tmp_path):
+    argv = [str(sample_root), "--convert", str(tmp_path / "x"), *given.split()]
+    with pytest.raises(UserError, match=f"{given.split()[0]} is for a check; --convert takes all"):
+        check_data.main(argv)
+    assert not list(tmp_path.iterdir())
+
+
+def test_conversion_to_another_class_list_needs_a_map(custom_root, tmp_path):
+    argv = [str(custom_root), "--outdir", str(tmp_path / "log"), "--convert", str(tmp_path / "a")]
+    with pytest.raises(UserError, match=r"--classes second: .*classes.json lists other classes"):
+        check_data.main([*argv, "--classes", "second"])
+    assert not list(tmp_path.iterdir())
+    assert check_data.main([*argv, "--classes", str(custom_root)]) == 0
+    names = {"same": "unchanged", "open": "ground", "built": "building"}
+    (tmp_path / "map.json").write_text(json.dumps(names))
+    argv[-1] = str(tmp_path / "b")
+    options = ["--classes", "second", "--class-map", str(tmp_path / "map.json")]
+    assert check_data.main([*argv, *options]) == 0
+    label = "train/label1/00003.png"
+    expected = np.array([0, 2, 5])[read(tmp_path / "a" / label)]
+    assert np.array_equal(read(tmp_path / "b" / label), expected)
+
+
 def test_script_exits_2_with_one_line(tmp_path):
     command = [sys.executable, check_data.__file__, str(tmp_path / "none")]
     result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)

@@ -15,7 +15,7 @@ from PIL import Image
 
 from datasets.classes import SECOND_CLASSES, load_classes, read_label
 from datasets.compose_folders import RECORD_FILE
-from datasets.compose_source import find_scenes, split_scenes
+from datasets.compose_source import MaskReader, find_scenes, split_scenes
 from datasets.inspection import inspect_dataset
 from tools import compose_pairs
 from utils.errors import DataError, OptionError, UserError
@@ -261,3 +261,24 @@ def test_command_line_ends_with_one_line(city, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 2
     assert done.stderr == f"error: {tmp_path / 'none'}: no such folder; correct --images\n"
+
+
+def test_transparency_of_masks_says_nothing_and_other_modes_are_named(city, tmp_path):
+    mask = read(city / "masks" / "tile0_01.png")
+    rgb = Image.fromarray(SECOND_CLASSES.to_rgb(mask))
+    rgba = rgb.copy()
+    rgba.putalpha(7)
+    rgba.save(tmp_path / "a.png")
+    for ignore in ((), (SECOND_CLASSES.colors[4],)):
+        found = MaskReader(SECOND_CLASSES, ignore)(tmp_path / "a.png")
+        assert np.array_equal(found, np.where(mask == 4, 0, mask) if ignore else mask)
+    for mode, suffix in (("LA", "png"), ("CMYK", "tif")):
+        path = tmp_path / f"b.{suffix}"
+        Image.fromarray(mask).convert("RGB").convert(mode).save(path)
+        with pytest.raises(DataError, match=f"^{path}: mode {mode} is no mask format; save"):
+            MaskReader(SECOND_CLASSES, (255,))(path)
+
+
+def test_a_list_of_scenes_may_be_longer_than_a_file_name():
+    names = [f"tile{i}_*" for i in range(100)]
+    assert compose_pairs._val_scenes(",".join(names)) == names

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from damages import (
     binary_labels,
+    contradicting_palette,
     disagree,
     every_label,
     kinds,
@@ -20,7 +21,7 @@ from PIL import Image
 
 from datasets import index_pairs
 from datasets.change_detection import ChangeDetectionDataset
-from datasets.class_map import load_class_map
+from datasets.class_map import ClassMap, load_class_map
 from datasets.classes import SECOND_CLASSES, ClassList, load_classes, read_label
 from datasets.conversion import Rules, convert_dataset
 from datasets.inspection import inspect_dataset
@@ -198,3 +199,50 @@ def test_refuses_targets_that_touch_the_source(broken_root, tmp_path):
         with pytest.raises(OptionError):
             convert_dataset(broken_root, out, Rules(SECOND_CLASSES))
     assert files_below(tmp_path) == before
+
+
+def quantized(mask: np.ndarray) -> Image.Image:
+    """An RGB mask that an editor saved with a palette: colours are numbered by frequency."""
+    image = Image.fromarray(SECOND_CLASSES.to_rgb(mask)).quantize(8)
+    assert image.mode == "P" and not np.array_equal(np.asarray(image), mask)
+    assert np.array_equal(np.asarray(image.convert("RGB")), SECOND_CLASSES.to_rgb(mask))
+    return image
+
+
+def map_of(tmp_path: Path, mapping: dict[str, object]) -> ClassMap:
+    (tmp_path / "map.json").write_text(json.dumps(mapping))
+    return load_class_map(tmp_path / "map.json", SECOND_CLASSES, SECOND_CLASSES)
+
+
+def test_palette_and_indices_that_the_class_map_reads_differently(tmp_path):
+    names, colors = SECOND_CLASSES.names, SECOND_CLASSES.colors
+    by_name = map_of(tmp_path, {name: name for name in names})
+    for mask in (np.array([[0, 4, 4, 4, 5, 5, 1]], np.uint8), np.full((3, 3), 4, np.uint8)):
+        with pytest.raises(ValueError, match=r"index (\d) is mapped to class \1, but its palette"):
+            by_name.apply(quantized(mask))
+        by_color = map_of(tmp_path, {",".join(map(str, colors[i])): i for i in range(7)})
+        assert np.array_equal(by_color.apply(quantized(mask)), mask)
+        by_value = map_of(tmp_path, {str(i): 6 - i for i in range(7)})
+        assert np.array_equal(by_value.apply(quantized(mask)), 6 - np.asarray(quantized(mask)))
+    plain = Image.fromarray(np.arange(7, dtype=np.uint8)[None])
+    plain.putpalette(np.asarray(colors, dtype=np.uint8).tobytes())
+    assert by_name.apply(plain).tolist() == [list(range(7))]
+    plain.putpalette(bytes(range(21)))  # a palette of its own: only the indices speak
+    assert by_name.apply(plain).tolist() == [list(range(7))]
+
+
+def test_pairs_with_such_palettes_are_left_out(broken_root, tmp_path):
+    contradicting_palette(broken_root)
+    class_map = map_of(tmp_path, {name: name for name in SECOND_CLASSES.names})
+    result = convert_dataset(broken_root, tmp_path / "out", Rules(SECOND_CLASSES, class_map))
+    assert [entry.pairs for entry in result.left_out] == [("train/00003",)]
+    assert "map colours alone, or values alone" in result.left_out[0].detail
+
+
+@pytest.mark.parametrize(("value", "remedy"), [(-1, "replace"), (-9999, "replace"), (70000, "rep")])
+def test_values_that_no_map_can_name_are_not_mapped(value, remedy, tmp_path):
+    Image.fromarray(np.array([[0, 1, value, value]], np.int32)).save(tmp_path / "a.tif")
+    class_map = map_of(tmp_path, {"0": 0, "1": 1, "65535": 2})
+    message = rf"value {value} \(2 pixels\) is not in the class map; only 0 to 65535.*{remedy}"
+    with Image.open(tmp_path / "a.tif") as image, pytest.raises(ValueError, match=message):
+        class_map.apply(image)

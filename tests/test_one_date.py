@@ -15,9 +15,10 @@ import test as predict
 import train
 from datasets import ChangeDetectionDataset, index_pairs
 from datasets.classes import SECOND_CLASSES
+from datasets.pseudo_accuracy import measure_pseudo_labels
 from models import open_checkpoint
 from models.ensemble import describe, find_best_checkpoints
-from tools import check_data, pseudo_accuracy, report
+from tools import check_data, report
 from utils import tensorboard_panels
 from utils.checkpoint import read_checkpoint
 from utils.errors import DataError, OptionError
@@ -153,7 +154,7 @@ def test_a_run_goes_on_with_the_dates_it_had(one_date_root, sample_root, outdir,
 
 def test_pseudo_masks_are_not_measured_on_one_date(one_date_root, tmp_path):
     with pytest.raises(DataError, match="no label1 and label2"):
-        pseudo_accuracy.measure(one_date_root, tmp_path)
+        measure_pseudo_labels(one_date_root, tmp_path)
 
 
 @pytest.mark.parametrize(("dates", "title"), [((1, 2), "both dates"), ((2,), "date 2")])

@@ -13,7 +13,7 @@ from datasets.change_detection import image_size, index_pairs
 from utils.bands import RGB, Bands
 from utils.errors import DataError
 from utils.masks import read_rgb
-from utils.rasters import read_bands, read_header, read_raster, save_raster
+from utils.rasters import lacks_bands, read_bands, read_header, read_raster, save_raster
 
 
 def assert_read(path: Path, values: np.ndarray) -> None:
@@ -144,6 +144,18 @@ def test_three_bands_of_8_bits_are_read_as_ever(tmp_path):
             image.save(path)
             assert np.array_equal(read_bands(path, RGB), np.asarray(image.convert("RGB")))
             assert np.array_equal(read_bands(path, RGB), read_rgb(path))
+
+
+def test_grey_arrays_of_8_bits_serve_as_three_bands(tmp_path):
+    grey = noise(1, "uint8")
+    for name, values in (("a", grey), ("b", grey[..., 0])):
+        path = tmp_path / f"{name}.npy"
+        np.save(path, values)
+        assert np.array_equal(read_bands(path, RGB), grey.repeat(3, -1))
+        assert np.array_equal(read_bands(path, Bands((1,))), grey)
+        assert not lacks_bands(read_header(path), RGB.numbers)
+        with pytest.raises(DataError, match="has 1 band of 8 bits, but bands 1, 2"):
+            read_bands(path, Bands((1, 2)))
 
 
 def test_the_first_three_of_more_bands(tmp_path):

@@ -194,6 +194,13 @@ def test_table_of_the_demo_says_which_pairs_its_scores_are_of(tmp_path):
     assert "which do not compare" in demo.describe_pairs(tmp_path)
 
 
+def test_demo_refuses_a_file_for_a_folder(tmp_path):
+    (tmp_path / "demo").write_text("mine")
+    with pytest.raises(UserError, match="demo: a file; name another folder with --outdir"):
+        demo.main(["--outdir", str(tmp_path / "demo")])
+    assert (tmp_path / "demo").read_text() == "mine"
+
+
 def test_unknown_split_is_said(tmp_path):
     folders = [write_run(tmp_path, name, tmp_path / "gone") for name in "ab"]
     (folders[1] / "options.json").unlink()
@@ -256,6 +263,55 @@ def test_masks_of_an_unlabelled_set_are_shown(outdir, unlabelled_val_root, tmp_p
     changed = [pair["changed"] for pair in pairs]
     assert changed == sorted(changed, reverse=True)
     assert "without labels" in page
+
+
+def test_validation_pairs_are_those_of_the_checkpoint(sample_root, tmp_path):
+    val = ("train/00001", "train/00003")
+    folder = write_run(tmp_path, "a", sample_root, val_list=str(tmp_path / "moved.txt"))
+    write_masks(tmp_path / "masks" / "val", sample_root / "train")
+    write_split(tmp_path, "a", Split("lists", (), val))
+    argv = [str(tmp_path), "--split", "val"]
+
+    def shown() -> list[str]:
+        gallery = data_of(report.main(argv).read_text(encoding="utf-8"))["gallery"]
+        return [pair["name"] for pair in gallery["pairs"]]
+
+    assert shown() == ["00003", "00001"]
+    (folder / "options.json").unlink()
+    argv += ["--data-root", str(sample_root)]
+    assert shown() == ["00003", "00001"]
+    write_split(tmp_path, "a", Split("lists", (), (*val, "train/99")))
+    with pytest.raises(UserError, match=r"no pair train/99, but .*logs.a was validated on it"):
+        shown()
+    shutil.rmtree(tmp_path / "models")
+    with pytest.raises(UserError, match=r"logs.a has no options.json and no checkpoint"):
+        shown()
+
+
+def test_validation_pairs_without_a_checkpoint_follow_from_the_options(sample_root, tmp_path):
+    write_run(tmp_path, "a", tmp_path / "gone", split="folders")
+    write_masks(tmp_path / "masks" / "val", sample_root / "val")
+    argv = [str(tmp_path), "--split", "val", "--data-root", str(sample_root)]
+    gallery = data_of(report.main(argv).read_text(encoding="utf-8"))["gallery"]
+    assert [pair["name"] for pair in gallery["pairs"]] == ["00002", "00000", "00003", "00001"]
+
+
+def test_labels_of_another_kind_than_trained_on_are_not_scored(
+    sample_root, binary_root, tmp_path, capsys
+):
+    root = tmp_path / "root"
+    shutil.copytree(binary_root, root)
+    (root / "val/label").rename(tmp_path / "predicted")
+    for name in ("label1", "label2"):
+        shutil.copytree(sample_root / "val" / name, root / "val" / name)
+    write_run(tmp_path / "out", "a", root)
+    masks = tmp_path / "out/masks/test"
+    masks.mkdir(parents=True)
+    (tmp_path / "predicted").rename(masks / "change")
+    page = report.main([str(tmp_path / "out")]).read_text(encoding="utf-8")
+    assert "labels in label1 and label2, but" in capsys.readouterr().out
+    assert "without labels" in page
+    assert [pair["error"] for pair in data_of(page)["gallery"]["pairs"]] == [None] * 4
 
 
 def test_names_cannot_break_out_of_the_page(tmp_path):

@@ -1,6 +1,7 @@
 """train.py --resume: goes on as if never interrupted, and with the same options alone."""
 
 import csv
+import json
 import shutil
 import weakref
 from pathlib import Path
@@ -150,3 +151,15 @@ def test_a_checkpoint_from_before_an_option_was_fixed_can_be_resumed(
     torch.save(state, latest)
     train.main(train_argv(sample_root, outdir, "--epochs", 2, "--resume"))
     assert read_checkpoint(latest)["epoch"] == 2
+
+
+def test_options_name_the_data_so_that_it_is_found_from_anywhere(
+    fcn_run, sample_root, tmp_path, monkeypatch
+):
+    outdir = tmp_path / "out"
+    shutil.copytree(fcn_run.outdir, outdir)
+    (path,) = outdir.glob("logs/*/options.json")
+    path.unlink()
+    monkeypatch.chdir(sample_root.parent)
+    train.main(train_argv(Path(sample_root.name), outdir, "--epochs", 2, "--resume"))
+    assert json.loads(path.read_text())["data_root"] == str(sample_root.resolve())

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from datasets import index_pairs
 from datasets.classes import SECOND_CLASSES
 from datasets.sample import Scene, make_scene, write_sample_data
 from tools import make_sample_data
@@ -122,14 +123,20 @@ def test_layout_and_content_on_disk(written):
     assert np.array_equal(SECOND_CLASSES.to_index(label), scene.label1)
 
 
-def test_workers_and_restart_change_no_byte(written, tmp_path):
+def test_a_restart_changes_no_byte(written, tmp_path):
     expected = read_bytes(written)
-    write_sample_data(tmp_path, 3, 2, 48, 64, seed=5, workers=2)
+    write_sample_data(tmp_path, 3, 2, 48, 64, seed=5)
     assert read_bytes(tmp_path) == expected
     (tmp_path / "train" / "im2" / "00001.png").unlink()
     (tmp_path / "val" / "label1" / "00000.png").write_bytes(b"cut off")
     write_sample_data(tmp_path, 3, 2, 48, 64, seed=5)
     assert read_bytes(tmp_path) == expected
+
+
+def test_processes_write_the_same(tmp_path):
+    for workers in (1, 2):
+        write_sample_data(tmp_path / str(workers), 10, 6, 32, 32, seed=5, workers=workers)
+    assert read_bytes(tmp_path / "1") == read_bytes(tmp_path / "2")
 
 
 def test_label_formats_agree(written, tmp_path):
@@ -183,6 +190,16 @@ def test_another_label_format_leaves_no_empty_folder(tmp_path):
         for split in ("train", "val"):
             found = {path.name for path in (tmp_path / split).iterdir()}
             assert found == {"im1", "im2", "truth1", "truth2", *folders}
+
+
+def test_what_a_killed_run_left_is_overwritten_too(tmp_path):
+    small = [str(tmp_path), "--train-pairs", "2", "--val-pairs", "1", "--size", "32"]
+    make_sample_data.main(small)
+    (tmp_path / "train/label1/00001.png").rename(tmp_path / "train/label1/.00001.png.abc.tmp")
+    (tmp_path / "train/label2/00001.png").unlink()
+    make_sample_data.main([*small, "--overwrite", "--label-format", "binary"])
+    assert not (tmp_path / "train/label1").exists()
+    assert [pair.name for pair in index_pairs(tmp_path / "train")] == ["00000", "00001"]
 
 
 def test_tool_never_overwrites_real_data(tmp_path):

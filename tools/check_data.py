@@ -19,6 +19,11 @@ if TYPE_CHECKING:
     from datasets.inspection import Report
 
 OUTDIR = options.OUTDIR / "check"
+ONLY_FOR_CONVERT = ("class_map", "classes", "unchanged_where_equal", "resolve_disagreement")
+ONLY_FOR_CHECKING = (
+    *("strict", "bands", "hash_distance", "split", "val_list", "train_list"),
+    *("val_fraction", "folds", "fold", "split_seed"),
+)
 PICTURES = ("transitions.png", "classes.png", "suspicious.png")
 EPILOG = """examples:
   python tools/check_data.py data/dataset
@@ -29,7 +34,8 @@ EPILOG = """examples:
 
 map.json says what foreign values, colours or names stand for:
   {"0": "unchanged", "7": "tree", "#ff8000": 5, "255,0,0": "water"}
-Names are those of ROOT/classes.json; with --classes they are mapped to another class list.
+Names are those of ROOT/classes.json and stand for index and colour; a palette label in which the
+two differ needs a map of colours alone. With --classes they are mapped to another class list.
 
 Exit status: 0 no errors, 1 errors (or pairs that could not be converted), 2 wrong use.
 Copies are found where whole images repeat, also re-encoded, flipped or turned; tiles that merely
@@ -106,17 +112,18 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     group.add_argument(
         "--workers",
         type=options.positive_int,
-        default=options.default_workers("cuda"),
+        default=options.usable_cores(),
         metavar="N",
         help="processes that decode files (default: cores, 8 at the most)",
     )
     group.add_argument("--debug", action="store_true", help="show the traceback of an error")
     args = parser.parse_args(argv)
     SplitOptions.from_options(vars(args))  # refuses what cannot be before a file is read
-    only_for_convert = ("class_map", "classes", "unchanged_where_equal", "resolve_disagreement")
-    for name in only_for_convert:
-        if getattr(args, name) and args.convert is None:
-            raise OptionError(f"--{name.replace('_', '-')} is for --convert OUT")
+    given = {name for name, value in vars(args).items() if value != parser.get_default(name)}
+    for name in ONLY_FOR_CHECKING if args.convert else ONLY_FOR_CONVERT:
+        if name in given:
+            use = "a check; --convert takes all pairs" if args.convert else "--convert OUT"
+            raise OptionError(f"--{name.replace('_', '-')} is for {use}")
     return args
 
 
@@ -174,6 +181,7 @@ def convert(args: Namespace) -> int:
 
     source = load_classes(args.root)
     target = target_classes(args.classes) if args.classes else source
+    require_same_classes(args, source, target)
     class_map = load_class_map(args.class_map, source, target) if args.class_map else None
     rules = Rules(
         target,
@@ -200,6 +208,22 @@ def convert(args: Namespace) -> int:
         f"(all in {args.outdir / 'convert.json'}); now: python tools/check_data.py {args.convert}"
     )
     return int(bool(left_out))
+
+
+def require_same_classes(args: Namespace, source: "ClassList", target: "ClassList") -> None:
+    """Refuse to read labels of one class list as those of another.
+
+    Raises:
+        OptionError: ROOT lists other classes, and there is no map between the two.
+    """
+    from datasets.classes import CLASSES_FILE
+
+    file = args.root / CLASSES_FILE
+    if source != target and file.exists() and not args.class_map:
+        raise OptionError(
+            f"--classes {args.classes}: {file} lists other classes; say with --class-map which of "
+            "them becomes which"
+        )
 
 
 def target_classes(name: str) -> "ClassList":

@@ -6,6 +6,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import os
 import re
 from typing import TYPE_CHECKING
 
@@ -105,7 +106,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     group.add_argument(
         "--workers",
         type=options.positive_int,
-        default=options.default_workers("cuda"),
+        default=options.usable_cores(),
         metavar="N",
         help="processes (default: cores, 8 at the most)",
     )
@@ -157,7 +158,7 @@ def _pattern(text: str) -> str:
 def _val_scenes(text: str) -> float | list[str]:
     if re.fullmatch(r"0?\.\d+", text):
         return float(text)
-    if Path(text).is_file():
+    if os.path.isfile(text):  # Path.is_file raises where a list is longer than a file name
         try:
             names = Path(text).read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:

@@ -81,8 +81,10 @@ def clear_earlier_demo(outdir: Path) -> None:
     """Remove what an earlier demo wrote, and nothing else.
 
     Raises:
-        UserError: the folder holds something that no demo wrote.
+        UserError: it is a file, or a folder that holds something that no demo wrote.
     """
+    if outdir.exists() and not outdir.is_dir():
+        raise UserError(f"{outdir}: a file; name another folder with --outdir")
     marker = outdir / "demo.json"
     if outdir.exists() and any(outdir.iterdir()) and not marker.exists():
         raise UserError(f"{outdir}: not empty and not of an earlier demo; choose another --outdir")
@@ -137,9 +139,9 @@ def testing_row(stage: str, outdir: Path, seconds: float) -> dict[str, Any]:
 
 def pseudo_label_accuracy(data: Path, outdir: Path) -> dict[str, float]:
     """Measure the pseudo masks against the truth that the generator knows."""
-    from tools.pseudo_accuracy import measure
+    from datasets.pseudo_accuracy import measure_pseudo_labels
 
-    return measure(data, outdir / "masks" / "train")
+    return measure_pseudo_labels(data, outdir / "masks" / "train")
 
 
 def format_table(rows: list[dict[str, Any]]) -> str:

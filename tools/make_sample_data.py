@@ -8,13 +8,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import argparse
 import re
 
+from utils import options
 from utils.cli import run
 from utils.errors import OptionError, UserError
 
-DEFAULT_ROOT = Path(__file__).resolve().parents[1] / "data" / "sample"
+DEFAULT_ROOT = options.REPO / "data" / "sample"
 SPLITS = ("train", "val")
 FOLDERS = ("im1", "im2", "label1", "label2", "label", "truth1", "truth2")
 GENERATED_NAME = re.compile(r"\d{5,}\.png")
+LEFTOVER_NAME = re.compile(r"\.\d{5,}\.png\..*\.tmp")  # of a run that was killed
 MIN_SIDE = 32  # of datasets.sample, which is imported late so that --help starts fast
 
 
@@ -30,17 +32,10 @@ def parse_size(text: str) -> tuple[int, int]:
     return height, width
 
 
-def count(text: str) -> int:
-    """Parse a whole number, 0 or more."""
-    if not text.isascii() or not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, 0 or more")
-    return int(text)
-
-
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description="Write procedural bi-temporal aerial scenes with labels, in SECOND's layout: "
+    parser = options.make_parser(
+        "Write procedural bi-temporal aerial scenes with labels, in SECOND's layout:\n"
         "DIR/{train,val}/{im1,im2,label1,label2,truth1,truth2}/00000.png.",
     )
     where = parser.add_argument_group("where")
@@ -53,10 +48,18 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     what = parser.add_argument_group("what")
     what.add_argument(
-        "--train-pairs", type=count, default=64, metavar="N", help="pairs (default: %(default)s)"
+        "--train-pairs",
+        type=options.natural,
+        default=64,
+        metavar="N",
+        help="pairs (default: %(default)s)",
     )
     what.add_argument(
-        "--val-pairs", type=count, default=16, metavar="N", help="pairs (default: %(default)s)"
+        "--val-pairs",
+        type=options.natural,
+        default=16,
+        metavar="N",
+        help="pairs (default: %(default)s)",
     )
     what.add_argument(
         "--size",
@@ -67,8 +70,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     what.add_argument(
         "--seed",
-        type=count,
+        type=options.natural,
         default=0,
+        metavar="N",
         help="the same seed writes the same bytes (default: %(default)s)",
     )
     what.add_argument(
@@ -90,16 +94,25 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     how = parser.add_argument_group("how")
     how.add_argument(
-        "--workers", type=count, default=1, metavar="N", help="processes (default: %(default)s)"
+        "--workers",
+        type=options.natural,
+        default=1,
+        metavar="N",
+        help="processes (default: %(default)s)",
     )
     how.add_argument("--debug", action="store_true", help="show tracebacks of user errors")
     return parser.parse_args(argv)
 
 
+def data_folders(root: Path) -> list[Path]:
+    """Return the folders that sample data is written to, as far as they are there."""
+    folders = (root / split / folder for split in SPLITS for folder in FOLDERS)
+    return [folder for folder in folders if folder.is_dir()]
+
+
 def list_files(root: Path) -> list[Path]:
     """Every visible file in the folders that sample data is written to."""
-    folders = (root / split / folder for split in SPLITS for folder in FOLDERS)
-    files = (path for folder in folders if folder.is_dir() for path in sorted(folder.iterdir()))
+    files = (path for folder in data_folders(root) for path in sorted(folder.iterdir()))
     return [path for path in files if not path.name.startswith(".")]
 
 
@@ -112,9 +125,7 @@ def make_room(root: Path, overwrite: bool) -> None:
         UserError: the folder has pairs and ``overwrite`` is off, or pairs of another origin.
     """
     files = list_files(root)
-    if not files:
-        return
-    if not overwrite:
+    if files and not overwrite:
         raise UserError(
             f"{root} already has {len(files)} files of image pairs; "
             "pass --overwrite to replace sample data, or choose another folder"
@@ -130,8 +141,11 @@ def make_room(root: Path, overwrite: bool) -> None:
     # The truth goes last, so that an interrupted removal still looks like sample data.
     for path in sorted(files, key=lambda path: path.parent.name == "truth1"):
         path.unlink()
-    for folder in {path.parent for path in files}:
-        if not any(folder.iterdir()):
+    for folder in data_folders(root):
+        for path in list(folder.iterdir()):
+            if LEFTOVER_NAME.fullmatch(path.name):
+                path.unlink()
+        if not any(folder.iterdir()) and not folder.is_symlink():
             folder.rmdir()
 
 

@@ -17,12 +17,9 @@ from utils.errors import DataError, OptionError, UserError
 from utils.split_options import SplitOptions
 
 if TYPE_CHECKING:  # functions import torch themselves, so that --help starts at once
-    from datasets import ClassList, Pair
-    from datasets.mask_folders import PairPaths
-    from utils.report_gallery import GalleryPair
+    from datasets import Pair
     from utils.report_page import Masks
     from utils.report_runs import Run, RunSplit
-    from utils.scoring import PairCounts
 
 EPILOG = """examples:
   python tools/report.py outdir
@@ -81,6 +78,13 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
         type=Path,
         metavar="FILE",
         help="the page (default: report.html in the first run's outdir)",
+    )
+    group.add_argument(
+        "--workers",
+        type=options.positive_int,
+        default=options.usable_cores(),
+        metavar="N",
+        help="processes that read masks, fewer for few pairs (default: cores, 8 at the most)",
     )
     group.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser.parse_args(argv)
@@ -147,6 +151,7 @@ def read_masks(args: Namespace, first: "Run") -> "Masks | None":
     from datasets import load_classes
     from datasets.mask_folders import find_masks
     from datasets.partners import and_more
+    from datasets.report_pairs import choose_pairs, count_pairs
     from utils.report_page import Masks
 
     folder = args.masks or first.outdir / "masks" / args.split
@@ -169,7 +174,7 @@ def read_masks(args: Namespace, first: "Run") -> "Masks | None":
             f"{folder}: no masks for pair {missing[0]}{and_more(missing)}; predict all "
             "pairs, choose another --split, or list those to show with --names"
         )
-    counts = count_pairs(pairs, masks, classes)
+    counts = count_pairs(pairs, masks, classes, args.workers)
     bands = tuple(first.options.get("bands", RGB.numbers))
     shown = choose_pairs(args.pairs, pairs, masks, counts, classes, bands)
     title = f"{'/'.join(folder.resolve().parts[-2:])} of {'/'.join(root.resolve().parts[-2:])}"
@@ -178,13 +183,17 @@ def read_masks(args: Namespace, first: "Run") -> "Masks | None":
 
 def find_pairs(args: Namespace, root: Path, first: "Run") -> "list[Pair]":
     """Return the pairs of the split that ``--names`` lets pass."""
-    from datasets import index_pairs, split_pairs
+    from datasets import index_pairs
+    from datasets.folders import differing_labels
     from datasets.mask_folders import read_names
 
     if args.split == "val":
-        pairs = split_pairs(root, SplitOptions.from_options(first.options))[2]
+        pairs = validation_pairs(root, first)
     else:
         pairs = index_pairs(root / ("val" if args.split == "test" else "train"))
+    if args.split == "test" and differing_labels(root):
+        print(f"note: {differing_labels(root)}: no scores of its masks")
+        pairs = [pair.without_labels() for pair in pairs]
     if not args.names:
         return pairs
     by_name = {pair.name: pair for pair in pairs}
@@ -192,93 +201,23 @@ def find_pairs(args: Namespace, root: Path, first: "Run") -> "list[Pair]":
     return [by_name[name] for name in read_names(args.names, files)]
 
 
-def count_pairs(
-    pairs: "Sequence[Pair]", masks: "dict[str, PairPaths]", classes: "ClassList"
-) -> "list[PairCounts]":
-    """Count the masks of every pair against its labels; nothing where there are no labels."""
-    from datasets.mask_folders import MaskCounter, MaskJob
-    from tools.score import count_all
-
-    if any(not has_all_labels(pair, classes) for pair in pairs):
-        return []
-    jobs = [MaskJob(p.name, tuple(p.labels.values()), (masks[p.name],)) for p in pairs]
-    return count_all(jobs, MaskCounter(classes, one_sided="keep"))[0]
-
-
-def has_all_labels(pair: "Pair", classes: "ClassList") -> bool:
-    """Tell whether a pair can be scored: labels of both dates, or a change mask."""
-    return bool(pair.labels) if classes.is_binary else len(pair.labelled_dates) == 2
-
-
-def choose_pairs(
-    number: int,
-    pairs: "Sequence[Pair]",
-    masks: "dict[str, PairPaths]",
-    counts: "Sequence[PairCounts]",
-    classes: "ClassList",
-    bands: tuple[int, ...],
-) -> "list[GalleryPair]":
-    """Read the pairs with the largest share of wrong pixels, else of predicted change."""
-    from datasets.classes import read_label
-    from utils.progress import progress
-    from utils.scoring import image_scores, tally
-
-    if counts:
-        scores = image_scores(tally(counts, "dates"))
-        f_scores = scores["f1" if classes.is_binary else "f_scd"].tolist()
-        errors = (1 - scores["oa"]).tolist()
-        changed = [changed_share(pair.transitions[0]) for pair in counts]
-        order = sorted(range(len(pairs)), key=lambda i: (-errors[i], pairs[i].name))
-    else:
-        errors = f_scores = [None] * len(pairs)
-        predicted = [read_label(masks[pair.name][0], classes) for pair in progress(pairs, "read")]
-        changed = [float((mask > 0).mean()) for mask in predicted]
-        order = sorted(range(len(pairs)), key=lambda i: (-changed[i], pairs[i].name))
-    return [
-        read_pair(
-            *(pairs[i], masks[pairs[i].name], classes, errors[i], f_scores[i], changed[i]), bands
-        )
-        for i in progress(order[:number], "embed", unit="pair")
-    ]
-
-
-def changed_share(transitions: "Sequence") -> float:
-    """Return the share of the pixels of a from→to table that change."""
-    return float(1 - transitions[0, 0] / transitions.sum())
-
-
-def read_pair(
-    pair: "Pair",
-    masks: "PairPaths",
-    classes: "ClassList",
-    error: float | None,
-    f_score: float | None,
-    changed: float,
-    bands: tuple[int, ...],
-) -> "GalleryPair":
-    """Read the images, of which the first three of some bands are shown, and masks of one pair.
+def validation_pairs(root: Path, run: "Run") -> "list[Pair]":
+    """Return the pairs that a run was validated on, as far as its files tell.
 
     Raises:
-        DataError: a file cannot be decoded, or sizes differ.
+        DataError: nothing tells which, or the data set has not all of them.
     """
-    from datasets.classes import read_label
-    from utils.rasters import read_picture
-    from utils.report_gallery import GalleryPair
+    from datasets import split_pairs
+    from datasets.report_pairs import find_recorded_pairs
 
-    images = (read_picture(pair.image1, bands), read_picture(pair.image2, bands))
-    predictions = tuple(read_label(path, classes) for path in masks)
-    labels = None
-    if has_all_labels(pair, classes):
-        paths = list(pair.labels.values())[: len(predictions)]
-        labels = tuple(read_label(path, classes) for path in paths)
-    for path, array in zip((pair.image2, *masks), (images[1], *predictions), strict=True):
-        if array.shape[:2] != images[0].shape[:2]:
-            height, width = array.shape[:2]
-            raise DataError(
-                f"{path}: {width} × {height} pixels, but {pair.image1} has "
-                f"{images[0].shape[1]} × {images[0].shape[0]}; write masks of the images' size"
-            )
-    return GalleryPair(pair.name, images, predictions, labels, error, f_score, changed)
+    if run.split.val:
+        return find_recorded_pairs(root, run.split.val, run.folder)
+    if not run.options:
+        raise DataError(
+            f"--split val: {run.folder} has no options.json and no checkpoint, which would tell on "
+            "what it was validated; restore one, or name pairs of another --split with --names"
+        )
+    return split_pairs(root, SplitOptions.from_options(run.options))[2]
 
 
 if __name__ == "__main__":

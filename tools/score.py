@@ -1,11 +1,8 @@
 """Score a folder of masks, of this project or any other, against labels."""
 
-import os
-import signal
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +14,6 @@ from utils.errors import OptionError
 
 if TYPE_CHECKING:  # functions import torch themselves, so that --help starts at once
     from datasets import ClassList
-    from datasets.mask_folders import MaskCounter, MaskJob
     from utils.scoring import PairCounts
 
 EPILOG = """examples:
@@ -29,8 +25,6 @@ class colours. Change masks without classes, 0 and 255, are one per pair: in lab
 the folder itself; or in label1 and label2, which count first. docs/metrics.md explains the scores.
 """
 MATRIX_NAMES = {"dates": "dates", "transitions": "transitions", "7": "dates", "37": "transitions"}
-# Reader processes need about two seconds to start; below this many pairs one process is faster.
-PAIRS_FOR_PROCESSES = 300
 
 
 def parse_args(argv: list[str] | None = None) -> Namespace:
@@ -68,8 +62,9 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     group.add_argument(
         "--workers",
         type=options.natural,
+        default=options.usable_cores(),
         metavar="N",
-        help="processes that read masks (default: the cores, 8 at the most; 1 for few pairs)",
+        help="processes that read masks, fewer for few pairs (default: cores, 8 at the most)",
     )
     group.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser.parse_args(argv)
@@ -107,7 +102,7 @@ def _add_input_args(parser: options.argparse.ArgumentParser) -> None:
 def main(argv: list[str] | None = None) -> dict:
     """Print the scores; return what ``--json`` writes."""
     args = parse_args(argv)
-    from datasets.mask_folders import MaskCounter, find_jobs
+    from datasets.mask_folders import MaskCounter, count_all, find_jobs
 
     if MATRIX_NAMES[args.matrix] == "transitions" and args.one_sided == "keep":
         raise OptionError(
@@ -149,44 +144,6 @@ def find_classes(path: Path | None, label: Path) -> tuple["ClassList", str]:
     if is_mask_folder(label):
         return CHANGE_CLASSES, "the labels are change masks"
     return SECOND_CLASSES, "SECOND's"
-
-
-_counter: "MaskCounter | None" = None  # of a reader process
-
-
-def _start_process(counter: "MaskCounter") -> None:
-    global _counter  # noqa: PLW0603 (the pool hands nothing else to its processes just once)
-    _counter = counter
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to report
-
-
-def _count_in_process(job: "MaskJob") -> list["PairCounts"]:
-    return _counter(job)
-
-
-def count_all(
-    jobs: Sequence["MaskJob"], counter: "MaskCounter", workers: int | None = None
-) -> list[list["PairCounts"]]:
-    """Count all pairs, in processes where there are many; per folder of predictions one list."""
-    import multiprocessing
-
-    from utils.progress import progress
-
-    if workers is None:
-        workers = options.default_workers("cuda") if len(jobs) >= PAIRS_FOR_PROCESSES else 1
-    if workers <= 1:
-        rows = [counter(job) for job in progress(jobs, "score", unit="pair")]
-        return [list(column) for column in zip(*rows, strict=True)]
-    # glibc would return the memory of every mask and fault it in again: a fourth of the time.
-    os.environ.setdefault("MALLOC_TOP_PAD_", str(64 << 20))
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, context, _start_process, (counter,))
-    try:
-        futures = [pool.submit(_count_in_process, job) for job in jobs]
-        rows = [future.result() for future in progress(futures, "score", unit="pair")]
-    finally:
-        pool.shutdown(cancel_futures=True)
-    return [list(column) for column in zip(*rows, strict=True)]
 
 
 def report(

@@ -291,9 +291,14 @@ def add_runtime_args(parser: argparse.ArgumentParser, default_outdir: Path = OUT
 
 def default_workers(device_type: str) -> int:
     """Return how many readers each process needs: without a GPU the cores are busy anyway."""
+    return usable_cores() if device_type == "cuda" else 1
+
+
+def usable_cores() -> int:
+    """Return this process's share of the cores, 8 at the most."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     own = (cores or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return max(1, min(8, own)) if device_type == "cuda" else 1
+    return max(1, min(8, own))
 
 
 def add_training_args(parser: argparse.ArgumentParser) -> None:

@@ -68,6 +68,11 @@ class Header:
         return self.dtype == "uint8" and self.mode != "" and whole
 
     @property
+    def is_grey(self) -> bool:
+        """Whether the file has one band of 8 bits, which serves as three."""
+        return self.dtype == "uint8" and self.bands == 1
+
+    @property
     def has_alpha(self) -> bool:
         """Whether the file calls its last band alpha, as GDAL does the fourth of four of 8 bits."""
         return self.mode in _ALPHA_MODES
@@ -141,6 +146,8 @@ def read_bands(path: Path, bands: Bands = RGB) -> np.ndarray:
         return read_rgb(path)
     require_bands(path, header, bands)
     values = read_raster(path, header)
+    if bands == RGB and header.is_grey:
+        return to_rgb(values)
     chosen = [number - 1 for number in bands.numbers]
     if chosen != list(range(values.shape[-1])):
         values = values[..., chosen]
@@ -188,8 +195,8 @@ def require_bands(path: Path, header: Header, bands: Bands) -> None:
 
 
 def lacks_bands(header: Header, numbers: Sequence[int]) -> bool:
-    """Tell whether a file lacks one of some bands; what is read as RGB has three."""
-    if tuple(numbers) == RGB.numbers and header.is_rgb:
+    """Tell whether a file lacks one of some bands; what serves as 8-bit RGB has three."""
+    if tuple(numbers) == RGB.numbers and (header.is_rgb or header.is_grey):
         return False
     return max(numbers) > header.bands
 

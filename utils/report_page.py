@@ -13,7 +13,7 @@ import numpy as np
 from utils import binary
 from utils.error_map import ERROR_KINDS
 from utils.metrics import date_suffix
-from utils.report_gallery import GalleryPair, encode_pair, mask_step, safe_colors
+from utils.report_gallery import mask_step, safe_colors
 from utils.report_runs import Run
 from utils.report_tables import class_table, heat_map, letter, stage_tables, tiles
 from utils.score_tables import CHANGE_SCORES, SCORES, transitions
@@ -37,7 +37,7 @@ class Masks:
         class_names, class_colors: by index, *unchanged* first.
         total: pairs in the folder.
         counts: of every pair; empty without labels.
-        pairs: those to show, in the order to show them.
+        pairs: those to show, in the order to show them, as `encode_pair` returns them.
     """
 
     title: str
@@ -45,7 +45,7 @@ class Masks:
     class_colors: Sequence[tuple[int, int, int]]
     total: int
     counts: Sequence[PairCounts] = ()
-    pairs: Sequence[GalleryPair] = field(default_factory=list)
+    pairs: Sequence[dict[str, Any]] = field(default_factory=list)
 
     @property
     def is_binary(self) -> bool:
@@ -151,7 +151,7 @@ def _gallery_data(masks: Masks) -> dict[str, Any]:
         "errors": [{"name": name, "color": list(color)} for name, color in ERROR_KINDS],
         "step": mask_step(entries),
         "total": masks.total,
-        "pairs": [encode_pair(pair, entries) for pair in masks.pairs],
+        "pairs": list(masks.pairs),
     }
 
 
