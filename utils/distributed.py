@@ -32,6 +32,7 @@ from utils.errors import (
     InterruptionError,
     UserError,
 )
+from utils.rendezvous import name_meeting
 from utils.start_time import STARTED, to_environment
 
 # Set for processes that `launch` started, to the launcher's number; they leave printing to it.
@@ -270,8 +271,8 @@ def join_world(device: str) -> Iterator[World]:
     backend = "nccl" if chosen.type == "cuda" else "gloo"
     try:
         store, rank, size = next(dist.rendezvous("env://", timeout=TIMEOUT))
-        # The launcher's store outlives a restart, and with it the addresses of ended processes.
-        store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+        # Addresses of processes that ended before a restart may still be in it.
+        store = dist.PrefixStore(name_meeting(store, rank, size), store)
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
         control = dist.new_group(backend="gloo", timeout=TIMEOUT)
         yield World(dist.get_rank(), dist.get_world_size(), chosen, control)
