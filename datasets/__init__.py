@@ -11,7 +11,8 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from datasets import splits
 from datasets.batches import SameSizeBatches, collate
-from datasets.cache import CachedReader, build_cache, cache_folder
+from datasets.cache import CachedReader, build_cache
+from datasets.cache_folders import cache_folder
 from datasets.change_detection import (
     ChangeDetectionDataset,
     FileReader,
