@@ -19,6 +19,7 @@ from processes import (
 from runs import assert_same_run, best_files, csv_rows, latest_file, train_options
 
 import train
+import utils.run
 from utils import fit
 from utils.checkpoint import read_checkpoint
 from utils.distributed import STOP_SIGNALS, StopRequest, heeded_signals
@@ -146,6 +147,17 @@ def test_an_ignored_signal_stays_ignored(name):
     assert number in heeded_signals()
 
 
+def send_sigterm_before_training() -> None:
+    utils.run.find_resume = lambda *_: os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_signal_before_the_first_step_ends_a_script_as_any_program(sample_root, tmp_path):
+    argv = train_options(sample_root, tmp_path / "out")
+    with ended(start(argv, tmp_path / "printed", send_sigterm_before_training)) as child:
+        assert child.wait() == -signal.SIGTERM  # which a shell shows as 143
+    assert not latest_file(tmp_path / "out").exists()
+
+
 def signal_group() -> None:
     def act() -> None:
         os.killpg(0, signal.SIGTERM)
@@ -199,6 +211,16 @@ def test_a_signal_to_the_parent_of_two_processes(number, whole_of_two, tmp_path)
     with ended(start(run.argv(outdir, "--resume"), tmp_path / "resumed")) as child:
         assert child.wait() == 0, child.err
     assert_same_run(outdir, run.outdir)
+
+
+def test_a_signal_to_two_processes_before_the_first_step(sample_root, tmp_path):
+    argv = train_options(sample_root, tmp_path / "out", "--nproc", 2)
+    with ended(start(argv, tmp_path / "printed")) as child:
+        eventually(lambda: workers_of(child), 120, 0.01)
+        child.send(signal.SIGTERM)
+        assert child.wait() == EXIT_PREEMPTED, child.err
+    assert error_lines(child) == ["error: ended by SIGTERM"]
+    assert not latest_file(tmp_path / "out").exists()
 
 
 def ignore_hangup() -> None:
