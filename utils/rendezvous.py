@@ -5,7 +5,7 @@ import uuid
 
 import torch.distributed as dist
 
-PAUSE_S = 0.05
+PAUSE_S = 0.05  # between two looks for questions
 
 
 def name_meeting(store: dist.Store, rank: int, size: int) -> str:
