@@ -65,6 +65,9 @@ def start_two_nodes(sample_root, tmp_path) -> Iterator[Callable[..., TwoNodes]]:
     yield start
     for agent in agents:
         if agent.poll() is None:
+            os.killpg(agent.pid, signal.SIGSTOP)
+            for process in workers_of(agent):  # they are in groups of their own
+                os.kill(process, signal.SIGKILL)
             os.killpg(agent.pid, signal.SIGKILL)
 
 
