@@ -152,7 +152,7 @@ def train(
     files = RunFiles(args.outdir / "models", f"{args.model}_{args.backbone}")
     if world.leads:
         files.remove_leftovers()
-    saved = find_resume(args.resume, files, vars(args), description, world.say)
+    saved = find_resume(args.resume, files, vars(args), description, world)
     if saved and given:
         world.say("--band-statistics is left alone: the run to resume has statistics of its own")
     if saved and world.leads:

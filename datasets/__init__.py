@@ -11,7 +11,8 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from datasets import splits
 from datasets.batches import SameSizeBatches, collate
-from datasets.cache import CachedReader, build_cache, cache_folder
+from datasets.cache import CachedReader, build_cache
+from datasets.cache_folders import cache_folder
 from datasets.change_detection import (
     ChangeDetectionDataset,
     FileReader,
@@ -24,7 +25,7 @@ from datasets.folders import differing_labels, label_folders
 from datasets.splits import Split
 from datasets.transforms import TrainTransform
 from utils.bands import RGB, Bands
-from utils.distributed import World
+from utils.distributed import STOP_SIGNALS, World
 from utils.errors import DataError
 from utils.progress import progress
 from utils.split_options import AS_THE_DATA_SUGGESTS, SplitOptions
@@ -257,7 +258,7 @@ def _worker_options(workers: int, pin_memory: bool) -> dict:
 def _leave_signals_to_main(_worker: int) -> None:
     # Schedulers and launchers signal the whole process group. A worker that died of it would take
     # the main process down before it has saved; orphaned workers end by themselves.
-    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+    for name in STOP_SIGNALS:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
 

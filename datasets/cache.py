@@ -1,12 +1,10 @@
 """Decoded files in one memory-mapped file: after the first epoch nothing is decoded again."""
 
-import atexit
 import contextlib
 import hashlib
 import json
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +21,6 @@ from utils.files import atomic_path, remove_leftovers, write_text
 
 FORMAT = 2
 LEFTOVER_AGE_S = 86400  # another program may be writing the same cache for hours
-SHARED_MEMORY = Path("/dev/shm")
 
 
 class CachedReader:
@@ -61,22 +58,6 @@ class CachedReader:
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_bytes": None}  # each process maps the file by itself
-
-
-def cache_folder(mode: str, outdir: Path) -> Path:
-    """Return where a cache lies: ``ram`` in shared memory until the program ends, ``disk`` to stay.
-
-    Where there is no shared-memory folder, ``ram`` takes the system's temporary one.
-    """
-    if mode == "disk":
-        return outdir / "cache"
-    folder = tempfile.mkdtemp(prefix="scd-cache-", dir=_shared_memory())
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return Path(folder)
-
-
-def _shared_memory() -> str | None:
-    return str(SHARED_MEMORY) if os.access(SHARED_MEMORY, os.W_OK) else None
 
 
 def build_cache(

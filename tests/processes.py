@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from utils.distributed import STOP_SIGNALS
+
 REPO = Path(__file__).resolve().parents[1]
 LIMIT_S = 240  # a busy machine may take this long; nothing should
 SECONDS_TO_END = 20  # from the failure on; a hanging peer would take the 30 minutes of a time-out
@@ -27,8 +29,20 @@ _context.set_forkserver_preload(
 )
 
 
+def heed_signals() -> dict[int, Any]:
+    """Take the signals that the tests were started to ignore; return what was done before."""
+    before = {}
+    for name in STOP_SIGNALS:
+        number = getattr(signal, name)
+        if signal.getsignal(number) == signal.SIG_IGN:
+            by_default = signal.SIG_DFL if name != "SIGINT" else signal.default_int_handler
+            before[number] = signal.signal(number, by_default)
+    return before
+
+
 def _child(work: Callable, arguments: tuple, folder: Path, env: dict[str, str]) -> None:
     os.setpgrp()
+    heed_signals()
     for name, descriptor in (("stdout", 1), ("stderr", 2)):
         file = os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(file, descriptor)

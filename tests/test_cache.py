@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 from datasets import ChangeDetectionDataset, TrainTransform, index_pairs, training_loader
-from datasets.cache import CachedReader, build_cache, cache_folder
+from datasets.cache import CachedReader, build_cache
+from datasets.cache_folders import cache_folder
 from datasets.change_detection import FileReader
 from datasets.classes import SECOND_CLASSES, ClassList
 from utils.bands import Bands

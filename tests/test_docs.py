@@ -175,6 +175,7 @@ def start_job(folder: Path, srun: str) -> subprocess.Popen:
         "SLURM_JOB_NODELIST": "node[1-2]",
         "SLURM_JOB_NUM_NODES": "2",
         "SLURM_GPUS_ON_NODE": "4",
+        "SLURM_CPUS_PER_TASK": "24",
         "SLURM_JOB_ID": "7",
     }
     return subprocess.Popen(["bash", SBATCH, "--epochs", "3"], env=env, cwd=REPO)
@@ -185,6 +186,7 @@ def test_a_job_ends_as_its_step_does(status, tmp_path):
     assert start_job(tmp_path, f"exit {status}").wait(30) == status
     assert not (tmp_path / "requeued").exists()
     words = (tmp_path / "srun.log").read_text().split()
+    assert "--cpus-per-task=24" in words[: words.index("torchrun")]
     script = words.index("train.py")
     args = train.parse_args(words[script + 1 :])
     assert args.resume == "auto" and args.epochs == 3

@@ -3,17 +3,26 @@
 import os
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from interruptions import STEPS, Whole, before_step, resume, start
-from processes import ended, error_lines, eventually, processes_with
+from processes import (
+    ended,
+    error_lines,
+    eventually,
+    heed_signals,
+    processes_with,
+    workers_of,
+)
 from runs import assert_same_run, best_files, csv_rows, latest_file, train_options
 
 import train
+import utils.run
 from utils import fit
 from utils.checkpoint import read_checkpoint
-from utils.distributed import StopRequest
+from utils.distributed import STOP_SIGNALS, StopRequest, heeded_signals
 from utils.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, InterruptionError
 
 # --- signals --------------------------------------------------------------------------------
@@ -21,12 +30,29 @@ from utils.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, InterruptionError
 STATUS = {
     signal.SIGTERM: EXIT_PREEMPTED,
     signal.SIGUSR1: EXIT_PREEMPTED,
+    signal.SIGHUP: EXIT_PREEMPTED,
+    signal.SIGQUIT: EXIT_PREEMPTED,
     signal.SIGINT: EXIT_INTERRUPTED,
 }
 
 
+@pytest.fixture(autouse=True)
+def _heed_signals() -> Iterator[None]:
+    before = heed_signals()
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.mark.parametrize(
-    ("number", "step"), [(signal.SIGTERM, 2), (signal.SIGUSR1, 4), (signal.SIGINT, 5)]
+    ("number", "step"),
+    [
+        (signal.SIGTERM, 2),
+        (signal.SIGUSR1, 4),
+        (signal.SIGHUP, 1),
+        pytest.param(signal.SIGQUIT, 3, marks=pytest.mark.slow),
+        (signal.SIGINT, 5),
+    ],
 )
 def test_a_signal_saves_within_one_step(number, step, whole_run, tmp_path, monkeypatch):
     run = whole_run("plain")
@@ -116,6 +142,31 @@ def test_signals_do_again_what_they_did_before():
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+@pytest.mark.parametrize("name", STOP_SIGNALS)
+def test_an_ignored_signal_stays_ignored(name):
+    number = getattr(signal, name)
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        with StopRequest() as stop:
+            os.kill(os.getpid(), number)
+            assert stop.signal is None and number not in heeded_signals()
+        assert signal.getsignal(number) == signal.SIG_IGN
+    finally:
+        signal.signal(number, before)
+    assert number in heeded_signals()
+
+
+def send_sigterm_before_training() -> None:
+    utils.run.find_resume = lambda *_: os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_signal_before_the_first_step_ends_a_script_as_any_program(sample_root, tmp_path):
+    argv = train_options(sample_root, tmp_path / "out")
+    with ended(start(argv, tmp_path / "printed", send_sigterm_before_training)) as child:
+        assert child.wait() == -signal.SIGTERM  # which a shell shows as 143
+    assert not latest_file(tmp_path / "out").exists()
+
+
 def signal_group() -> None:
     def act() -> None:
         os.killpg(0, signal.SIGTERM)
@@ -167,6 +218,32 @@ def test_a_signal_to_the_parent_of_two_processes(number, whole_of_two, tmp_path)
     state = read_checkpoint(latest_file(outdir))["training"]
     assert (state["epoch"], state["step"]) < (5, STEPS)
     with ended(start(run.argv(outdir, "--resume"), tmp_path / "resumed")) as child:
+        assert child.wait() == 0, child.err
+    assert_same_run(outdir, run.outdir)
+
+
+def test_a_signal_to_two_processes_before_the_first_step(sample_root, tmp_path):
+    argv = train_options(sample_root, tmp_path / "out", "--nproc", 2)
+    with ended(start(argv, tmp_path / "printed")) as child:
+        eventually(lambda: workers_of(child), 120, 0.01)
+        child.send(signal.SIGTERM)
+        assert child.wait() == EXIT_PREEMPTED, child.err
+    assert error_lines(child) == ["error: ended by SIGTERM"]
+    assert not latest_file(tmp_path / "out").exists()
+
+
+def ignore_hangup() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+
+
+@pytest.mark.slow
+def test_two_processes_under_nohup_outlive_the_terminal(whole_of_two, tmp_path):
+    run, outdir = whole_of_two, tmp_path / "out"
+    argv = run.argv(outdir, "--checkpoint-every", 1)
+    with ended(start(argv, tmp_path / "printed", ignore_hangup)) as child:
+        eventually(lambda: latest_file(outdir).exists(), 120, 0.01)
+        for process in (child.pid, *workers_of(child)):
+            os.kill(process, signal.SIGHUP)
         assert child.wait() == 0, child.err
     assert_same_run(outdir, run.outdir)
 

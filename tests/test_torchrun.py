@@ -1,10 +1,11 @@
 """Training under torchrun: two agents, restarts, signals."""
 
+import dataclasses
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -34,25 +35,66 @@ def start_agent(
         )
 
 
-def test_two_agents_train_together(sample_root, tmp_path):
-    port, outdir = free_port(), tmp_path / "out"
-    argv = train_options(sample_root, outdir)
-    folders = [tmp_path / f"node{i}" for i in range(2)]
-    agents = [start_agent(port, argv, folder) for folder in folders]
-    try:
-        for agent, folder in zip(agents, folders, strict=True):
+@dataclasses.dataclass(frozen=True)
+class TwoNodes:
+    """Two agents with one process each, as on two machines."""
+
+    agents: list[subprocess.Popen]
+    folders: list[Path]
+
+    def end_well(self) -> None:
+        for agent, folder in zip(self.agents, self.folders, strict=True):
             assert agent.wait(240) == 0, (folder / "stderr").read_text()
-    finally:
-        for agent in agents:
-            if agent.poll() is None:
-                os.killpg(agent.pid, signal.SIGKILL)
-    printed = "".join((folder / "stdout").read_text() for folder in folders)
-    assert printed.count("epoch 1/1") == 1
-    assert "2 × cpu" in printed
+
+    @property
+    def printed(self) -> str:
+        return "".join((folder / "stdout").read_text() for folder in self.folders)
+
+
+@pytest.fixture
+def start_two_nodes(sample_root, tmp_path) -> Iterator[Callable[..., TwoNodes]]:
+    """Start training into ``out``."""
+    agents = []
+
+    def start(options: tuple[object, ...] = (), more: tuple[str, ...] = ()) -> TwoNodes:
+        port, argv = free_port(), train_options(sample_root, tmp_path / "out", *options)
+        folders = [tmp_path / f"node{i}" for i in range(2)]
+        agents.extend(start_agent(port, argv, folder, 2, 1, *more) for folder in folders)
+        return TwoNodes(agents, folders)
+
+    yield start
+    for agent in agents:
+        if agent.poll() is None:
+            os.killpg(agent.pid, signal.SIGSTOP)
+            for process in workers_of(agent):  # they are in groups of their own
+                os.kill(process, signal.SIGKILL)
+            os.killpg(agent.pid, signal.SIGKILL)
+
+
+def test_two_agents_train_together(start_two_nodes, tmp_path):
+    nodes, outdir = start_two_nodes(), tmp_path / "out"
+    nodes.end_well()
+    assert nodes.printed.count("epoch 1/1") == 1
+    assert "2 × cpu" in nodes.printed
     assert len(best_files(outdir)) == 1
     state = read_checkpoint(latest_file(outdir))
     assert len(state["training"]["rng"]) == 2
     assert [row["epoch"] for row in csv_rows(outdir)] == ["1"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [0, 1])
+def test_all_nodes_restart_when_a_process_of_one_is_killed(killed, start_two_nodes, tmp_path):
+    # The agent of the other node does not count this as a failure: its process was only cut off.
+    options = ("--epochs", 6, "--checkpoint-every", 1, "--resume")
+    nodes = start_two_nodes(options, ("--max-restarts", "3"))
+    eventually(latest_file(tmp_path / "out").exists, 120)
+    (process,) = workers_of(nodes.agents[killed])
+    os.kill(process, signal.SIGKILL)
+    nodes.end_well()
+    assert nodes.printed.count("resuming ") == 1
+    assert [row["epoch"] for row in csv_rows(tmp_path / "out")] == list("123456")
+    assert len(best_files(tmp_path / "out")) == 1
 
 
 @pytest.fixture

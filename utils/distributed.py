@@ -32,10 +32,13 @@ from utils.errors import (
     InterruptionError,
     UserError,
 )
+from utils.rendezvous import name_meeting
 from utils.start_time import STARTED, to_environment
 
 # Set for processes that `launch` started, to the launcher's number; they leave printing to it.
 LAUNCHED = "SCD_LAUNCHED"
+# What schedulers, shells and users send; Windows has not all of them.
+STOP_SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1")
 T = TypeVar("T")
 TIMEOUT = timedelta(minutes=30)
 GRACE_S = 30  # what a process has between a signal and its end by force
@@ -199,7 +202,7 @@ def _launch(script: str, arguments: list[str], processes: int, folder: str) -> N
         rdzv_endpoint="localhost:0",
         max_restarts=0,
         monitor_interval=0.2,
-        signals_to_handle="SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1",
+        signals_to_handle=",".join(number.name for number in heeded_signals()),
         logs_specs=DefaultLogsSpecs(log_dir=folder),
     )
     try:
@@ -227,6 +230,15 @@ def _launch(script: str, arguments: list[str], processes: int, folder: str) -> N
         status = EXIT_INTERRUPTED if error.sigval == signal.SIGINT else EXIT_PREEMPTED
         message = _reported_failure(Path(folder)) or f"ended by {error.sigval.name}"
         raise InterruptionError(message, status) from None
+
+
+def heeded_signals() -> list[signal.Signals]:
+    """Return the `STOP_SIGNALS` that this process was not started to ignore.
+
+    ``nohup`` has SIGHUP ignored, and a script's ``&`` SIGINT and SIGQUIT: such a run goes on.
+    """
+    known = [getattr(signal, name) for name in STOP_SIGNALS if hasattr(signal, name)]
+    return [number for number in known if signal.getsignal(number) != signal.SIG_IGN]
 
 
 def _reported_failure(folder: Path) -> str | None:
@@ -270,8 +282,8 @@ def join_world(device: str) -> Iterator[World]:
     backend = "nccl" if chosen.type == "cuda" else "gloo"
     try:
         store, rank, size = next(dist.rendezvous("env://", timeout=TIMEOUT))
-        # The launcher's store outlives a restart, and with it the addresses of ended processes.
-        store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+        # Addresses of processes that ended before a restart may still be in it.
+        store = dist.PrefixStore(name_meeting(store, rank, size), store)
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
         control = dist.new_group(backend="gloo", timeout=TIMEOUT)
         yield World(dist.get_rank(), dist.get_world_size(), chosen, control)
@@ -308,8 +320,9 @@ def _end_with_launcher(launcher: int) -> None:
 class StopRequest:
     """A context that remembers a signal that asks the run to end, until the run looks.
 
-    SIGTERM and SIGUSR1 (what schedulers send before they take a machine away) and Ctrl-C set it; a
-    second Ctrl-C interrupts at once. Behind the block signals do what they did before.
+    SIGTERM and SIGUSR1 (what schedulers send before they take a machine away), SIGHUP (the terminal
+    is gone), SIGQUIT and Ctrl-C set it, where they are not ignored; a second Ctrl-C interrupts at
+    once. Behind the block signals do what they did before.
 
     Attributes:
         signal: number of the last signal, or None.
@@ -320,9 +333,8 @@ class StopRequest:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopRequest":
-        for number in (signal.SIGTERM, getattr(signal, "SIGUSR1", None), signal.SIGINT):
-            if number is not None:
-                self._before[number] = signal.signal(number, self._remember)
+        for number in heeded_signals():
+            self._before[number] = signal.signal(number, self._remember)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -94,9 +94,11 @@ class Manifest:
         self._mask_folders = mask_folders
         self._signatures = signatures
         self._lock = threading.Lock()
-        known = world.from_leader(self._read(key) if world.leads and not overwrite else {})
-        self.finished = {name for name, entry in known.items() if self._holds(name, entry)}
-        world.wait()
+        known = self._read(key) if world.leads and not overwrite else {}
+        held = {name for name, entry in known.items() if self._holds(name, entry)}
+        # One process decides: a file system of several nodes may show each another state, and
+        # processes that share out different remainders make a pair twice, or never.
+        self.finished: set[str] = world.from_leader(held)
         if world.leads:
             # All that is known goes into one journal before the others are removed.
             self._write_journal(key, 0, known)

@@ -358,7 +358,7 @@ def add_training_args(parser: argparse.ArgumentParser) -> None:
         type=positive_int,
         metavar="STEPS",
         help="also save the state within an epoch, every so many steps (default: after each epoch, "
-        "and when SIGTERM, SIGUSR1 or Ctrl-C asks the run to end)",
+        "and when Ctrl-C or a signal asks the run to end)",
     )
     group.add_argument(
         "--resume",

@@ -2,13 +2,14 @@
 
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from utils.bands import RGB_IMAGERY, Bands, Imagery
 from utils.binary import semantic_classes
 from utils.checkpoint import read_checkpoint
+from utils.distributed import World
 from utils.errors import CheckpointError, OptionError
 from utils.run_files import RunFiles
 
@@ -121,7 +122,7 @@ def find_resume(
     files: RunFiles,
     options: Mapping[str, Any],
     description: Mapping[str, Any],
-    say: Callable[[str], None],
+    world: World,
 ) -> dict[str, Any] | None:
     """Return the checkpoint that a run goes on from, and tell ``files`` its best; None to start.
 
@@ -130,19 +131,27 @@ def find_resume(
         files: of this run.
         options: all options of this run.
         description: as `check_resumable` takes it.
-        say: told when a latest checkpoint is going to be replaced.
+        world: the processes of the run; every one must call this. The leading one decides whether
+            there is a latest checkpoint, and says when it is going to be replaced.
 
     Raises:
-        CheckpointError: the file is missing, damaged, or holds no training state.
+        CheckpointError: the file is missing, damaged, holds no training state, or is not the same
+            for all processes.
         OptionError: it is of another run.
     """
     path = files.latest if resume == "auto" else resume and Path(resume)
-    if not path or (resume == "auto" and not path.exists()):
-        if files.latest.exists():
-            say(f"starting anew; {files.latest} of an earlier run is replaced (--resume goes on)")
+    if not path or not world.from_leader(resume != "auto" or path.exists()):
+        if world.leads and files.latest.exists():
+            world.say(
+                f"starting anew; {files.latest} of an earlier run is replaced (--resume goes on)"
+            )
         return None
     saved = read_checkpoint(path)
     check_resumable(saved, options, description, path)
+    training = saved["training"]
+    place = (saved["run"], training.get("epoch"), training.get("step"))
+    if len(set(world.gather(place))) > 1:
+        raise CheckpointError(f"{path}: not the same file on all nodes; share it, or start again")
     if saved["best_file"] and path.parent.resolve() == files.folder.resolve():
         files.best = files.folder / saved["best_file"]
     return saved
