@@ -25,10 +25,11 @@ from datasets.folders import differing_labels, label_folders
 from datasets.splits import Split
 from datasets.transforms import TrainTransform
 from utils.bands import RGB, Bands
-from utils.distributed import STOP_SIGNALS, World
+from utils.distributed import World
 from utils.errors import DataError
 from utils.progress import progress
 from utils.split_options import AS_THE_DATA_SUGGESTS, SplitOptions
+from utils.stop import STOP_SIGNALS
 
 __all__ = [
     "ChangeDetectionDataset",

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from utils.distributed import STOP_SIGNALS
+from utils.stop import STOP_SIGNALS
 
 REPO = Path(__file__).resolve().parents[1]
 LIMIT_S = 240  # a busy machine may take this long; nothing should

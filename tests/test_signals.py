@@ -22,8 +22,8 @@ import train
 import utils.run
 from utils import fit
 from utils.checkpoint import read_checkpoint
-from utils.distributed import STOP_SIGNALS, StopRequest, heeded_signals
 from utils.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, InterruptionError
+from utils.stop import STOP_SIGNALS, StopRequest, heeded_signals
 
 # --- signals --------------------------------------------------------------------------------
 

@@ -34,11 +34,10 @@ from utils.errors import (
 )
 from utils.rendezvous import name_meeting
 from utils.start_time import STARTED, to_environment
+from utils.stop import heeded_signals
 
 # Set for processes that `launch` started, to the launcher's number; they leave printing to it.
 LAUNCHED = "SCD_LAUNCHED"
-# What schedulers, shells and users send; Windows has not all of them.
-STOP_SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1")
 T = TypeVar("T")
 TIMEOUT = timedelta(minutes=30)
 GRACE_S = 30  # what a process has between a signal and its end by force
@@ -232,15 +231,6 @@ def _launch(script: str, arguments: list[str], processes: int, folder: str) -> N
         raise InterruptionError(message, status) from None
 
 
-def heeded_signals() -> list[signal.Signals]:
-    """Return the `STOP_SIGNALS` that this process was not started to ignore.
-
-    ``nohup`` has SIGHUP ignored, and a script's ``&`` SIGINT and SIGQUIT: such a run goes on.
-    """
-    known = [getattr(signal, name) for name in STOP_SIGNALS if hasattr(signal, name)]
-    return [number for number in known if signal.getsignal(number) != signal.SIG_IGN]
-
-
 def _reported_failure(folder: Path) -> str | None:
     """Return what a process of the lowest rank handed over with `report_failure`, if any did."""
     for path in sorted(folder.rglob("error.json")):
@@ -315,33 +305,3 @@ def _end_with_launcher(launcher: int) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-class StopRequest:
-    """A context that remembers a signal that asks the run to end, until the run looks.
-
-    SIGTERM and SIGUSR1 (what schedulers send before they take a machine away), SIGHUP (the terminal
-    is gone), SIGQUIT and Ctrl-C set it, where they are not ignored; a second Ctrl-C interrupts at
-    once. Behind the block signals do what they did before.
-
-    Attributes:
-        signal: number of the last signal, or None.
-    """
-
-    def __init__(self) -> None:
-        self.signal: int | None = None
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> "StopRequest":
-        for number in heeded_signals():
-            self._before[number] = signal.signal(number, self._remember)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _remember(self, number: int, _frame: Any) -> None:
-        if number == signal.SIGINT and self.signal is not None:
-            raise KeyboardInterrupt
-        self.signal = number

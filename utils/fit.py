@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any
 
-from utils.distributed import StopRequest
 from utils.engine import evaluate
 from utils.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, CheckpointError, InterruptionError
 from utils.inference import Predictor
@@ -14,6 +13,7 @@ from utils.label_counts import AnyMetrics
 from utils.logging import RunLog, epoch_row
 from utils.progress import progress, summary
 from utils.run_files import RunFiles
+from utils.stop import StopRequest
 from utils.trainer import Trainer
 
 
@@ -99,7 +99,7 @@ def fit(
 
     Raises:
         CheckpointError: the run is finished already, and its best checkpoint is gone.
-        InterruptionError: SIGTERM, SIGUSR1 or Ctrl-C asked the run to end; its state is saved.
+        InterruptionError: a signal or Ctrl-C asked the run to end; its state is saved.
         NumericalError: a loss is no finite number.
     """
     world = trainer.world
