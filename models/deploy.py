@@ -23,9 +23,9 @@ from utils.precision import Precision
 # Sides of the example that folding watches; large enough for every backbone.
 EXAMPLE_SIDE = 64
 # Compiling one model, measured for hrnet_w18 on two CPU cores, and the share of time that it saved
-# there (13 to 15 %, `docs/performance.md`). They only decide what `auto` does; no GPU was measured.
-COMPILE_S = 50.0
-COMPILE_SAVES = 0.13
+# there (2 to 19 %, `docs/performance.md`). They only decide what `auto` does; no GPU was measured.
+COMPILE_S = 60.0
+COMPILE_SAVES = 0.07
 
 
 def prepare_predictor(

@@ -100,6 +100,13 @@ def test_journal_cut_off_in_a_line_loses_that_line_only(tmp_path):
     assert Manifest(tmp_path, "other key", signatures, ALONE).finished == set()
 
 
+@pytest.mark.parametrize("damage", ["\0\0\0", "[[], 1]", "7", '["a"'])
+def test_a_damaged_line_of_a_journal_loses_that_line_only(damage, tmp_path):
+    write_journal(tmp_path, 0, "key", '["a", "1-2"]', damage, '["b", "1-2"]', "")
+    assert unlisted(tmp_path, ["a", "b", "c"]) == ["c"]
+    assert Manifest(tmp_path, "key", {}, ALONE).finished == set()
+
+
 def test_half_written_masks_of_a_killed_run_go(outdir, sample_root):
     folder = outdir / "masks" / "train"
     left = [folder / "im1" / ".00001.png.abcd_1z9.tmp", folder / "im2" / ".a.b.png.00000000.tmp"]

@@ -1,5 +1,6 @@
 """Which masks of a folder are done, from which inputs and options: what a restart may skip."""
 
+import contextlib
 import hashlib
 import json
 import threading
@@ -51,15 +52,27 @@ def unlisted(folder: Path, names: Sequence[str]) -> list[str]:
         folder: as `Manifest` takes it.
         names: of the pairs whose masks are wanted.
     """
-    paths = sorted(Path(folder).glob("manifest.*.jsonl"))
-    journals = [path.read_text(encoding="utf-8").split("\n") for path in paths]
-    listed = {
-        json.loads(line)[0]
-        for key, *lines in journals
-        if key == journals[0][0]  # the leading process's
-        for line in lines[:-1]  # a last line without a line break was cut off
-    }
-    return [name for name in names if name not in listed] if journals else []
+    journals = [_read_journal(path) for path in _journals(folder)]
+    if not journals:
+        return []
+    leading_key = journals[0][0]
+    listed = {name for key, entries in journals if key == leading_key for name in entries}
+    return [name for name in names if name not in listed]
+
+
+def _journals(folder: Path) -> list[Path]:
+    return sorted(Path(folder).glob("manifest.*.jsonl"))
+
+
+def _read_journal(path: Path) -> tuple[str, dict[str, str]]:
+    """Return a journal's first line and its entries, without lines that were cut off or damaged."""
+    first, *lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    entries = {}
+    for line in lines:
+        with contextlib.suppress(ValueError, TypeError):
+            name, entry = json.loads(line)
+            entries[name] = entry
+    return first, entries
 
 
 class Manifest:
@@ -102,7 +115,7 @@ class Manifest:
         if world.leads:
             # All that is known goes into one journal before the others are removed.
             self._write_journal(key, 0, known)
-            for path in self._journals():
+            for path in _journals(self._folder):
                 if path != self._path(0):
                     path.unlink()
             for part in (self._folder, *(self._folder / each for each in mask_folders)):
@@ -144,18 +157,11 @@ class Manifest:
     def _path(self, rank: int) -> Path:
         return self._folder / f"manifest.{rank}.jsonl"
 
-    def _journals(self) -> list[Path]:
-        return sorted(self._folder.glob("manifest.*.jsonl"))
-
     def _read(self, key: str) -> dict[str, str]:
         finished: dict[str, str] = {}
-        for path in self._journals():
-            lines = path.read_text(encoding="utf-8").split("\n")
-            if lines[0] != json.dumps({"key": key}):
-                continue
-            for line in lines[1:-1]:  # a last line without a line break was cut off
-                name, signature = json.loads(line)
-                finished[name] = signature
+        for first, entries in map(_read_journal, _journals(self._folder)):
+            if first == json.dumps({"key": key}):
+                finished |= entries
         return finished
 
     def _write_journal(self, key: str, rank: int, finished: dict[str, str]) -> None:
