@@ -264,10 +264,9 @@ def make_trainer(
     if saved:
         model.load_state_dict(saved["model"])
         trainer.load_state_dict(saved["training"])
-        world.say(
-            f"resuming {saved['run']} in epoch {trainer.epoch} of {args.epochs}, after step "
-            f"{trainer.step}"
-        )
+        place = f"in epoch {trainer.epoch} of {args.epochs}, after step {trainer.step}"
+        finished = trainer.validated and trainer.epoch >= args.epochs
+        world.say(f"resuming {saved['run']} {'(finished already)' if finished else place}")
     return trainer
 
 

@@ -78,7 +78,9 @@ def index_pairs(folder: Path) -> list[Pair]:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder; --data-root needs train/im1, train/im2, …")
+        raise DataError(
+            f"{folder}: no such folder; it needs im1 and im2, and --data-root names its parent"
+        )
     images1, images2 = (_find_files(folder / name, RASTER_SUFFIXES) for name in IMAGE_FOLDERS)
     require_partners(images1, images2, folder / "im1", folder / "im2")
     if not images1:
@@ -110,10 +112,11 @@ def index_voted_pairs(root: Path, classes: ClassList) -> list[Pair]:
             "classes"
         )
     pairs = index_pairs(root / "train")
-    if len(pairs[0].labelled_dates) < 2:
+    missing = [f"label{date}" for date in (1, 2) if date not in pairs[0].labelled_dates]
+    if missing:
         raise DataError(
-            f"{root / 'train'}: no label1 and label2; a vote fills in what the labels of both "
-            "dates leave out"
+            f"{root / 'train'}: no {' and '.join(missing)}; a vote fills in what the labels of "
+            "both dates leave out"
         )
     return pairs
 

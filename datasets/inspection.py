@@ -180,8 +180,11 @@ def missing_labels(
     if classes.is_binary:
         reason = find_change_masks(root) or "the class list names one class"
         return [f"binary change labels ({reason}): the change branch is trained alone"]
+    differ = train_pairs[0].labelled_dates != val_pairs[0].labelled_dates
+    # One split alone is likelier to be a folder that was forgotten than a choice.
+    prefix = "warning: training and validation differ, is a folder missing? " if differ else ""
     return [
-        f"{name}: labels of date {pairs[0].labelled_dates[0]} only; {consequence}"
+        f"{prefix}{name}: labels of date {pairs[0].labelled_dates[0]} only; {consequence}"
         for name, pairs, consequence in (
             ("training", train_pairs, "the other date's semantics are learnt from the shared head"),
             ("validation", val_pairs, "scores that need classes are of that date and say so"),

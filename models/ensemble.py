@@ -172,7 +172,8 @@ def describe(checkpoint: Checkpoint) -> str:
     if config.imagery.bands != RGB:
         parts.append(str(config.imagery.bands))
     title, score = _rank(checkpoint.info)
-    note = f", epoch {checkpoint.info['epoch']}, {title} {100 * score:.2f}" if title else ""
+    best = "best " if "training" in checkpoint.info else ""  # a latest file is of a later epoch
+    note = f", epoch {checkpoint.info['epoch']}, {best}{title} {100 * score:.2f}" if title else ""
     protocol = checkpoint.info.get("split", {}).get("protocol")
     if note and protocol:
         note += f" on split {protocol}"

@@ -13,8 +13,9 @@ from runs import PREFIX, best_files, latest_file, options, train_options
 import label
 import test as predict
 import train
-from datasets import ChangeDetectionDataset, index_pairs
+from datasets import ChangeDetectionDataset, index_pairs, load_classes
 from datasets.classes import SECOND_CLASSES
+from datasets.inspection import missing_labels
 from datasets.pseudo_accuracy import measure_pseudo_labels
 from models import open_checkpoint
 from models.ensemble import describe, find_best_checkpoints
@@ -135,8 +136,19 @@ def test_training_says_so_and_labelling_needs_both(one_date_root, outdir, capsys
     (best,) = best_files(outdir)
     train.main(train_options(one_date_root, outdir, "--load-from", best))
     assert "training: labels of date 1 only" in capsys.readouterr().out
-    with pytest.raises(DataError, match="no label1 and label2"):
+    with pytest.raises(DataError, match="no label2; a vote"):
         label.main(options(one_date_root, outdir))
+
+
+def test_a_date_that_one_split_alone_lacks_is_a_warning(one_date_root, sample_root):
+    classes = load_classes(sample_root)
+    one, both = (index_pairs(root / "train") for root in (one_date_root, sample_root))
+    assert missing_labels(sample_root, classes, both, both) == []
+    for train_pairs, val_pairs in ((one, both), (both, one)):
+        (line,) = missing_labels(sample_root, classes, train_pairs, val_pairs)
+        assert line.startswith("warning: training and validation differ, is a folder missing?")
+    lines = missing_labels(sample_root, classes, one, one)
+    assert len(lines) == 2 and not any(line.startswith("warning") for line in lines)
 
 
 def test_a_run_goes_on_with_the_dates_it_had(one_date_root, sample_root, outdir, tmp_path):
@@ -153,7 +165,7 @@ def test_a_run_goes_on_with_the_dates_it_had(one_date_root, sample_root, outdir,
 
 
 def test_pseudo_masks_are_not_measured_on_one_date(one_date_root, tmp_path):
-    with pytest.raises(DataError, match="no label1 and label2"):
+    with pytest.raises(DataError, match="no label2; a vote"):
         measure_pseudo_labels(one_date_root, tmp_path)
 
 

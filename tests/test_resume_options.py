@@ -12,6 +12,8 @@ from runs import best_files
 from script_runs import SMALL, assert_metrics, assert_same_state, train_argv
 
 import train
+from models import open_checkpoint
+from models.ensemble import describe
 from utils.checkpoint import read_checkpoint
 from utils.errors import CheckpointError, OptionError
 
@@ -119,13 +121,17 @@ def test_a_resumed_run_does_not_keep_the_checkpoint_it_was_read_from(
         train.main(train_argv(sample_root, outdir, "--epochs", 2, "--resume"))
 
 
-def test_finished_run_can_be_resumed_and_stays_as_it_is(fcn_run, sample_root, tmp_path):
+def test_finished_run_can_be_resumed_and_stays_as_it_is(fcn_run, sample_root, tmp_path, capsys):
     outdir = tmp_path / "out"
     shutil.copytree(fcn_run.outdir, outdir)
     assert_metrics(
         train.main(train_argv(sample_root, outdir, "--epochs", 2, "--resume")), fcn_run.metrics
     )
+    assert "(finished already)" in capsys.readouterr().out
     assert_same_state(outdir, fcn_run.outdir)
+    latest = describe(open_checkpoint(outdir / "models" / f"fcn_{SMALL}_latest.pth"))
+    assert ", best Score " in latest
+    assert ", best Score " not in describe(open_checkpoint(fcn_run.best))
 
 
 def test_resuming_with_other_pseudo_masks_is_refused(sample_root, tmp_path):
