@@ -104,7 +104,7 @@ class InferCase:
         self.images = [batch[key].contiguous().to(self.device) for key in ("image1", "image2")]
         self.size = self.images[0].shape[-1]
         self.pairs = len(self.images[0]) * options.repeat
-        self.checkpoints = open_or_draw(options, *self.images)
+        self.checkpoints = open_or_draw(options, self.configs, *self.images)
 
     def make(self, name: str) -> Callable[[], object]:
         """Return a call that predicts all pairs and returns the maps of both dates."""
@@ -225,14 +225,13 @@ def make_batch(options: Options, pairs: int) -> dict:
     return collate(samples)
 
 
-def open_or_draw(options: Options, image1: torch.Tensor, image2: torch.Tensor) -> list[Checkpoint]:
+def open_or_draw(
+    options: Options, configs: list[ModelConfig], image1: torch.Tensor, image2: torch.Tensor
+) -> list[Checkpoint]:
     """Open the given checkpoints, or draw models at random, each from another seed."""
     if options.checkpoints:
         return [open_checkpoint(path) for path in options.checkpoints]
-    return [
-        draw_checkpoint(config, seed, image1, image2)
-        for seed, config in enumerate(options.configs())
-    ]
+    return [draw_checkpoint(config, seed, image1, image2) for seed, config in enumerate(configs)]
 
 
 @torch.no_grad()

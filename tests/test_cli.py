@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -89,14 +90,20 @@ def test_bad_options_exit_with_status_2(script, options, capsys):
     assert "error: " in message
 
 
+def raising(error: BaseException) -> Callable[[], None]:
+    """Return a main that fails."""
+
+    def fail() -> None:
+        raise error
+
+    return fail
+
+
 def test_user_errors_are_one_line_and_status_2(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["train.py"])
 
-    def fail() -> None:
-        raise UserError("a.png: broken;\n  copy it again")
-
     with pytest.raises(SystemExit) as stop:
-        cli.run(fail)
+        cli.run(raising(UserError("a.png: broken;\n  copy it again")))
     assert stop.value.code == 2
     assert capsys.readouterr().err == "error: a.png: broken; copy it again\n"
 
@@ -104,11 +111,8 @@ def test_user_errors_are_one_line_and_status_2(monkeypatch, capsys):
 def test_interruption_is_status_130(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["train.py"])
 
-    def interrupt() -> None:
-        raise KeyboardInterrupt
-
     with pytest.raises(SystemExit) as stop:
-        cli.run(interrupt)
+        cli.run(raising(KeyboardInterrupt))
     assert stop.value.code == 130
     assert capsys.readouterr().err == "interrupted\n"
 
@@ -116,11 +120,8 @@ def test_interruption_is_status_130(monkeypatch, capsys):
 def test_debug_shows_the_traceback(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train.py", "--debug"])
 
-    def fail() -> None:
-        raise UserError("broken")
-
     with pytest.raises(UserError):
-        cli.run(fail)
+        cli.run(raising(UserError("broken")))
 
 
 def test_a_broken_cache_of_the_compiler_is_one_line_and_status_2(monkeypatch, capsys, tmp_path):
@@ -153,11 +154,8 @@ def test_a_broken_cache_of_the_compiler_is_one_line_and_status_2(monkeypatch, ca
 def test_too_little_memory_is_one_line_and_status_2(error, said, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["train.py"])
 
-    def fail() -> None:
-        raise error
-
     with pytest.raises(SystemExit) as stop:
-        cli.run(fail)
+        cli.run(raising(error))
     assert stop.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: out of memory ({said}")
@@ -167,11 +165,8 @@ def test_too_little_memory_is_one_line_and_status_2(error, said, monkeypatch, ca
 def test_other_errors_are_not_hidden(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train.py"])
 
-    def fail() -> None:
-        raise ZeroDivisionError
-
     with pytest.raises(ZeroDivisionError):
-        cli.run(fail)
+        cli.run(raising(ZeroDivisionError))
 
 
 def test_unknown_device_is_an_error(sample_root, tmp_path):

@@ -108,7 +108,7 @@ def repeat(folders: tuple[Path, Path]) -> None:
 
 def test_processes_give_the_same(folders):
     repeat(folders)
-    alone = run(*folders, "--bootstrap", 10, "--workers", 0)
+    alone = run(*folders, "--bootstrap", 10, "--workers", 1)
     assert alone["pairs"] == 18
     assert run(*folders, "--bootstrap", 10, "--workers", 2) == alone
 

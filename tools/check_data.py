@@ -109,13 +109,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
         metavar="DIR",
         help="where report and pictures go (default: outdir/check)",
     )
-    group.add_argument(
-        "--workers",
-        type=options.positive_int,
-        default=options.usable_cores(),
-        metavar="N",
-        help="processes that decode files (default: cores, 8 at the most)",
-    )
+    options.add_processes_arg(group, "that decode files")
     group.add_argument("--debug", action="store_true", help="show the traceback of an error")
     args = parser.parse_args(argv)
     SplitOptions.from_options(vars(args))  # refuses what cannot be before a file is read

@@ -103,13 +103,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
         help="part of a file name that names the place (default: all of it)",
     )
     group = parser.add_argument_group("run")
-    group.add_argument(
-        "--workers",
-        type=options.positive_int,
-        default=options.usable_cores(),
-        metavar="N",
-        help="processes (default: cores, 8 at the most)",
-    )
+    options.add_processes_arg(group, "that compose pairs")
     group.add_argument(
         "--overwrite", action="store_true", help="replace composed pairs that are in ROOT"
     )

@@ -79,13 +79,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
         metavar="FILE",
         help="the page (default: report.html in the first run's outdir)",
     )
-    group.add_argument(
-        "--workers",
-        type=options.positive_int,
-        default=options.usable_cores(),
-        metavar="N",
-        help="processes that read masks, fewer for few pairs (default: cores, 8 at the most)",
-    )
+    options.add_processes_arg(group, "that read masks, fewer for few pairs")
     group.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser.parse_args(argv)
 

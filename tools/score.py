@@ -59,13 +59,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     group = parser.add_argument_group("output")
     group.add_argument("--json", type=Path, metavar="FILE", help="write all values as JSON")
     group.add_argument("--csv", type=Path, metavar="FILE", help="write a row of scores per image")
-    group.add_argument(
-        "--workers",
-        type=options.natural,
-        default=options.usable_cores(),
-        metavar="N",
-        help="processes that read masks, fewer for few pairs (default: cores, 8 at the most)",
-    )
+    options.add_processes_arg(group, "that read masks, fewer for few pairs")
     group.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser.parse_args(argv)
 

@@ -301,6 +301,17 @@ def usable_cores() -> int:
     return max(1, min(8, own))
 
 
+def add_processes_arg(group: argparse._ArgumentGroup, what: str) -> None:
+    """Add ``--workers`` to a tool's group; ``what`` says what the processes are for."""
+    group.add_argument(
+        "--workers",
+        type=positive_int,
+        default=usable_cores(),
+        metavar="N",
+        help=f"processes {what} (default: cores, 8 at the most)",
+    )
+
+
 def add_training_args(parser: argparse.ArgumentParser) -> None:
     """Add how to train."""
     group = parser.add_argument_group("training")
