@@ -5,19 +5,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from utils import options
+from datasets.splits import SplitOptions
+from engine import config
+from utils import cli
 from utils.cli import run
-from utils.split_options import SplitOptions
 
 if TYPE_CHECKING:  # functions import torch themselves, so that --help starts at once
     import torch
     from torch.utils.data import DataLoader
 
-    from datasets import ClassList
-    from models import Checkpoint
-    from utils.distributed import World
-    from utils.inference import Predictor
-    from utils.pseudo_label import Coverage
+    from datasets.classes import ClassList
+    from engine.labelling import Coverage
+    from engine.predictor import Predictor
+    from models.checkpoint import Checkpoint
+    from utils.dist import World
 
 EPILOG = """example:
   python label.py --checkpoints outdir/models/pspnet_hrnet_w40_39.37.pth \\
@@ -27,13 +28,13 @@ EPILOG = """example:
 
 def parse_args(argv: list[str] | None = None) -> Namespace:
     """Parse the command line."""
-    parser = options.make_parser(__doc__, EPILOG)
-    options.add_data_args(parser)
-    options.add_checkpoints_arg(parser)
-    options.add_labelling_args(parser)
-    options.add_compile_arg(parser)
-    options.add_overwrite_arg(parser)
-    options.add_runtime_args(parser)
+    parser = cli.make_parser(__doc__, EPILOG)
+    config.add_data_args(parser)
+    config.add_checkpoints_arg(parser)
+    config.add_labelling_args(parser)
+    config.add_compile_arg(parser)
+    config.add_overwrite_arg(parser)
+    config.add_runtime_args(parser)
     args = parser.parse_args(argv)
     if args.min_confidence and args.vote == "hard":
         parser.error("--min-confidence needs --vote soft")
@@ -47,7 +48,7 @@ def main(argv: list[str] | None = None) -> "Coverage | None":
     With several GPUs, or ``--nproc``, the work is done in processes of their own: returns None.
     """
     args = parse_args(argv)
-    from utils.distributed import run_script
+    from utils.dist import run_script
 
     def work(world: "World") -> Any:
         return label_in_world(args, world)
@@ -57,16 +58,16 @@ def main(argv: list[str] | None = None) -> "Coverage | None":
 
 def label_in_world(args: Namespace, world: "World") -> "Coverage":
     """Label as one of the world's processes."""
-    from datasets import is_one_size, load_classes, remaining_loader
-    from datasets.change_detection import index_voted_pairs
-    from models.deploy import prepare_predictor
-    from models.ensemble import bands_to_read, choose_ensemble, describe_all
-    from utils.manifest import Manifest, file_signature, work_key
-    from utils.precision import choose_precision, set_backend_options
+    from datasets.loaders import is_one_size, remaining_loader
+    from datasets.pairs import index_voted_pairs
+    from datasets.task import load_classes
+    from engine.ensemble import bands_to_read, choose_ensemble, describe_all
+    from engine.predict import Manifest, file_signature, work_key
+    from engine.runtime import choose_precision, prepare_predictor, set_backend_options
 
     set_backend_options()
     if args.workers is None:
-        args.workers = options.default_workers(world.device.type)
+        args.workers = config.default_workers(world.device.type)
     classes = load_classes(args.data_root)
     pairs = index_voted_pairs(args.data_root, classes)
     checkpoints = choose_ensemble(args.checkpoints, args.outdir / "models", classes.to_dict())
@@ -106,8 +107,8 @@ def label_in_world(args: Namespace, world: "World") -> "Coverage":
 
 def warn_of_seen_pairs(args: Namespace, checkpoints: "list[Checkpoint]", world: "World") -> None:
     """Warn of teachers that know the validation pairs of the student to come."""
-    from datasets import split_pairs
-    from models.ensemble import warn_of_leakage
+    from datasets.pairs import split_pairs
+    from engine.ensemble import warn_of_leakage
 
     split, _, _ = split_pairs(args.data_root, SplitOptions.from_options(vars(args)))
     warn_of_leakage(checkpoints, split.val, world.say)
@@ -125,10 +126,10 @@ def write_pseudo_masks(
     """Vote on every batch, write both dates' masks, and return the counts per class."""
     import torch
 
-    from datasets.classes import read_label
-    from utils.progress import progress
-    from utils.pseudo_label import Coverage, merge_labels
-    from utils.writer import MaskWriter
+    from datasets.labels import read_label
+    from engine.labelling import Coverage, merge_labels
+    from engine.predict import MaskWriter
+    from utils.text import progress
 
     coverage = Coverage(classes.num_classes)
     with MaskWriter(folder, classes.colors, when_written) as writer:
@@ -156,7 +157,7 @@ def vote_batch(
     """Return the ensemble's vote for every pixel of a batch: (N, H, W) uint8, 0 = no class."""
     import torch
 
-    from utils.pseudo_label import count_votes, hard_votes, soft_vote
+    from engine.labelling import count_votes, hard_votes, soft_vote
 
     if args.vote == "soft":
         probs = predictor(batch["image1"], batch["image2"])

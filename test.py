@@ -6,19 +6,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from utils import options
+from datasets.splits import SplitOptions, require_options_of
+from engine import config
+from utils import cli
 from utils.cli import run
-from utils.split_options import SplitOptions, require_options_of
-from utils.start_time import start_time
+from utils.dist import start_time
 
 if TYPE_CHECKING:  # functions import torch themselves, so that --help starts at once
     import torch
     from torch.utils.data import DataLoader
 
-    from datasets import ClassList, Pair
-    from utils.distributed import World
-    from utils.inference import Predictor
-    from utils.label_counts import AnyMetrics, LabelCounts
+    from datasets.classes import ClassList
+    from datasets.pairs import Pair
+    from engine.metrics import AnyMetrics, LabelCounts
+    from engine.predictor import Predictor
+    from utils.dist import World
 
 EPILOG = """example:
   python test.py --tta --time-limit 400 --checkpoints outdir/models/pspnet_hrnet_w40_39.37.pth \\
@@ -28,13 +30,13 @@ EPILOG = """example:
 
 def parse_args(argv: list[str] | None = None) -> Namespace:
     """Parse the command line."""
-    parser = options.make_parser(__doc__, EPILOG)
-    options.add_data_args(parser, split=False)
-    options.add_checkpoints_arg(parser)
-    options.add_testing_args(parser)
-    options.add_compile_arg(parser)
-    options.add_overwrite_arg(parser)
-    options.add_runtime_args(parser)
+    parser = cli.make_parser(__doc__, EPILOG)
+    config.add_data_args(parser, split=False)
+    config.add_checkpoints_arg(parser)
+    config.add_testing_args(parser)
+    config.add_compile_arg(parser)
+    config.add_overwrite_arg(parser)
+    config.add_runtime_args(parser)
     args = parser.parse_args(argv)
     chosen_split(args)  # refuses what cannot be before processes are started
     return args
@@ -57,7 +59,7 @@ def main(argv: list[str] | None = None) -> "AnyMetrics | None":
     """
     started = start_time()
     args = parse_args(argv)
-    from utils.distributed import run_script
+    from utils.dist import run_script
 
     def work(world: "World") -> Any:
         return predict_in_world(args, world, started)
@@ -67,15 +69,15 @@ def main(argv: list[str] | None = None) -> "AnyMetrics | None":
 
 def predict_in_world(args: Namespace, world: "World", started: float) -> "AnyMetrics | None":
     """Predict as one of the world's processes; ``started`` is when the user started the script."""
-    from datasets import is_one_size, load_classes, remaining_loader
-    from models.deploy import prepare_predictor
-    from models.ensemble import bands_to_read, choose_ensemble, describe_all, warn_of_leakage
-    from utils.manifest import Manifest, file_signature, work_key
-    from utils.precision import choose_precision, set_backend_options
+    from datasets.loaders import is_one_size, remaining_loader
+    from datasets.task import load_classes
+    from engine.ensemble import bands_to_read, choose_ensemble, describe_all, warn_of_leakage
+    from engine.predict import Manifest, file_signature, work_key
+    from engine.runtime import choose_precision, prepare_predictor, set_backend_options
 
     set_backend_options()
     if args.workers is None:
-        args.workers = options.default_workers(world.device.type)
+        args.workers = config.default_workers(world.device.type)
     classes = load_classes(args.data_root)
     pairs, folder = find_pairs(args, world)
     checkpoints = choose_ensemble(args.checkpoints, args.outdir / "models", classes.to_dict())
@@ -130,10 +132,10 @@ def write_predictions(
     deadline: float | None,
 ) -> "AnyMetrics | None":
     """Predict every batch, write its masks, and return the scores if there are labels."""
-    from utils.engine import evaluate
-    from utils.progress import progress
-    from utils.time_limit import within_time_limit
-    from utils.writer import MaskWriter
+    from engine.predict import MaskWriter
+    from engine.predictor import within_time_limit
+    from engine.training import evaluate
+    from utils.text import progress
 
     batches = progress(loader, "predict", world.leads)
     if deadline:
@@ -153,8 +155,8 @@ def count_finished(
     """Return the counts of the pairs whose masks an earlier start has finished."""
     import torch
 
-    from datasets.classes import read_label
-    from utils.label_counts import LabelCounts
+    from datasets.labels import read_label
+    from engine.metrics import LabelCounts
 
     counts = LabelCounts(classes.num_classes, device)
     for index in loader.batch_sampler.skipped:
@@ -177,8 +179,8 @@ def report(
     world: "World",
 ) -> None:
     """Print scores, place and the speed of predicting, and leave the scores beside the masks."""
+    from engine.metrics import details
     from utils.files import write_json
-    from utils.progress import details
 
     if metrics:
         world.say(details(metrics, classes.names))
@@ -192,8 +194,7 @@ def find_pairs(args: Namespace, world: "World") -> "tuple[list[Pair], Path]":
 
     Labels of another kind than those trained on are left out: masks can be had without scores.
     """
-    from datasets import index_pairs, split_pairs
-    from datasets.folders import differing_labels
+    from datasets.pairs import differing_labels, index_pairs, split_pairs
 
     chosen = chosen_split(args)
     if chosen is None:

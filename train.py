@@ -6,21 +6,24 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from utils import options
-from utils.bands import RGB, Bands, Imagery
+from datasets.bands import RGB, Bands, Imagery
+from datasets.splits import SplitOptions
+from engine import config
+from utils import cli
 from utils.cli import run
 from utils.errors import OptionError
-from utils.split_options import SplitOptions
 
 if TYPE_CHECKING:  # functions import torch themselves, so that --help starts at once
     from torch.utils.data import DataLoader
 
-    from datasets import ClassList, Pair
-    from models import Checkpoint, ModelConfig
-    from utils.distributed import World
-    from utils.label_counts import AnyMetrics
-    from utils.logging import RunLog
-    from utils.trainer import Trainer
+    from datasets.classes import ClassList
+    from datasets.pairs import Pair
+    from engine.metrics import AnyMetrics
+    from engine.run import RunLog
+    from engine.training import Trainer
+    from models.change_detector import ModelConfig
+    from models.checkpoint import Checkpoint
+    from utils.dist import World
 
 EPILOG = """examples:
   CUDA_VISIBLE_DEVICES=0,1,2,3 python train.py --backbone hrnet_w18 --pretrained --model pspnet \\
@@ -32,13 +35,13 @@ EPILOG = """examples:
 
 def parse_args(argv: list[str] | None = None) -> Namespace:
     """Parse the command line."""
-    parser = options.make_parser(__doc__, EPILOG)
-    options.add_data_args(parser)
-    options.add_band_args(parser)
-    options.add_model_args(parser)
-    options.add_training_args(parser)
-    options.add_validation_args(parser)
-    options.add_runtime_args(parser)
+    parser = cli.make_parser(__doc__, EPILOG)
+    config.add_data_args(parser)
+    config.add_band_args(parser)
+    config.add_model_args(parser)
+    config.add_training_args(parser)
+    config.add_validation_args(parser)
+    config.add_runtime_args(parser)
     args = parser.parse_args(argv)
     if args.pseudo_label_root and not args.use_pseudo_label:
         parser.error("--pseudo-label-root needs --use-pseudo-label")
@@ -57,7 +60,7 @@ def main(argv: list[str] | None = None) -> "AnyMetrics | None":
     With several GPUs, or ``--nproc``, the work is done in processes of their own: returns None.
     """
     args = parse_args(argv)
-    from utils.distributed import run_script
+    from utils.dist import run_script
 
     def work(world: "World") -> Any:
         return run_in_world(args, world)
@@ -67,16 +70,16 @@ def main(argv: list[str] | None = None) -> "AnyMetrics | None":
 
 def run_in_world(args: Namespace, world: "World") -> "AnyMetrics":
     """Train or evaluate as one of the world's processes."""
-    from datasets import load_classes, split_pairs
-    from datasets.band_statistics import choose_bands, read_statistics
-    from datasets.inspection import labelled_dates, missing_labels
-    from models.ensemble import bands_to_read, open_ensemble
-    from utils.precision import set_backend_options
-    from utils.progress import summary
+    from datasets.pairs import split_pairs
+    from datasets.statistics import choose_bands, read_statistics
+    from datasets.task import labelled_dates, load_classes, missing_labels
+    from engine.ensemble import bands_to_read, open_ensemble
+    from engine.metrics import summary
+    from engine.runtime import set_backend_options
 
     set_backend_options()
     if args.workers is None:
-        args.workers = options.default_workers(world.device.type)
+        args.workers = config.default_workers(world.device.type)
     classes = load_classes(args.data_root)
     chosen = SplitOptions.from_options(vars(args))
     split, train_pairs, val_pairs = split_pairs(args.data_root, chosen)
@@ -117,7 +120,7 @@ def run_in_world(args: Namespace, world: "World") -> "AnyMetrics":
 
 def check_quickly(pairs: "list[Pair]", classes: "ClassList", bands: Bands) -> None:
     """Warn of what a look at a few pairs shows to be wrong with a data set."""
-    from datasets.inspection import quick_check
+    from tools.checking.inspection import quick_check
 
     started = time.perf_counter()
     warnings = quick_check(pairs, classes, bands.numbers)
@@ -140,14 +143,13 @@ def train(
 
     ``given`` are the statistics of a new run, where they need not be measured.
     """
-    from datasets import set_epoch
-    from datasets.band_statistics import find_imagery
-    from models import ModelConfig
-    from utils.fit import Record, fit
-    from utils.inference import IDENTITY, VIEWS, Predictor
-    from utils.run import find_resume, fixed_options, run_name, saved_imagery
-    from utils.run_files import RunFiles
-    from utils.tensorboard_panels import panel_writer
+    from datasets.loaders import set_epoch
+    from datasets.statistics import find_imagery
+    from engine.panels import panel_writer
+    from engine.predictor import IDENTITY, VIEWS, Predictor
+    from engine.run import RunFiles, find_resume, fixed_options, run_name, saved_imagery
+    from engine.training import Record, fit
+    from models.change_detector import ModelConfig
 
     files = RunFiles(args.outdir / "models", f"{args.model}_{args.backbone}")
     if world.leads:
@@ -203,8 +205,8 @@ def train(
 
 def start_log(args: Namespace, name: str) -> "RunLog":
     """Write down the options of a run and return its log."""
+    from engine.run import RunLog
     from utils.files import write_json
-    from utils.logging import RunLog
 
     folder = args.outdir / "logs" / name
     write_json(folder / "options.json", vars(args) | {"data_root": args.data_root.resolve()})
@@ -222,14 +224,14 @@ def make_trainer(
     """Return a trainer; one that goes on where a saved checkpoint was taken, if there is any."""
     import torch
 
-    from models import build_model
+    from engine.runtime import choose_precision
+    from engine.training import Trainer
+    from models.change_detector import build_model
+    from models.losses import ChangeCriterion, default_class_weights
+    from models.normalization import normalization
     from models.recompute import checkpoint_activations
-    from models.start import start_model
     from models.sync_norm import synchronize_batch_norm
-    from utils.images import normalization
-    from utils.losses import ChangeCriterion, default_class_weights
-    from utils.precision import choose_precision
-    from utils.trainer import Trainer
+    from models.weights import start_model
 
     weights = args.class_weights or default_class_weights(
         description["classes"]["names"][1:], args.use_pseudo_label
@@ -274,8 +276,10 @@ def make_train_loader(
     args: Namespace, pairs: "list[Pair]", classes: "ClassList", world: "World", bands: Bands = RGB
 ) -> "DataLoader":
     """Return the loader of this process's augmented training batches."""
-    from datasets import ChangeDetectionDataset, TrainTransform, make_reader, training_loader
-    from utils.run import batch_size_per_pass
+    from datasets.augment import TrainTransform
+    from datasets.dataset import ChangeDetectionDataset
+    from datasets.loaders import make_reader, training_loader
+    from engine.run import batch_size_per_pass
 
     pseudo_label_root = find_pseudo_masks(args, pairs, classes) if args.use_pseudo_label else None
     batch_size = batch_size_per_pass(args.batch_size, args.accumulate, world.size, len(pairs))
@@ -298,7 +302,7 @@ def make_train_loader(
 
 def find_pseudo_masks(args: Namespace, pairs: "list[Pair]", classes: "ClassList") -> Path:
     """Return the folder of pseudo masks, all of which must be of one run of label.py."""
-    from utils.manifest import unlisted
+    from engine.predict import unlisted
 
     if classes.is_binary:
         raise OptionError(
@@ -322,7 +326,8 @@ def make_val_loader(
     args: Namespace, pairs: "list[Pair]", classes: "ClassList", world: "World", bands: Bands = RGB
 ) -> "DataLoader":
     """Return the loader of this process's validation batches."""
-    from datasets import ChangeDetectionDataset, evaluation_loader, make_reader
+    from datasets.dataset import ChangeDetectionDataset
+    from datasets.loaders import evaluation_loader, make_reader
 
     cache = "off" if args.load_from else args.cache  # a single pass decodes nothing twice
     reader = make_reader(cache, args.outdir, pairs, classes, world, bands=bands)
@@ -343,13 +348,14 @@ def evaluate_checkpoint(
     """Score one checkpoint on the validation pairs, write masks if asked to, return the scores."""
     from contextlib import nullcontext
 
-    from models.ensemble import warn_of_leakage
-    from utils.engine import evaluate
-    from utils.images import normalization
-    from utils.inference import IDENTITY, VIEWS, Predictor
-    from utils.precision import choose_precision
-    from utils.progress import details, progress
-    from utils.writer import MaskWriter
+    from engine.ensemble import warn_of_leakage
+    from engine.metrics import details
+    from engine.predict import MaskWriter
+    from engine.predictor import IDENTITY, VIEWS, Predictor
+    from engine.runtime import choose_precision
+    from engine.training import evaluate
+    from models.normalization import normalization
+    from utils.text import progress
 
     warn_of_leakage([checkpoint], [pair.id for pair in loader.dataset.pairs], world.say)
     imagery = checkpoint.config.imagery

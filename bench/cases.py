@@ -10,22 +10,23 @@ from torch import nn
 
 from bench import reference
 from bench.floor import Work, count_work
-from datasets import ChangeDetectionDataset, index_pairs, load_classes
-from datasets.batches import collate
+from datasets.bands import RGB_IMAGERY
 from datasets.classes import SECOND_CLASSES
-from datasets.sample import make_scene
-from models import Checkpoint, ModelConfig, build_model, open_checkpoint
-from models.deploy import build_predictor
+from datasets.dataset import ChangeDetectionDataset
+from datasets.loaders import collate
+from datasets.pairs import index_pairs
+from datasets.task import load_classes
+from engine.predictor import VIEWS, decode
+from engine.runtime import Precision, build_predictor, choose_precision
+from engine.training import Trainer
+from models.change_detector import ModelConfig, build_model
+from models.checkpoint import Checkpoint, open_checkpoint
+from models.losses import SECOND_CLASS_WEIGHTS, ChangeCriterion
+from models.normalization import normalize
 from models.recompute import checkpoint_activations
-from utils.bands import RGB_IMAGERY
-from utils.device import choose_device
-from utils.distributed import World
+from tools.scenes.scene import make_scene
+from utils.dist import World, choose_device
 from utils.errors import OptionError
-from utils.images import normalize
-from utils.inference import VIEWS, decode
-from utils.losses import SECOND_CLASS_WEIGHTS, ChangeCriterion
-from utils.precision import Precision, choose_precision
-from utils.trainer import Trainer
 
 REFERENCE = "reference"
 LR = 1e-4

@@ -25,7 +25,8 @@ from bench.machine import (
     use_backend,
 )
 from bench.report import variant_lines
-from utils import options as cli
+from engine import config
+from utils import cli
 from utils.cli import run
 from utils.files import write_json
 
@@ -86,7 +87,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     args = parser.parse_args(argv)
     args.batch_size = args.batch_size or BATCH[args.what]
     args.rounds = args.rounds or ROUNDS[args.what]
-    args.out = args.out or cli.OUTDIR / "bench" / f"{args.what}.json"
+    args.out = args.out or config.OUTDIR / "bench" / f"{args.what}.json"
     if args.checkpoints and args.what in ("train", "load"):
         parser.error("--checkpoints is for infer and label")
     if args.compile and args.what == "load":
@@ -106,7 +107,7 @@ def _add_network_args(parser: ArgumentParser) -> None:
     group.add_argument(
         "--models", type=cli.positive_int, default=2, metavar="N", help="of infer (2)"
     )
-    group.add_argument("--model", choices=cli.MODELS, default="pspnet", help="heads (pspnet)")
+    group.add_argument("--model", choices=config.MODELS, default="pspnet", help="heads (pspnet)")
     group.add_argument("--lightweight", action="store_true", help="lightweight heads")
     group.add_argument(
         "--checkpoints",

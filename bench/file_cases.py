@@ -14,27 +14,24 @@ import torch
 from PIL import Image
 
 import label
-import utils.progress
+import utils.text
 from bench import reference
 from bench.cases import REFERENCE, Options, draw_checkpoint, make_batch
 from bench.floor import Work, count_work
 from bench.machine import seconds
-from datasets import (
-    ChangeDetectionDataset,
-    ClassList,
-    Pair,
-    TrainTransform,
-    index_pairs,
-    load_classes,
-)
+from datasets.augment import TrainTransform
 from datasets.cache import build_cache
-from datasets.change_detection import image_size
-from datasets.sample import write_sample_data
-from models import load_model
-from utils.checkpoint import save_checkpoint
+from datasets.classes import ClassList
+from datasets.dataset import ChangeDetectionDataset
+from datasets.images import image_size
+from datasets.pairs import Pair, index_pairs
+from datasets.task import load_classes
+from engine.labelling import count_votes, hard_votes, merge_labels
+from engine.predictor import VIEWS
+from models.checkpoint import load_model
+from tools.scenes.scene import write_sample_data
 from utils.errors import OptionError
-from utils.inference import VIEWS
-from utils.pseudo_label import count_votes, hard_votes, merge_labels
+from utils.tensor_files import save_checkpoint
 
 GENERATED_FORMAT = "index"  # labels that any PNG decoder reads
 CPU = torch.device("cpu")
@@ -91,10 +88,10 @@ class LabelCase:
         shutil.rmtree(out, ignore_errors=True)  # label.py goes on where it was interrupted
         waits = Waits()
         quiet = contextlib.redirect_stdout(io.StringIO())
-        with mock.patch.object(utils.progress, "progress", waits), quiet:
+        with mock.patch.object(utils.text, "progress", waits), quiet:
             total = seconds(lambda: label.main(arguments), self.device)
         if not waits.batches:
-            raise RuntimeError("label.py does not wrap its loader in utils.progress.progress")
+            raise RuntimeError("label.py does not wrap its loader in utils.text.progress")
         self.waiting.setdefault(name, []).append(waits.total_s / total)
         return out / "masks" / "train"
 
@@ -198,7 +195,7 @@ class LoadCase:
 
 
 class Waits:
-    """Stands in for `utils.progress.progress` and adds up the time spent in waiting for items."""
+    """Stands in for `utils.text.progress` and adds up the time spent in waiting for items."""
 
     def __init__(self) -> None:
         self.total_s = 0.0

@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench.machine import copy_bandwidth, matrix_rate
-from models import ModelConfig, build_model
+from models.change_detector import ModelConfig, build_model
 
 TRAINING_FACTOR = 3  # forward, gradient of the inputs, gradient of the weights
 PAIRS = 2  # batch norm behind a global pooling refuses a single pair

@@ -10,8 +10,8 @@ from types import TracebackType
 
 import torch
 
-from utils.memory import give_back_freed_memory
-from utils.precision import set_backend_options
+from engine.runtime import set_backend_options
+from utils.parallel import give_back_freed_memory
 
 RATE_SIDES = {"cpu": 2048, "cuda": 8192}
 COPY_BYTES = {"cpu": 2**28, "cuda": 2**31}

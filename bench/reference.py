@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-from models import ChangeDetector, ChangeOutput
-from utils.images import IMAGENET_MEAN, IMAGENET_STD
-from utils.inference import VIEWS, Probabilities, View, apply_view, undo_view
+from datasets.bands import IMAGENET_MEAN, IMAGENET_STD
+from engine.predictor import VIEWS, Probabilities, View, apply_view, undo_view
+from models.change_detector import ChangeDetector, ChangeOutput
 
 
 class ReferenceDetector(nn.Module):

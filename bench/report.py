@@ -9,7 +9,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils import options as cli
+from utils import cli
 from utils.cli import run
 from utils.errors import UserError
 from utils.files import write_text

@@ -1,25 +1,30 @@
 """Decoded files in one memory-mapped file: after the first epoch nothing is decoded again."""
 
+import atexit
 import contextlib
 import hashlib
 import json
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 
-from datasets.change_detection import FileReader, Pair, image_size, pseudo_mask
+from datasets.bands import RGB, Bands
 from datasets.classes import ClassList
-from datasets.folders import IMAGE_FOLDERS
-from utils.bands import RGB, Bands
+from datasets.images import image_size, read_bands
+from datasets.labels import read_label
+from datasets.pairs import IMAGE_FOLDERS, Pair, pseudo_mask
 from utils.errors import OptionError
 from utils.files import atomic_path, remove_leftovers, write_text
 
 FORMAT = 2
+
 LEFTOVER_AGE_S = 86400  # another program may be writing the same cache for hours
 
 
@@ -83,7 +88,7 @@ def build_cache(
         folder: where the cache goes.
         pseudo_label_root: folder of pseudo masks to decode as well.
         threads: decoding threads; the decoders leave the interpreter lock free.
-        progress: `utils.progress.progress`, or None for no bar.
+        progress: `utils.text.progress`, or None for no bar.
         bands: what is read from the images.
 
     Raises:
@@ -210,3 +215,75 @@ def _require_room(folder: Path, needed: int) -> None:
             f"--cache: {folder} has {free / 1e9:.1f} GB free, the decoded data set needs "
             f"{needed / 1e9:.1f} GB; use --cache off, or disk with another --outdir"
         )
+
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+SHARED_MEMORY = Path("/dev/shm")
+
+PREFIX = "scd-cache-"
+
+LOCK = "lock"  # held by the program whose cache the folder is, however that program ends
+
+
+def cache_folder(mode: str, outdir: Path) -> Path:
+    """Return where a cache lies: ``ram`` in shared memory until the program ends, ``disk`` to stay.
+
+    Where there is no shared-memory folder, ``ram`` takes the system's temporary one. What programs
+    of this user have left there that were killed is removed first.
+    """
+    if mode == "disk":
+        return outdir / "cache"
+    place = SHARED_MEMORY if os.access(SHARED_MEMORY, os.W_OK) else Path(tempfile.gettempdir())
+    _remove_abandoned(place)
+    # Under another name until it is locked, so that no other program takes it for abandoned.
+    unlocked = Path(tempfile.mkdtemp(prefix=f".{PREFIX}", dir=place))
+    lock = _take_lock(unlocked)
+    folder = unlocked.rename(place / unlocked.name.removeprefix("."))
+    atexit.register(_remove_folder, folder, lock)
+    return folder
+
+
+def _take_lock(folder: Path) -> TextIO:
+    lock = open(folder / LOCK, "w", encoding="utf-8")  # noqa: SIM115
+    if fcntl:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        os.register_at_fork(after_in_child=lock.close)  # a reader may outlive its killed program
+    return lock
+
+
+def _remove_folder(folder: Path, lock: TextIO) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    lock.close()
+
+
+def _remove_abandoned(place: Path) -> None:
+    """Remove the folders of this user whose programs have ended without doing so."""
+    if not fcntl:
+        return
+    for folder in place.glob(f"{PREFIX}*"):
+        with contextlib.suppress(OSError):  # in use, or removed by another program just now
+            if folder.lstat().st_uid != os.getuid():
+                continue
+            with open(folder / LOCK, encoding="utf-8") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder)
+
+
+class FileReader:
+    """Decodes images and labels at every access; images give the chosen bands."""
+
+    def __init__(self, classes: ClassList, bands: Bands = RGB) -> None:
+        self._classes = classes
+        self._bands = bands
+
+    def image(self, path: Path) -> np.ndarray:
+        """Return (H, W, bands) uint8 or uint16."""
+        return read_bands(path, self._bands)
+
+    def label(self, path: Path) -> np.ndarray:
+        """Return (H, W) uint8 class indices."""
+        return read_label(path, self._classes)

@@ -1,20 +1,32 @@
-"""The class list of a data set: names, colours, and the way between RGB masks and indices."""
+"""Class lists of a single class: all that a label can say is what changed."""
 
 import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
-from datasets.change_masks import find_change_masks, read_mask_values
-from utils import binary
 from utils.errors import DataError
-from utils.masks import CHANGE_MASKS, Palette, open_image
+from utils.pictures import CHANGE_MASKS, Palette
+
+
+def is_binary(num_classes: int) -> bool:
+    """Tell whether labels say what changed and nothing else.
+
+    Args:
+        num_classes: C, *unchanged* not counted.
+    """
+    return num_classes == 1
+
+
+def semantic_classes(num_classes: int) -> int:
+    """Return how many of C classes a model has to tell apart: 0 of a single one."""
+    return 0 if is_binary(num_classes) else num_classes
+
 
 CLASSES_FILE = "classes.json"
+
 MAX_CLASSES = 255  # index 255 stays free, and a palette PNG holds 256 colours
 
 
@@ -51,12 +63,12 @@ class ClassList:
     @property
     def is_binary(self) -> bool:
         """Whether labels say what changed and nothing else."""
-        return binary.is_binary(self.num_classes)
+        return is_binary(self.num_classes)
 
     @property
     def semantic_classes(self) -> int:
         """Number of classes that a model has to tell apart; 0 of a binary list."""
-        return binary.semantic_classes(self.num_classes)
+        return semantic_classes(self.num_classes)
 
     @property
     def mask_folders(self) -> tuple[str, ...]:
@@ -116,20 +128,6 @@ SECOND_CLASSES = ClassList(
 CHANGE_CLASSES = ClassList(("unchanged", "changed"), ((0, 0, 0), (255, 255, 255)))
 
 
-def load_classes(root: Path) -> ClassList:
-    """Return the class list of ``root/classes.json``; without that file the data speaks.
-
-    Labels that are change masks (`find_change_masks`) have the binary list, all others SECOND's.
-
-    Raises:
-        DataError: as `read_classes`.
-    """
-    path = Path(root) / CLASSES_FILE
-    if path.exists():
-        return read_classes(path)
-    return CHANGE_CLASSES if find_change_masks(Path(root)) else SECOND_CLASSES
-
-
 def classes_file(path: Path) -> Path:
     """Return the file that ``--classes`` names: any file, or the ``classes.json`` of a folder."""
     path = Path(path)
@@ -161,91 +159,3 @@ def read_classes(path: Path) -> ClassList:
             f"{path}: {type(error).__name__}: {error}; expected a list like "
             '[{"name": "unchanged", "color": [255, 255, 255]}, …], unchanged first'
         ) from error
-
-
-def read_label(path: Path, classes: ClassList) -> np.ndarray:
-    """Read a label file as (H, W) uint8 class indices.
-
-    Grey and palette images hold indices; RGB (and RGBA) images hold class colours. Under a binary
-    list grey images may hold 0 and 255 as well.
-
-    Raises:
-        DataError: the file cannot be decoded, has another mode, holds a value or colour that is
-            not in the class list, or is a palette image whose colours contradict its indices.
-    """
-    image = open_image(path)
-    if image.mode in ("RGB", "RGBA"):
-        return _label_from_colors(path, image, classes)
-    if image.mode not in ("L", "P", "1"):
-        raise DataError(
-            f"{path}: mode {image.mode} is no label format; save class indices as an 8-bit grey or "
-            "palette PNG, or class colours as RGB"
-        )
-    if classes.is_binary:
-        mask = read_mask_values(path, image)
-    else:
-        mask = _read_indices(path, image, classes)
-    if image.mode == "P":
-        wrong = palette_contradiction(image, np.array(image, dtype=np.uint8), classes)
-        if wrong is not None:
-            raise DataError(
-                f"{path}: index {wrong.index} means {wrong.meant!r}, but its palette colour "
-                f"{wrong.color} is that of {wrong.shown!r}; save the mask as RGB or with plain "
-                "indices"
-            )
-    return mask
-
-
-def _read_indices(path: Path, image: Image.Image, classes: ClassList) -> np.ndarray:
-    mask = np.array(image, dtype=np.uint8)
-    highest = int(mask.max(initial=0))
-    if highest > classes.num_classes:
-        raise DataError(
-            f"{path}: label value {highest}, but the class list ends at {classes.num_classes} "
-            f"({classes.names[-1]}); correct the file or list the classes in {CLASSES_FILE}"
-        )
-    return mask
-
-
-def _label_from_colors(path: Path, image: Image.Image, classes: ClassList) -> np.ndarray:
-    try:
-        return classes.to_index(np.asarray(image)[..., :3])
-    except ValueError as error:
-        raise DataError(
-            f"{path}: {error}; list the colours in {CLASSES_FILE}, or save the mask without lossy "
-            "compression or smoothing"
-        ) from error
-
-
-class WrongColor(NamedTuple):
-    """An index of a palette image, the class it means, and its colour, which is another's."""
-
-    index: int
-    meant: str
-    color: tuple[int, int, int]
-    shown: str
-
-
-def palette_contradiction(
-    image: Image.Image, indices: np.ndarray, classes: ClassList
-) -> WrongColor | None:
-    """Return the first index that a palette shows in another class's colour.
-
-    Args:
-        image: of mode P.
-        indices: its values, (H, W) uint8, all of them in the class list, or 255 for *changed*.
-        classes: the class list.
-    """
-    palette = np.asarray(image.getpalette("RGB"), dtype=np.uint8).reshape(-1, 3)
-    used = np.flatnonzero(np.bincount(indices.ravel(), minlength=256))
-    if len(used) < 2 or used[-1] >= len(palette):
-        return None
-    colors = [tuple(int(channel) for channel in palette[index]) for index in used]
-    if not set(colors) <= set(classes.colors):
-        return None  # a palette of its own: only the indices speak
-    for index, color in zip(used.tolist(), colors, strict=True):
-        meant = min(index, classes.num_classes)  # 255 of a change mask
-        if color != classes.colors[meant]:
-            shown = classes.names[classes.colors.index(color)]
-            return WrongColor(index, classes.names[meant], color, shown)
-    return None

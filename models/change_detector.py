@@ -7,12 +7,24 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models.encoder import Encoder
+from datasets.bands import RGB_IMAGERY, Imagery
+from models.encoder import Encoder, build_encoder
 from models.heads import HEADS
-from utils.bands import RGB_IMAGERY, Imagery
+from utils.errors import OptionError
 
-# Strides go down to 32 in every supported backbone; a multiple of it keeps all maps aligned.
-SIZE_MULTIPLE = 32
+
+class ChangeOutput(NamedTuple):
+    """What a model predicts for N pairs, at the size of the images.
+
+    Attributes:
+        semantic_logits1: (N, C, H, W) class logits of the first date; None without classes.
+        semantic_logits2: (N, C, H, W) class logits of the second date; None without classes.
+        change_logits: (N, H, W); positive means *changed*.
+    """
+
+    semantic_logits1: torch.Tensor | None
+    semantic_logits2: torch.Tensor | None
+    change_logits: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -47,20 +59,6 @@ class ModelConfig:
     def to_dict(self) -> dict:
         """Return plain values, as checkpoints store them."""
         return asdict(self)
-
-
-class ChangeOutput(NamedTuple):
-    """What a model predicts for N pairs, at the size of the images.
-
-    Attributes:
-        semantic_logits1: (N, C, H, W) class logits of the first date; None without classes.
-        semantic_logits2: (N, C, H, W) class logits of the second date; None without classes.
-        change_logits: (N, H, W); positive means *changed*.
-    """
-
-    semantic_logits1: torch.Tensor | None
-    semantic_logits2: torch.Tensor | None
-    change_logits: torch.Tensor
 
 
 class ChangeDetector(nn.Module):
@@ -110,6 +108,29 @@ class ChangeDetector(nn.Module):
         known = {id(parameter) for parameter in backbone}
         new = [parameter for parameter in self.parameters() if id(parameter) not in known]
         return [{"params": backbone, "lr": lr}, {"params": new, "lr": lr * head_factor}]
+
+
+def build_model(
+    config: ModelConfig, weights: dict[str, torch.Tensor] | None = None
+) -> ChangeDetector:
+    """Build a model, with random heads.
+
+    Args:
+        config: what to build.
+        weights: backbone weights, as `models.encoder.build_encoder` takes them.
+
+    Raises:
+        OptionError: an unknown model or backbone.
+        CheckpointError: the backbone weights do not fit.
+    """
+    if config.model not in HEADS:
+        raise OptionError(f"unknown model {config.model!r}; choose from {sorted(HEADS)}")
+    encoder = build_encoder(config.backbone, config.in_channels, weights)
+    return ChangeDetector(encoder, config)
+
+
+# Strides go down to 32 in every supported backbone; a multiple of it keeps all maps aligned.
+SIZE_MULTIPLE = 32
 
 
 def pad_to_multiple(images: torch.Tensor, multiple: int) -> torch.Tensor:

@@ -12,6 +12,7 @@ from models.pretrained import load_timm_backbone
 from utils.errors import OptionError
 
 OUTPUT_STRIDE = 4
+
 # Above this sum the maps are projected before they are concatenated. It leaves every HRNet as
 # published (W64: 960) and keeps the heads of wide backbones (ResNet-50: 3,840) affordable.
 MAX_CHANNELS = 1024

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 PYRAMID_BINS = (1, 2, 3, 6)  # PSPNet (Zhao et al., CVPR 2017), section 3.2
+
 DROPOUT = 0.1
 
 

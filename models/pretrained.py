@@ -8,8 +8,8 @@ import timm
 import torch
 from torch import nn
 
-from utils.checkpoint import read_state_dict
 from utils.errors import CheckpointError
+from utils.tensor_files import read_state_dict
 
 SUFFIXES = (".pth", ".safetensors")
 

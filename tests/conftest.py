@@ -8,15 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from faults import in_second_epoch, interrupt
-from interruptions import EPOCHS, VARIANTS, Whole
 from PIL import Image
-from runs import best_files, train_options
-from script_runs import Run, train_argv
 
 import train
-from datasets.classes import SECOND_CLASSES, read_label
-from datasets.sample import write_sample_data
+from datasets.classes import SECOND_CLASSES
+from datasets.labels import read_label
+from tests.helpers.faults import in_second_epoch, interrupt
+from tests.helpers.interruptions import EPOCHS, VARIANTS, Whole
+from tests.helpers.runs import best_files, train_options
+from tests.helpers.script_runs import Run, train_argv
+from tools.scenes.scene import write_sample_data
 
 TRAIN_PAIRS, VAL_PAIRS, SIDE = 12, 4, 64
 LABEL_FOLDERS = ("label1", "label2", "truth1", "truth2")

@@ -9,16 +9,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from utils import options
+from datasets.splits import SplitOptions
+from engine import config
+from utils import cli
 from utils.cli import run
 from utils.errors import OptionError, UserError
-from utils.split_options import SplitOptions
 
 if TYPE_CHECKING:
     from datasets.classes import ClassList
-    from datasets.inspection import Report
+    from tools.checking.inspection import Report
 
-OUTDIR = options.OUTDIR / "check"
+OUTDIR = config.OUTDIR / "check"
 ONLY_FOR_CONVERT = ("class_map", "classes", "unchanged_where_equal", "resolve_disagreement")
 ONLY_FOR_CHECKING = (
     *("strict", "bands", "hash_distance", "split", "val_list", "train_list"),
@@ -45,26 +46,26 @@ overlap are not.
 
 def parse_args(argv: list[str] | None = None) -> Namespace:
     """Parse the command line."""
-    parser = options.make_parser(__doc__, EPILOG)
+    parser = cli.make_parser(__doc__, EPILOG)
     parser.add_argument(
         "root",
         nargs="?",
         type=Path,
-        default=options.DATA_ROOT,
+        default=config.DATA_ROOT,
         metavar="ROOT",
         help="folder with train/{im1,im2,label1,label2} or train/{im1,im2,label}, val/… (default: "
         "data/dataset)",
     )
     group = parser.add_argument_group("check")
-    options.add_split_args(group)
+    config.add_split_args(group)
     group.add_argument(
         "--hash-distance",
-        type=options.natural,
+        type=cli.natural,
         default=6,
         metavar="BITS",
         help="bits of 63 in which the perceptual hashes of a copy may differ (default: 6)",
     )
-    options.add_bands_arg(group, (1, 2, 3), "3")
+    config.add_bands_arg(group, (1, 2, 3), "3")
     group.add_argument("--strict", action="store_true", help="take warnings for errors")
     group = parser.add_argument_group("convert")
     group.add_argument(
@@ -76,7 +77,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     )
     group.add_argument(
         "--color-distance",
-        type=options.natural,
+        type=cli.natural,
         default=30,
         metavar="D",
         help="Euclidean distance in RGB up to which a label colour counts as the nearest class's; "
@@ -109,7 +110,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
         metavar="DIR",
         help="where report and pictures go (default: outdir/check)",
     )
-    options.add_processes_arg(group, "that decode files")
+    config.add_processes_arg(group, "that decode files")
     group.add_argument("--debug", action="store_true", help="show the traceback of an error")
     args = parser.parse_args(argv)
     SplitOptions.from_options(vars(args))  # refuses what cannot be before a file is read
@@ -129,11 +130,11 @@ def main(argv: list[str] | None = None) -> int:
 
 def check(args: Namespace) -> int:
     """Inspect the data set, print tables and findings, write report and pictures."""
-    from datasets import inspection_tables as tables
-    from datasets import load_classes
-    from datasets.inspection import inspect_dataset
+    from datasets.task import load_classes
+    from tools.checking import tables
+    from tools.checking.inspection import inspect_dataset
     from utils.files import write_json
-    from utils.progress import progress
+    from utils.text import progress
 
     report = inspect_dataset(
         args.root,
@@ -167,11 +168,11 @@ def check(args: Namespace) -> int:
 
 def convert(args: Namespace) -> int:
     """Write the clean copy and list what was left out."""
-    from datasets.class_map import load_class_map
-    from datasets.classes import load_classes
-    from datasets.conversion import Rules, convert_dataset
+    from datasets.task import load_classes
+    from tools.checking.class_map import load_class_map
+    from tools.checking.conversion import Rules, convert_dataset
     from utils.files import write_json
-    from utils.progress import progress
+    from utils.text import progress
 
     source = load_classes(args.root)
     target = target_classes(args.classes) if args.classes else source
@@ -236,10 +237,9 @@ def target_classes(name: str) -> "ClassList":
 
 def draw_pictures(report: "Report", outdir: Path) -> list[str]:
     """Draw what there is to draw; return the names. Pictures of an earlier check go."""
-    from datasets import inspection_tables as tables
-    from datasets.suspicious import suspicious_sheet
-    from utils import plots
-    from utils.masks import save_image
+    from tools.checking import charts, tables
+    from tools.checking.suspicious import suspicious_sheet
+    from utils.pictures import save_image
 
     for name in PICTURES:
         (outdir / name).unlink(missing_ok=True)
@@ -251,8 +251,8 @@ def draw_pictures(report: "Report", outdir: Path) -> list[str]:
         labelled = [s for s in labelled if report.transitions(s)[1:, 1:].any()]
         shares = {split: tables.class_shares(report, split) for split in labelled}
         try:
-            plots.plot_transitions(outdir / PICTURES[0], counts, names)
-            plots.plot_class_shares(outdir / PICTURES[1], shares, names, colors)
+            charts.plot_transitions(outdir / PICTURES[0], counts, names)
+            charts.plot_class_shares(outdir / PICTURES[1], shares, names, colors)
             written += PICTURES[:2]
         except UserError as error:
             print(f"note: {error}")

@@ -10,12 +10,13 @@ import os
 import re
 from typing import TYPE_CHECKING
 
-from utils import options
+from engine import config
+from utils import cli
 from utils.cli import run
 from utils.errors import OptionError
 
 if TYPE_CHECKING:
-    from datasets.compose_source import MaskReader
+    from tools.composing.source import MaskReader
 
 MIN_SIDE = 32
 EPILOG = """examples:
@@ -34,7 +35,7 @@ every pixel; composed.json says which scenes each pair is made of.
 
 def parse_args(argv: list[str] | None = None) -> Namespace:
     """Parse the command line."""
-    parser = options.make_parser(__doc__, EPILOG)
+    parser = cli.make_parser(__doc__, EPILOG)
     group = parser.add_argument_group("source")
     for name in ("images", "masks"):
         group.add_argument(f"--{name}", type=Path, required=True, metavar="DIR")
@@ -62,10 +63,10 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     group = parser.add_argument_group("pairs")
     group.add_argument("--out", type=Path, required=True, metavar="ROOT", help="folder to write")
     group.add_argument(
-        "--train-pairs", type=options.natural, default=400, metavar="N", help="(default: 400)"
+        "--train-pairs", type=cli.natural, default=400, metavar="N", help="(default: 400)"
     )
     group.add_argument(
-        "--val-pairs", type=options.natural, default=100, metavar="N", help="(default: 100)"
+        "--val-pairs", type=cli.natural, default=100, metavar="N", help="(default: 100)"
     )
     group.add_argument(
         "--size", type=_side, default=256, metavar="PIXELS", help="side of a pair (default: 256)"
@@ -79,13 +80,13 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     )
     group.add_argument(
         "--nuisance",
-        type=options.non_negative_float,
+        type=cli.non_negative_float,
         default=1.0,
         metavar="X",
         help="strength of light, noise, blur and misregistration (default: 1)",
     )
     group.add_argument(
-        "--seed", type=options.natural, default=0, metavar="N", help="of all draws (default: 0)"
+        "--seed", type=cli.natural, default=0, metavar="N", help="of all draws (default: 0)"
     )
     group = parser.add_argument_group("splits")
     group.add_argument(
@@ -103,7 +104,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
         help="part of a file name that names the place (default: all of it)",
     )
     group = parser.add_argument_group("run")
-    options.add_processes_arg(group, "that compose pairs")
+    config.add_processes_arg(group, "that compose pairs")
     group.add_argument(
         "--overwrite", action="store_true", help="replace composed pairs that are in ROOT"
     )
@@ -117,7 +118,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
 
 
 def _side(text: str) -> int:
-    side = options.positive_int(text)
+    side = cli.positive_int(text)
     if side < MIN_SIDE:
         raise ArgumentTypeError(f"{text!r}: at least {MIN_SIDE} pixels")
     return side
@@ -135,7 +136,7 @@ def _ignored(text: str) -> int | tuple[int, int, int]:
 
 
 def _share(text: str) -> float:
-    share = options.positive_float(text)
+    share = cli.positive_float(text)
     if share > 0.9:
         raise ArgumentTypeError(f"{text!r}: at most 0.9")
     return share
@@ -169,10 +170,10 @@ def main(argv: list[str] | None = None) -> None:
     """Check the scenes, compose and write the pairs, and print one line per split."""
     args = parse_args(argv)
 
-    from datasets import compose_folders as folders
-    from datasets.compose import Recipe
-    from datasets.compose_source import find_scenes, require_scenes, split_scenes
-    from utils.progress import progress
+    from tools.composing import folders
+    from tools.composing.compose import Recipe
+    from tools.composing.source import find_scenes, require_scenes, split_scenes
+    from utils.text import progress
 
     read_mask = mask_reader(args)
     scenes = find_scenes(args.images, args.masks, args.scene_pattern)
@@ -205,10 +206,10 @@ def main(argv: list[str] | None = None) -> None:
 
 def mask_reader(args: Namespace) -> "MaskReader":
     """Return what reads the masks as the options say."""
-    from datasets.class_map import load_class_map
     from datasets.classes import read_classes
-    from datasets.compose_folders import class_source, usable
-    from datasets.compose_source import MaskReader
+    from tools.checking.class_map import load_class_map
+    from tools.composing.folders import class_source, usable
+    from tools.composing.source import MaskReader
 
     classes = usable(read_classes(class_source(args.classes, args.images)))
     class_map = load_class_map(args.class_map, classes, classes) if args.class_map else None

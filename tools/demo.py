@@ -12,7 +12,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils import options
+from engine import config
+from utils import cli
 from utils.cli import run
 from utils.errors import UserError
 
@@ -24,16 +25,16 @@ SHOWN_PAIRS = 5
 
 def parse_args(argv: list[str] | None = None) -> Namespace:
     """Parse the command line."""
-    parser = options.make_parser(__doc__)
+    parser = cli.make_parser(__doc__)
     group = parser.add_argument_group("size of the demo")
-    group.add_argument("--train-pairs", type=options.positive_int, default=160, metavar="N")
-    group.add_argument("--val-pairs", type=options.positive_int, default=32, metavar="N")
-    group.add_argument("--size", type=options.positive_int, default=96, metavar="PIXELS")
-    group.add_argument("--epochs", type=options.positive_int, default=8, metavar="N")
+    group.add_argument("--train-pairs", type=cli.positive_int, default=160, metavar="N")
+    group.add_argument("--val-pairs", type=cli.positive_int, default=32, metavar="N")
+    group.add_argument("--size", type=cli.positive_int, default=96, metavar="PIXELS")
+    group.add_argument("--epochs", type=cli.positive_int, default=8, metavar="N")
     parser.add_argument(
         "--outdir",
         type=Path,
-        default=options.OUTDIR / "demo",
+        default=config.OUTDIR / "demo",
         metavar="DIR",
         help="everything goes here, and what an earlier demo left here goes (default: outdir/demo)",
     )
@@ -102,7 +103,7 @@ def script(name: str, *arguments: str) -> float:
     """
     print(f"\n$ python {name} {shlex.join(arguments)}", flush=True)
     started = time.perf_counter()
-    result = subprocess.run([sys.executable, str(options.REPO / name), *arguments], check=False)
+    result = subprocess.run([sys.executable, str(config.REPO / name), *arguments], check=False)
     if result.returncode:
         raise UserError(f"{name} ended with status {result.returncode}; its message is above")
     return time.perf_counter() - started
@@ -112,8 +113,8 @@ def untrained_row(outdir: Path, work: list[str]) -> dict[str, Any]:
     """Score a model that was never trained: what the others must beat."""
     import torch
 
-    from models import ModelConfig, build_model
-    from utils.checkpoint import save_checkpoint
+    from models.change_detector import ModelConfig, build_model
+    from utils.tensor_files import save_checkpoint
 
     torch.manual_seed(0)
     config = ModelConfig("pspnet", BACKBONE)
@@ -125,7 +126,7 @@ def untrained_row(outdir: Path, work: list[str]) -> dict[str, Any]:
 
 def training_row(stage: str, outdir: Path, model: str, seconds: float) -> dict[str, Any]:
     """Return the best validation scores of the run that just ended."""
-    from utils.checkpoint import read_checkpoint
+    from utils.tensor_files import read_checkpoint
 
     latest = read_checkpoint(outdir / "models" / f"{model}_{BACKBONE}_latest.pth")
     return {"stage": stage, "seconds": seconds, **latest["training"]["best"]}
@@ -139,14 +140,14 @@ def testing_row(stage: str, outdir: Path, seconds: float) -> dict[str, Any]:
 
 def pseudo_label_accuracy(data: Path, outdir: Path) -> dict[str, float]:
     """Measure the pseudo masks against the truth that the generator knows."""
-    from datasets.pseudo_accuracy import measure_pseudo_labels
+    from tools.pseudo_accuracy import measure_pseudo_labels
 
     return measure_pseudo_labels(data, outdir / "masks" / "train")
 
 
 def format_table(rows: list[dict[str, Any]]) -> str:
     """Return the rows as text, scores in percent."""
-    from utils.logging import table
+    from utils.text import table
 
     scores = ("score", "miou", "sek", "f_scd", "oa")
     cells = [
@@ -165,7 +166,7 @@ def describe_pairs(outdir: Path) -> str:
 
     Training validates on the pairs that test.py predicts; a split of its own would not compare.
     """
-    from utils.checkpoint import read_checkpoint
+    from utils.tensor_files import read_checkpoint
 
     tested = {f"val/{path.stem}" for path in (outdir / "data" / "val" / "im1").iterdir()}
     splits = [read_checkpoint(path)["split"] for path in (outdir / "models").glob("*.pth")]
@@ -180,10 +181,11 @@ def describe_pairs(outdir: Path) -> str:
 
 def draw_overview(data: Path, outdir: Path) -> None:
     """Draw images, labels, pseudo masks and predictions of a few pairs."""
-    from datasets import index_pairs, load_classes
-    from datasets.classes import read_label
-    from utils.masks import read_rgb, save_image
-    from utils.panels import contact_sheet
+    from datasets.images import read_rgb
+    from datasets.labels import read_label
+    from datasets.pairs import index_pairs
+    from datasets.task import load_classes
+    from utils.pictures import contact_sheet, save_image
 
     classes = load_classes(data)
 

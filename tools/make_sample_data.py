@@ -8,16 +8,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import argparse
 import re
 
-from utils import options
+from engine import config
+from utils import cli
 from utils.cli import run
 from utils.errors import OptionError, UserError
 
-DEFAULT_ROOT = options.REPO / "data" / "sample"
+DEFAULT_ROOT = config.REPO / "data" / "sample"
 SPLITS = ("train", "val")
 FOLDERS = ("im1", "im2", "label1", "label2", "label", "truth1", "truth2")
 GENERATED_NAME = re.compile(r"\d{5,}\.png")
 LEFTOVER_NAME = re.compile(r"\.\d{5,}\.png\..*\.tmp")  # of a run that was killed
-MIN_SIDE = 32  # of datasets.sample, which is imported late so that --help starts fast
+MIN_SIDE = 32  # of tools.scenes.scene, which is imported late so that --help starts fast
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -34,7 +35,7 @@ def parse_size(text: str) -> tuple[int, int]:
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = options.make_parser(
+    parser = cli.make_parser(
         "Write procedural bi-temporal aerial scenes with labels, in SECOND's layout:\n"
         "DIR/{train,val}/{im1,im2,label1,label2,truth1,truth2}/00000.png.",
     )
@@ -49,14 +50,14 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     what = parser.add_argument_group("what")
     what.add_argument(
         "--train-pairs",
-        type=options.natural,
+        type=cli.natural,
         default=64,
         metavar="N",
         help="pairs (default: %(default)s)",
     )
     what.add_argument(
         "--val-pairs",
-        type=options.natural,
+        type=cli.natural,
         default=16,
         metavar="N",
         help="pairs (default: %(default)s)",
@@ -70,7 +71,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     what.add_argument(
         "--seed",
-        type=options.natural,
+        type=cli.natural,
         default=0,
         metavar="N",
         help="the same seed writes the same bytes (default: %(default)s)",
@@ -95,7 +96,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     how = parser.add_argument_group("how")
     how.add_argument(
         "--workers",
-        type=options.natural,
+        type=cli.natural,
         default=1,
         metavar="N",
         help="processes (default: %(default)s)",
@@ -153,7 +154,7 @@ def share_changed(root: Path) -> float:
     """Share of the pixels below ``root`` whose class differs between the dates, 0..1."""
     import numpy as np
 
-    from utils.masks import open_image
+    from datasets.images import open_image
 
     changed = total = 0
     for path in sorted(root.glob("*/truth1/*.png")):
@@ -174,7 +175,7 @@ def main(argv: list[str] | None = None) -> None:
     root = args.folder or args.out or DEFAULT_ROOT
     make_room(root, args.overwrite)
 
-    from datasets.sample import write_sample_data
+    from tools.scenes.scene import write_sample_data
 
     height, width = args.size
     write_sample_data(

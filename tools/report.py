@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils import options
-from utils.bands import RGB
+from datasets.bands import RGB
+from datasets.splits import SplitOptions
+from engine import config
+from utils import cli
 from utils.cli import run
 from utils.errors import DataError, OptionError, UserError
-from utils.split_options import SplitOptions
 
 if TYPE_CHECKING:  # functions import torch themselves, so that --help starts at once
-    from datasets import Pair
-    from utils.report_page import Masks
-    from utils.report_runs import Run, RunSplit
+    from datasets.pairs import Pair
+    from tools.reporting.page import Masks
+    from tools.reporting.runs import Run, RunSplit
 
 EPILOG = """examples:
   python tools/report.py outdir
@@ -33,7 +34,7 @@ predicted to change.
 
 def parse_args(argv: list[str] | None = None) -> Namespace:
     """Parse the command line."""
-    parser = options.make_parser(__doc__, EPILOG)
+    parser = cli.make_parser(__doc__, EPILOG)
     parser.add_argument(
         "runs",
         nargs="+",
@@ -67,7 +68,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     )
     group.add_argument(
         "--pairs",
-        type=options.natural,
+        type=cli.natural,
         default=24,
         metavar="N",
         help="pairs to show, the worst ones; about 0.2 MB each at 512 pixels (default: 24)",
@@ -79,7 +80,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
         metavar="FILE",
         help="the page (default: report.html in the first run's outdir)",
     )
-    options.add_processes_arg(group, "that read masks, fewer for few pairs")
+    config.add_processes_arg(group, "that read masks, fewer for few pairs")
     group.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser.parse_args(argv)
 
@@ -87,9 +88,9 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
 def main(argv: list[str] | None = None) -> Path:
     """Write the page and return its path."""
     args = parse_args(argv)
+    from tools.reporting.page import render_page
+    from tools.reporting.runs import find_run_folders, group_by_split, read_run
     from utils.files import write_text
-    from utils.report_page import render_page
-    from utils.report_runs import find_run_folders, group_by_split, read_run
 
     folders, unfinished = find_run_folders(args.runs)
     for folder in unfinished:
@@ -112,7 +113,7 @@ def main(argv: list[str] | None = None) -> Path:
 
 def find_splits(runs: Sequence["Run"]) -> None:
     """Set each run's split: from its checkpoint, else from its options and data."""
-    from utils.report_runs import add_splits_of_checkpoints
+    from tools.reporting.runs import add_splits_of_checkpoints
 
     add_splits_of_checkpoints(runs)
     for each in runs:
@@ -122,8 +123,8 @@ def find_splits(runs: Sequence["Run"]) -> None:
 
 def split_of_options(chosen: dict) -> "RunSplit":
     """Divide the data set as the options say; where it is gone, only lists are certain."""
-    from datasets import split_pairs
-    from utils.report_runs import UNKNOWN, RunSplit
+    from datasets.pairs import split_pairs
+    from tools.reporting.runs import UNKNOWN, RunSplit
 
     with contextlib.suppress(UserError):
         if chosen.get("data_root"):
@@ -142,11 +143,11 @@ def read_masks(args: Namespace, first: "Run") -> "Masks | None":
         DataError: folders or files are missing or do not fit.
         OptionError: the masks of training pairs are pseudo masks.
     """
-    from datasets import load_classes
-    from datasets.mask_folders import find_masks
-    from datasets.partners import and_more
-    from datasets.report_pairs import choose_pairs, count_pairs
-    from utils.report_page import Masks
+    from datasets.pairs import and_more
+    from datasets.task import load_classes
+    from tools.reporting.page import Masks
+    from tools.reporting.pairs import choose_pairs, count_pairs
+    from tools.scoring.folders import find_masks
 
     folder = args.masks or first.outdir / "masks" / args.split
     if args.masks is None:
@@ -158,7 +159,7 @@ def read_masks(args: Namespace, first: "Run") -> "Masks | None":
         if not folder.is_dir():
             print(f"note: no {folder}, so no gallery; test.py writes masks, --masks names others")
             return None
-    root = args.data_root or Path(first.options.get("data_root") or options.DATA_ROOT)
+    root = args.data_root or Path(first.options.get("data_root") or config.DATA_ROOT)
     classes = load_classes(root)
     pairs = find_pairs(args, root, first)
     masks = find_masks(folder, classes.is_binary)
@@ -177,9 +178,8 @@ def read_masks(args: Namespace, first: "Run") -> "Masks | None":
 
 def find_pairs(args: Namespace, root: Path, first: "Run") -> "list[Pair]":
     """Return the pairs of the split that ``--names`` lets pass."""
-    from datasets import index_pairs
-    from datasets.folders import differing_labels
-    from datasets.mask_folders import read_names
+    from datasets.pairs import differing_labels, index_pairs
+    from tools.scoring.folders import read_names
 
     if args.split == "val":
         pairs = validation_pairs(root, first)
@@ -201,8 +201,8 @@ def validation_pairs(root: Path, run: "Run") -> "list[Pair]":
     Raises:
         DataError: nothing tells which, or the data set has not all of them.
     """
-    from datasets import split_pairs
-    from datasets.report_pairs import find_recorded_pairs
+    from datasets.pairs import split_pairs
+    from tools.reporting.pairs import find_recorded_pairs
 
     if run.split.val:
         return find_recorded_pairs(root, run.split.val, run.folder)

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils import options
+from engine import config
+from utils import cli
 from utils.cli import run
 from utils.errors import OptionError
 
 if TYPE_CHECKING:  # functions import torch themselves, so that --help starts at once
-    from datasets import ClassList
-    from utils.scoring import PairCounts
+    from datasets.classes import ClassList
+    from tools.scoring.statistics import PairCounts
 
 EPILOG = """examples:
   python tools/score.py --prediction outdir/masks/test --label data/dataset/val
@@ -29,7 +30,7 @@ MATRIX_NAMES = {"dates": "dates", "transitions": "transitions", "7": "dates", "3
 
 def parse_args(argv: list[str] | None = None) -> Namespace:
     """Parse the command line."""
-    parser = options.make_parser(__doc__, EPILOG)
+    parser = cli.make_parser(__doc__, EPILOG)
     _add_input_args(parser)
     group = parser.add_argument_group("scores")
     group.add_argument(
@@ -48,23 +49,23 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     )
     group.add_argument(
         "--bootstrap",
-        type=options.natural,
+        type=cli.natural,
         default=1000,
         metavar="N",
         help="resamples of the images for 95 %% intervals; 0 for none (default: 1000)",
     )
     group.add_argument(
-        "--seed", type=options.natural, default=0, metavar="N", help="of the resamples (default: 0)"
+        "--seed", type=cli.natural, default=0, metavar="N", help="of the resamples (default: 0)"
     )
     group = parser.add_argument_group("output")
     group.add_argument("--json", type=Path, metavar="FILE", help="write all values as JSON")
     group.add_argument("--csv", type=Path, metavar="FILE", help="write a row of scores per image")
-    options.add_processes_arg(group, "that read masks, fewer for few pairs")
+    config.add_processes_arg(group, "that read masks, fewer for few pairs")
     group.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser.parse_args(argv)
 
 
-def _add_input_args(parser: options.argparse.ArgumentParser) -> None:
+def _add_input_args(parser: config.argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("masks")
     group.add_argument(
         "--prediction", type=Path, required=True, metavar="DIR", help="folder to score"
@@ -96,7 +97,7 @@ def _add_input_args(parser: options.argparse.ArgumentParser) -> None:
 def main(argv: list[str] | None = None) -> dict:
     """Print the scores; return what ``--json`` writes."""
     args = parse_args(argv)
-    from datasets.mask_folders import MaskCounter, count_all, find_jobs
+    from tools.scoring.folders import MaskCounter, count_all, find_jobs
 
     if MATRIX_NAMES[args.matrix] == "transitions" and args.one_sided == "keep":
         raise OptionError(
@@ -120,7 +121,6 @@ def find_classes(path: Path | None, label: Path) -> tuple["ClassList", str]:
     Raises:
         DataError: the file is missing or malformed.
     """
-    from datasets.change_masks import is_mask_folder
     from datasets.classes import (
         CHANGE_CLASSES,
         CLASSES_FILE,
@@ -128,6 +128,7 @@ def find_classes(path: Path | None, label: Path) -> tuple["ClassList", str]:
         classes_file,
         read_classes,
     )
+    from datasets.task import is_mask_folder
 
     if path is not None:
         file = classes_file(path)
@@ -148,13 +149,13 @@ def report(
     counts: Sequence[Sequence["PairCounts"]],
 ) -> dict:
     """Score the counts, print the tables, write the files; return what ``--json`` writes."""
-    from utils import scoring
+    from tools.scoring import statistics
+    from tools.scoring.report import Report, csv_text
     from utils.files import write_json, write_text
-    from utils.score_report import Report, csv_text
 
     matrix = MATRIX_NAMES[args.matrix]
-    tallies = [scoring.tally(pairs, matrix) for pairs in counts]
-    samples = scoring.bootstrap(tallies, args.bootstrap, args.seed) if args.bootstrap else []
+    tallies = [statistics.tally(pairs, matrix) for pairs in counts]
+    samples = statistics.bootstrap(tallies, args.bootstrap, args.seed) if args.bootstrap else []
     result = Report(
         folders=[args.prediction, *([args.versus] if args.versus else [])],
         label=args.label,

@@ -1,0 +1,1 @@
+"""What another repository could take."""

@@ -1,5 +1,6 @@
 """What every script does around its ``main``: one clear line instead of a traceback."""
 
+import argparse
 import multiprocessing
 import signal
 import sys
@@ -81,8 +82,67 @@ def _end_readers() -> None:
 def _report(line: str) -> None:
     """Print a line, or hand it to the launcher, so that four processes print it once."""
     if "torch" in sys.modules:
-        from utils.distributed import report_failure
+        from utils.dist import report_failure
 
         if report_failure(line.removeprefix("error: ")):
             return
     print(line, file=sys.stderr)
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Aligns the help texts and keeps the examples in the epilog as they are."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=30, width=100)
+
+
+def make_parser(description: str, epilog: str = "") -> argparse.ArgumentParser:
+    """Return an empty parser with this project's layout of help texts."""
+    return argparse.ArgumentParser(
+        description=description, epilog=epilog, formatter_class=HelpFormatter, allow_abbrev=False
+    )
+
+
+def positive_int(text: str) -> int:
+    """Parse an integer ≥ 1."""
+    return _number(text, int, lambda value: value >= 1, "a whole number of at least 1")
+
+
+def natural(text: str) -> int:
+    """Parse an integer ≥ 0."""
+    return _number(text, int, lambda value: value >= 0, "a whole number of at least 0")
+
+
+def seed(text: str) -> int:
+    """Parse an integer from 0 to 2^63 − 1, what torch takes as a seed."""
+    return _number(text, int, lambda value: 0 <= value < 2**63, "a whole number from 0 to 2^63 - 1")
+
+
+def positive_float(text: str) -> float:
+    """Parse a finite number > 0."""
+    return _number(text, float, lambda value: 0 < value < float("inf"), "a number above 0")
+
+
+def non_negative_float(text: str) -> float:
+    """Parse a finite number ≥ 0."""
+    return _number(text, float, lambda value: 0 <= value < float("inf"), "a number of at least 0")
+
+
+def fraction(text: str) -> float:
+    """Parse a number in 0..1."""
+    return _number(text, float, lambda value: 0 <= value <= 1, "a number from 0 to 1")
+
+
+def weight_list(text: str) -> tuple[float, ...]:
+    """Parse comma-separated positive weights, such as ``2,1,2,2,1,1``."""
+    return tuple(positive_float(part) for part in text.split(","))
+
+
+def _number(text: str, kind: type, valid: object, expected: str) -> float | int:
+    try:
+        value = kind(text)
+    except ValueError:
+        value = None
+    if value is None or not valid(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not {expected}")
+    return value

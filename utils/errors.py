@@ -1,7 +1,9 @@
 """Errors a user can cause. Each carries one line: what is wrong, where, and what to do."""
 
 EXIT_USER_ERROR = 2
+
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL: "try again later", which is what a scheduler should do
+
 EXIT_INTERRUPTED = 130  # what shells report for Ctrl-C
 
 

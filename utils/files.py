@@ -15,6 +15,7 @@ from utils.errors import UserError
 
 # What `tempfile.mkstemp` makes of the prefix and suffix that `atomic_path` gives it.
 _TEMPORARY_NAME = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp")
+
 # The mask can only be read by setting it, which threads that write files must not do at once.
 _UMASK_LOCK = threading.Lock()
 

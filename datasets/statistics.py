@@ -1,0 +1,188 @@
+"""Mean and standard deviation of each band, over the images of the training pairs."""
+
+import json
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from datasets.bands import RGB, RGB_IMAGERY, Bands, Imagery
+from datasets.images import read_bands, read_header, require_bands
+from datasets.pairs import Pair
+from utils.dist import World
+from utils.errors import DataError
+from utils.text import progress
+
+MEASURED_PAIRS = 100  # of a training run without given statistics
+
+REPORT_KEY = "band_statistics"  # of check_data.py's report
+
+
+@dataclass(frozen=True)
+class BandSums:
+    """What mean and standard deviation are computed from, in whole numbers: no digit is lost.
+
+    Attributes:
+        pixels: that were counted.
+        sums: of the values, per band.
+        squares: of the squared values, per band.
+    """
+
+    pixels: int
+    sums: tuple[int, ...]
+    squares: tuple[int, ...]
+
+    def __add__(self, other: "BandSums") -> "BandSums":
+        return BandSums(
+            self.pixels + other.pixels,
+            tuple(a + b for a, b in zip(self.sums, other.sums, strict=True)),
+            tuple(a + b for a, b in zip(self.squares, other.squares, strict=True)),
+        )
+
+    def mean(self) -> list[float]:
+        """Return the mean of each band, in the images' own units."""
+        return [total / self.pixels for total in self.sums]
+
+    def std(self) -> list[float]:
+        """Return the standard deviation of each band, over all pixels."""
+        return [
+            math.sqrt(self.pixels * square - total**2) / self.pixels
+            for total, square in zip(self.sums, self.squares, strict=True)
+        ]
+
+
+def choose_bands(numbers: Sequence[int], image: Path) -> Bands:
+    """Return the bands with these numbers, in the depth of a data set's first image.
+
+    Raises:
+        DataError: it has no such bands, or holds other values than uint8 and uint16.
+    """
+    header = read_header(image)
+    bands = Bands(tuple(numbers), 16 if header.bits == 16 else 8)
+    require_bands(image, header, bands)
+    return bands
+
+
+def sum_bands(image: np.ndarray) -> BandSums:
+    """Sum up (H, W, bands) uint8 or uint16."""
+    values = image.reshape(-1, image.shape[-1])
+    sums, squares = [], []
+    for band in values.T:
+        counts = np.bincount(band).astype(object if len(values) >= 2**31 else np.int64)
+        levels = np.arange(len(counts), dtype=counts.dtype)
+        sums.append(int(counts @ levels))
+        squares.append(int(counts @ levels**2))
+    return BandSums(len(values), tuple(sums), tuple(squares))
+
+
+def find_imagery(
+    bands: Bands, given: Imagery | None, pairs: Sequence[Pair], world: World
+) -> Imagery:
+    """Return bands and statistics for a new run: those given, ImageNet's for RGB, or measured.
+
+    Args:
+        bands: what is read from the images.
+        given: what `read_statistics` read, if there is a file.
+        pairs: to train on; the leading process measures them where nothing else is known.
+        world: the processes that train together.
+
+    Raises:
+        DataError: as `measure`.
+    """
+    if given:
+        return given
+    if bands == RGB:
+        return RGB_IMAGERY
+    world.say(f"measuring {bands} on {len(measured_pairs(pairs))} of {len(pairs)} training pairs")
+    imagery = world.from_leader(measure(pairs, bands, progress) if world.leads else None)
+    mean, std = (", ".join(f"{v:.1f}" for v in values) for values in (imagery.mean, imagery.std))
+    world.say(f"mean {mean}; standard deviation {std}")
+    return imagery
+
+
+def measured_pairs(pairs: Sequence[Pair]) -> Sequence[Pair]:
+    """Return evenly spread pairs, `MEASURED_PAIRS` at the most."""
+    return pairs[:: max(1, math.ceil(len(pairs) / MEASURED_PAIRS))]
+
+
+def measure(
+    pairs: Sequence[Pair],
+    bands: Bands,
+    show: Callable[..., Iterable] = lambda items, *_: items,
+) -> Imagery:
+    """Measure the statistics of both dates of some pairs.
+
+    Args:
+        pairs: of which `measured_pairs` are read.
+        bands: what is read.
+        show: as `utils.text.progress`.
+
+    Raises:
+        DataError: a file cannot be read, or a band has one value everywhere.
+    """
+    paths = [path for pair in measured_pairs(pairs) for path in (pair.image1, pair.image2)]
+    total = None
+    for path in show(paths, "bands"):
+        sums = sum_bands(read_bands(path, bands))
+        total = sums if total is None else total + sums
+    mean, std = total.mean(), total.std()
+    _require_contrast(std, bands, f"{pairs[0].image1.parent}")
+    return Imagery(bands, tuple(mean), tuple(std))
+
+
+def read_statistics(path: Path, bands: Bands) -> Imagery:
+    """Read statistics from a file: check_data.py's report, or ``{"mean": […], "std": […]}``.
+
+    The lists go by band number of the files; the chosen ones are taken.
+
+    Raises:
+        DataError: the file is unreadable, says nothing of a band, or is of another depth.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        content = content.get(REPORT_KEY, content)
+        if content is None:
+            raise DataError(
+                f"{path}: no band statistics, since check_data.py found training images that it "
+                "cannot read, of several depths or numbers of bands, or none; repair what it "
+                "reports and run it again"
+            )
+        mean, std = content["mean"], content["std"]
+        chosen = [(float(mean[n - 1]), float(std[n - 1])) for n in bands.numbers]
+        bits = int(content.get("bits", bands.bits))
+    except IndexError as error:
+        raise DataError(
+            f"{path}: statistics of {min(len(mean), len(std))} bands, but {bands} are used; run "
+            "check_data.py on this data set"
+        ) from error
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+        raise DataError(
+            f"{path}: no band statistics ({type(error).__name__}: {error}); give check_data.py's "
+            'report.json or {"mean": […], "std": […]}'
+        ) from error
+    if bits != bands.bits:
+        raise DataError(
+            f"{path}: statistics of {bits}-bit images, but these have {bands.bits} bits"
+        )
+    means, stds = zip(*chosen, strict=True)
+    _require_contrast(stds, bands, str(path))
+    try:
+        return Imagery(bands, means, stds)
+    except ValueError as error:
+        raise DataError(f"{path}: {error}; correct the file") from error
+
+
+def statistics_to_dict(sums: BandSums, bits: int, pairs: int) -> dict[str, Any]:
+    """Return statistics as `read_statistics` reads them."""
+    return {"bits": bits, "pairs": pairs, "mean": sums.mean(), "std": sums.std()}
+
+
+def _require_contrast(std: Sequence[float], bands: Bands, where: str) -> None:
+    for number, value in zip(bands.numbers, std, strict=True):
+        if not value > 0:
+            raise DataError(
+                f"{where}: band {number} has one value everywhere; choose others with --bands"
+            )

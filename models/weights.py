@@ -1,0 +1,124 @@
+"""With which weights a new run starts: random ones, ImageNet's, or another run's."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from timm.models import adapt_input_conv
+from torch import nn
+
+from models.change_detector import ChangeDetector, ModelConfig, build_model
+from models.checkpoint import Checkpoint, open_checkpoint
+from models.pretrained import find_pretrained
+from utils.errors import CheckpointError
+
+
+def start_model(
+    config: ModelConfig,
+    pretrain_from: Path | None,
+    pretrained: bool,
+    pretrained_dir: Path | None,
+    say: Callable[[str], None] = print,
+) -> ChangeDetector:
+    """Build the model of a new run.
+
+    Args:
+        config: what to build.
+        pretrain_from: checkpoint of another run to start from.
+        pretrained: start the backbone from ImageNet weights, without ``pretrain_from``.
+        pretrained_dir: as `models.pretrained.find_pretrained` takes it.
+        say: told what of another run's weights is used.
+
+    Raises:
+        CheckpointError: the weights cannot be read, or do not fit.
+        OptionError: an unknown model or backbone, or no ImageNet weights for it.
+    """
+    if pretrain_from is not None:
+        model = build_model(config)
+        checkpoint = open_checkpoint(pretrain_from)
+        skipped = transfer_weights(model, checkpoint)
+        say(f"starting from {pretrain_from}{_changes(config, checkpoint.config, skipped)}")
+        return model
+    weights = find_pretrained(config.backbone, pretrained_dir) if pretrained else None
+    return build_model(config, weights)
+
+
+def _changes(config: ModelConfig, source: ModelConfig, skipped: list[str]) -> str:
+    text = f"; {', '.join(skipped)} starts anew (other classes)" if skipped else ""
+    if source.num_classes and not config.num_classes:
+        text = "; its semantic_head is left out (no classes)"
+    if source.in_channels != config.in_channels:
+        text += f"; first convolution adapted to {config.in_channels} bands"
+    return text
+
+
+SEMANTIC_HEAD = "semantic_head"
+
+RGB_CHANNELS = 3
+
+
+def transfer_weights(model: nn.Module, checkpoint: Checkpoint) -> list[str]:
+    """Load a checkpoint of the same architecture into a model.
+
+    The semantic classifier starts anew where the number of classes differs, the whole semantic head
+    where the checkpoint has none. A model without one takes encoder and change head alone. Where a
+    model of three bands is to take another number, the first convolution is adapted as timm adapts
+    ImageNet's: summed for one band, else repeated over the bands and scaled.
+
+    Returns:
+        Names of the layers that start anew, or ``semantic_head``.
+
+    Raises:
+        CheckpointError: the architecture differs, or the number of bands other than from three.
+    """
+    for name in ("model", "backbone", "lightweight"):
+        there, here = getattr(checkpoint.config, name), getattr(model.config, name)
+        if there != here:
+            raise CheckpointError(
+                f"{checkpoint.path}: has {name} {there}, this run {here}; use the same options"
+            )
+    own = model.state_dict()
+    unmatched = own.keys() ^ checkpoint.tensors.keys()
+    without_head = not (model.config.num_classes and checkpoint.config.num_classes)
+    if without_head:
+        unmatched = {name for name in unmatched if not name.startswith(f"{SEMANTIC_HEAD}.")}
+    if unmatched:
+        name = min(unmatched)
+        raise CheckpointError(f"{checkpoint.path}: tensors are missing or unknown, {name} first")
+    tensors = checkpoint.tensors
+    if checkpoint.config.in_channels != model.config.in_channels:
+        tensors = _adapt_bands(checkpoint, model.config.in_channels, own)
+    fitting = {
+        name: value
+        for name, value in tensors.items()
+        if name in own and own[name].shape == value.shape
+    }
+    model.load_state_dict(fitting, strict=False)
+    if without_head:
+        return [SEMANTIC_HEAD] if model.config.num_classes else []
+    return sorted({name.rsplit(".", 1)[0] for name in own if name not in fitting})
+
+
+def _adapt_bands(
+    checkpoint: Checkpoint, bands: int, own: dict[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Return the checkpoint's tensors with input convolutions for another number of bands."""
+    if checkpoint.config.in_channels != RGB_CHANNELS:
+        raise CheckpointError(
+            f"{checkpoint.path}: takes {checkpoint.config.in_channels} bands, this run {bands}; "
+            "only models of three bands are adapted to others: use as many --bands"
+        )
+    return {
+        name: adapt_input_conv(bands, value)
+        if name in own and _is_input(name, value, own[name], bands)
+        else value
+        for name, value in checkpoint.tensors.items()
+    }
+
+
+def _is_input(name: str, there: torch.Tensor, here: torch.Tensor, bands: int) -> bool:
+    return (
+        name.startswith("encoder.body.")
+        and there.dim() == here.dim() == 4
+        and (there.shape[1], here.shape[1]) == (RGB_CHANNELS, bands)
+    )

@@ -1,0 +1,138 @@
+"""Hostile images, names and lists are refused; nothing is written outside an outdir."""
+
+import shutil
+import struct
+import zlib
+from pathlib import Path
+
+import pytest
+
+import label
+import test as predict
+import train
+from datasets.classes import SECOND_CLASSES
+from datasets.images import image_size, open_image, read_rgb
+from datasets.labels import read_label
+from tests.helpers.faults import assert_one_line, run_script
+from tests.helpers.runs import best_files, options, train_options
+from utils.errors import DataError
+
+# --- hostile images -------------------------------------------------------------------------
+
+
+def png_chunk(kind: bytes, data: bytes) -> bytes:
+    crc = struct.pack(">I", zlib.crc32(kind + data))
+    return struct.pack(">I", len(data)) + kind + data + crc
+
+
+def write_bomb(path: Path, side: int) -> Path:
+    """A PNG of a hundred bytes that says it has side × side pixels."""
+    header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
+    body = png_chunk(b"IDAT", zlib.compress(bytes(1000))) + png_chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + body)
+    return path
+
+
+READERS = [image_size, open_image, read_rgb, lambda path: read_label(path, SECOND_CLASSES)]
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("side", [20_000, 100_000, 2**31 - 1])
+def test_decompression_bombs_are_refused(reader, side, tmp_path):
+    path = write_bomb(tmp_path / "bomb.png", side)
+    with pytest.raises(DataError, match=f"^{path}: ") as caught:
+        reader(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("folder", ["im1", "label2"])
+def test_training_on_a_bomb_is_one_line(folder, broken_root, tmp_path, monkeypatch, capsys):
+    path = write_bomb(broken_root / "train" / folder / "00003.png", 100_000)
+    status, err = run_script(train, train_options(broken_root, tmp_path), monkeypatch, capsys)
+    assert_one_line(status, err, f"{path}: ")
+
+
+# --- names ----------------------------------------------------------------------------------
+
+ODD_NAMES = ("a..b", "...", "~root", "%2e%2e%2fescape", "-rf", "a\nb", "$(touch x)", "c:\\d", "..x")
+
+
+def tree(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_names_of_a_data_set_stay_inside_outdir(whole_outdir, sample_root, tmp_path):
+    place = tmp_path / "place"
+    root, outdir, outside = place / "data", place / "deep" / "out", place / "outside"
+    shutil.copytree(sample_root, root)
+    shutil.rmtree(root / "val")
+    outside.mkdir()
+    for folder in (root / "train").iterdir():
+        for source, name in zip(sorted(folder.iterdir()), ODD_NAMES, strict=False):
+            source.rename(folder / f"{name}.png")
+        # A link out of the data set is a way to share files, and it is only read.
+        linked = sorted(folder.glob("000*.png"))[-1]
+        target = outside / f"{folder.name}.png"
+        linked.rename(target)
+        linked.symlink_to(target)
+    before = tree(place)
+    (best,) = best_files(whole_outdir)
+    shutil.copy(best, outdir.parent if outdir.parent.mkdir() else place)
+    label.main(options(root, outdir, "--checkpoints", best))
+    argv = train_options(root, outdir, "--use-pseudo-label", "--save-mask", "--batch-size", 2)
+    train.main(argv)
+    after = tree(place)
+    written = set(after) - set(before) - {place / best.name}
+    assert written and all(path.is_relative_to(outdir) for path in written)
+    assert {path: after[path] for path in before} == before
+    # Names that begin with a dot are hidden files, not images.
+    masks = {
+        path.stem
+        for path in (outdir / "masks" / "train" / "im1").iterdir()
+        if path.suffix == ".png"
+    }
+    assert masks == {
+        path.stem for path in (root / "train" / "im1").iterdir() if path.name[0] != "."
+    }
+
+
+@pytest.mark.parametrize(
+    "line", ["../../../etc/passwd", "/etc/passwd", "..", "/", "train/../../x.png"]
+)
+def test_lists_name_pairs_of_the_data_set_alone(line, sample_root, tmp_path):
+    names = tmp_path / "val.txt"
+    names.write_text(f"{line}\n", encoding="utf-8")
+    with pytest.raises(DataError, match="is no pair of the training folder"):
+        train.main(train_options(sample_root, tmp_path / "out", "--val-list", names))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_list_that_names_the_folder_itself(sample_root, tmp_path):
+    names = tmp_path / "val.txt"
+    names.write_text(".\n", encoding="utf-8")
+    with pytest.raises(DataError):
+        train.main(train_options(sample_root, tmp_path / "out", "--val-list", names))
+
+
+def test_a_list_with_paths_is_a_list_of_names(whole_outdir, sample_root, tmp_path):
+    names = tmp_path / "val.txt"
+    names.write_text("../../outside/00003.png\n/etc/00005.png\n", encoding="utf-8")
+    (best,) = best_files(whole_outdir)
+    more = ("--split", "val", "--val-list", names, "--checkpoints", best)
+    predict.main(options(sample_root, tmp_path / "out", *more))
+    masks = {p.relative_to(tmp_path) for p in tmp_path.rglob("*.png")}
+    folder = Path("out/masks/val")
+    assert masks == {
+        folder / date / f"{name}.png" for date in ("im1", "im2") for name in ("00003", "00005")
+    }
+
+
+def test_a_mask_that_is_a_link_is_replaced_not_followed(whole_outdir, sample_root, tmp_path):
+    target = tmp_path / "precious.png"
+    target.write_bytes(b"precious")
+    mask = tmp_path / "out" / "masks" / "train" / "im1" / "00000.png"
+    mask.parent.mkdir(parents=True)
+    mask.symlink_to(target)
+    label.main(options(sample_root, tmp_path / "out", "--checkpoints", best_files(whole_outdir)[0]))
+    assert target.read_bytes() == b"precious"
+    assert not mask.is_symlink()

@@ -1,0 +1,299 @@
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from datasets import loaders
+from datasets.augment import TrainTransform
+from datasets.cache import FileReader
+from datasets.classes import SECOND_CLASSES
+from datasets.dataset import ChangeDetectionDataset
+from datasets.loaders import SameSizeBatches, evaluation_loader, set_epoch, training_loader
+from datasets.pairs import index_pairs
+from utils import cli
+from utils.errors import DataError
+
+KEYS = ("image1", "image2", "label1", "label2", "change_mask")
+MIXED = {"a": (40, 56), "b": (64, 64), "c": (40, 56), "d": (50, 70), "e": (64, 64), "f": (40, 56)}
+
+
+def make_dataset(folder: Path, crop_size: int | None = None, seed: int = 0, train: bool = True):
+    transform = TrainTransform(crop_size) if train else None
+    return ChangeDetectionDataset(
+        index_pairs(folder), SECOND_CLASSES, transform=transform, seed=seed
+    )
+
+
+def make_loader(dataset: ChangeDetectionDataset, workers: int = 0, batch_size: int = 5, seed=0):
+    return training_loader(dataset, batch_size, workers, seed, pin_memory=False)
+
+
+def epoch_of(loader, epoch: int) -> list[dict]:
+    set_epoch(loader, epoch)
+    return list(loader)
+
+
+def names_of(batches: list[dict]) -> list[str]:
+    return [name for batch in batches for name in batch["name"]]
+
+
+def same(batches1: list[dict], batches2: list[dict]) -> bool:
+    return names_of(batches1) == names_of(batches2) and all(
+        torch.equal(batch1[key], batch2[key])
+        for batch1, batch2 in zip(batches1, batches2, strict=True)
+        for key in KEYS
+    )
+
+
+def by_name(batches: list[dict], key: str) -> dict[str, torch.Tensor]:
+    return {
+        name: value
+        for batch in batches
+        for name, value in zip(batch["name"], batch[key], strict=True)
+    }
+
+
+# Batches of one size
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 7, 100])
+@pytest.mark.parametrize("seed", range(3))
+def test_same_size_batches_cover_each_index_once(batch_size, seed):
+    rng = np.random.default_rng(seed)
+    sizes = [((40, 56), (56, 40), (64, 64))[i] for i in rng.integers(0, 3, 23)]
+    sampler = SameSizeBatches(sizes, batch_size)
+    batches = list(sampler)
+    assert len(sampler) == len(batches)
+    assert sorted(index for batch in batches for index in batch) == list(range(23))
+    for batch in batches:
+        assert 1 <= len(batch) <= batch_size
+        assert len({sizes[index] for index in batch}) == 1
+        assert batch == sorted(batch)
+    fewest = sum(-(-sizes.count(size) // batch_size) for size in set(sizes))
+    assert len(batches) == fewest
+    assert list(sampler) == batches
+
+
+def test_no_pairs_no_batches():
+    assert list(SameSizeBatches([], 4)) == []
+
+
+# Evaluation
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_evaluation_loader_over_mixed_sizes(write_pairs, workers):
+    dataset = make_dataset(write_pairs(MIXED), train=False)
+    loader = evaluation_loader(dataset, batch_size=2, workers=workers, pin_memory=False)
+    batches = list(loader)
+    assert [batch["name"] for batch in batches] == [["a", "c"], ["f"], ["b", "e"], ["d"]]
+    assert len(loader) == 4
+    for batch in batches:
+        size = MIXED[batch["name"][0]]
+        assert batch["image1"].shape == (len(batch["name"]), 3, *size)
+        assert batch["label2"].shape == (len(batch["name"]), *size)
+    for key in KEYS:
+        for name, value in by_name(batches, key).items():
+            assert torch.equal(value, dataset["abcdef".index(name)][key])
+
+
+def test_evaluation_loader_keeps_file_order_and_the_last_batch(sample_root):
+    dataset = make_dataset(sample_root / "train", train=False)
+    batches = list(evaluation_loader(dataset, batch_size=5, workers=0, pin_memory=False))
+    assert [len(batch["name"]) for batch in batches] == [5, 5, 2]
+    assert names_of(batches) == [f"{i:05d}" for i in range(12)]
+
+
+def test_evaluation_loader_without_labels(unlabelled_val_root):
+    dataset = make_dataset(unlabelled_val_root / "val", train=False)
+    (batch,) = evaluation_loader(dataset, batch_size=8, workers=0, pin_memory=False)
+    assert set(batch) == {"name", "image1", "image2"}
+
+
+def test_evaluation_loader_names_a_file_without_a_header(broken_root):
+    path = broken_root / "val" / "im1" / "00002.png"
+    path.write_bytes(b"")
+    dataset = make_dataset(broken_root / "val", train=False)
+    with pytest.raises(DataError, match=f"^{path}: cannot be decoded"):
+        evaluation_loader(dataset, batch_size=2, workers=0, pin_memory=False)
+
+
+# Training
+
+
+def test_training_batches_have_the_documented_form(sample_root):
+    batches = epoch_of(make_loader(make_dataset(sample_root / "train")), 1)
+    assert len(batches) == 2  # 12 pairs; the last two make no batch of five
+    assert len(set(names_of(batches))) == 10
+    for batch in batches:
+        assert set(batch) == {"name", *KEYS}
+        for key in KEYS:
+            assert batch[key].dtype == torch.uint8
+            assert batch[key].shape == ((5, 3, 64, 64) if key in KEYS[:2] else (5, 64, 64))
+        for key in KEYS[:2]:
+            assert batch[key].is_contiguous(memory_format=torch.channels_last)
+        assert torch.equal(batch["change_mask"].bool(), batch["label1"] > 0)
+        assert torch.equal(batch["change_mask"].bool(), batch["label2"] > 0)
+
+
+def test_order_follows_from_seed_and_epoch(sample_root):
+    dataset = make_dataset(sample_root / "train")
+    orders = {
+        (seed, epoch): names_of(epoch_of(make_loader(dataset, seed=seed, batch_size=12), epoch))
+        for seed in (0, 7)
+        for epoch in (1, 2)
+    }
+    torch.manual_seed(99)  # the order does not depend on what was drawn before
+    for (seed, epoch), order in orders.items():
+        assert names_of(epoch_of(make_loader(dataset, seed=seed, batch_size=12), epoch)) == order
+        assert sorted(order) == [f"{i:05d}" for i in range(12)]
+        assert order != sorted(order)
+    assert len({tuple(order) for order in orders.values()}) == 4
+
+
+def test_every_pair_is_trained_on_in_some_epoch(sample_root):
+    loader = make_loader(make_dataset(sample_root / "train", crop_size=16))
+    seen = {name for epoch in range(1, 6) for name in names_of(epoch_of(loader, epoch))}
+    assert len(seen) == 12
+
+
+def test_augmentation_follows_from_seed_and_epoch(sample_root):
+    folder = sample_root / "train"
+    first = epoch_of(make_loader(make_dataset(folder)), 1)
+    assert same(epoch_of(make_loader(make_dataset(folder)), 1), first)
+    for other in (
+        epoch_of(make_loader(make_dataset(folder)), 2),
+        epoch_of(make_loader(make_dataset(folder, seed=1)), 1),
+    ):
+        images, others = by_name(first, "image1"), by_name(other, "image1")
+        shared = set(images) & set(others)
+        assert len(shared) >= 8
+        assert sum(torch.equal(images[name], others[name]) for name in shared) < len(shared) / 2
+
+
+def test_workers_do_not_change_a_batch(sample_root):
+    expected, actual = (
+        epoch_of(make_loader(make_dataset(sample_root / "train", crop_size=48), workers), 3)
+        for workers in (0, 2)
+    )
+    assert same(expected, actual)
+
+
+def test_workers_that_outlive_an_epoch_see_the_next_one(sample_root):
+    dataset = make_dataset(sample_root / "train")
+    loader = make_loader(dataset, workers=1, batch_size=12)
+    assert loader.persistent_workers
+    epochs = [epoch_of(loader, epoch) for epoch in (1, 2, 1)]
+    images1, images2 = by_name(epochs[0], "image1"), by_name(epochs[1], "image1")
+    assert sum(torch.equal(images1[name], images2[name]) for name in images1) < 6
+    assert same(epochs[0], epochs[2])
+    assert same(epochs[1], epoch_of(make_loader(dataset, batch_size=12), 2))
+
+
+@pytest.mark.parametrize("batch_size", [12, 13, 200])
+def test_batch_larger_than_the_data_set(sample_root, batch_size):
+    (batch,) = epoch_of(make_loader(make_dataset(sample_root / "train"), 0, batch_size), 1)
+    assert sorted(batch["name"]) == [f"{i:05d}" for i in range(12)]
+
+
+@pytest.mark.parametrize(("accumulate", "batches"), [(1, 6), (4, 4), (5, 5), (6, 6)])
+def test_batches_make_whole_steps(accumulate, batches, sample_root):
+    dataset = make_dataset(sample_root / "train", crop_size=16)
+    loader = training_loader(dataset, 2, 0, 0, pin_memory=False, accumulate=accumulate)
+    assert len(loader) == len(epoch_of(loader, 1)) == batches
+    set_epoch(loader, 1, batches - 1)
+    assert len(list(loader)) == 1
+
+
+def test_a_single_pair_is_enough(write_pairs):
+    (batch,) = epoch_of(make_loader(make_dataset(write_pairs({"a": (33, 47)})), 0, 8), 1)
+    assert batch["image1"].shape == (1, 3, 33, 47)
+
+
+def test_pairs_that_are_not_square_make_batches(write_pairs):
+    dataset = make_dataset(write_pairs(dict.fromkeys("abcd", (50, 70))))
+    loader = make_loader(dataset, batch_size=4)
+    for epoch in range(1, 9):
+        (batch,) = epoch_of(loader, epoch)
+        assert batch["image2"].shape == (4, 3, 50, 70)
+
+
+def test_mixed_sizes_name_the_remedy(write_pairs):
+    folder = write_pairs(MIXED)
+    with pytest.raises(DataError) as caught:
+        make_loader(make_dataset(folder))
+    message = str(caught.value)
+    assert message.startswith(f"{folder / 'im1' / 'b.png'}: 64 × 64 pixels")
+    assert str(folder / "im1" / "a.png") in message and "56 × 40" in message
+    assert "--crop-size" in message and len(message.splitlines()) == 1
+
+
+def test_turned_sizes_are_mixed_sizes(write_pairs):
+    dataset = make_dataset(write_pairs({"a": (40, 56), "b": (56, 40)}))
+    with pytest.raises(DataError, match=r"b\.png: 40 × 56 .*a\.png has 56 × 40;.*--crop-size"):
+        make_loader(dataset)
+
+
+def test_mixed_sizes_train_with_a_crop(write_pairs):
+    loader = make_loader(make_dataset(write_pairs(MIXED), crop_size=40), batch_size=6)
+    (batch,) = epoch_of(loader, 1)
+    assert batch["image1"].shape == (6, 3, 40, 40)
+    assert sorted(batch["name"]) == sorted(MIXED)
+
+
+def test_pair_smaller_than_the_crop_names_the_remedy(write_pairs):
+    folder = write_pairs({"a": (64, 64), "b": (40, 56)})
+    with pytest.raises(DataError) as caught:
+        make_loader(make_dataset(folder, crop_size=41))
+    message = str(caught.value)
+    assert message.startswith(f"{folder / 'im1' / 'b.png'}: 56 × 40 pixels")
+    assert "--crop-size 41" in message and "--crop-size 40 or less" in message
+
+
+def test_sizes_are_read_from_headers_alone(sample_root, tmp_path):
+    # Checking a large set must not decode it: headers of cut-off files are enough.
+    folder = tmp_path / "train"
+    shutil.copytree(sample_root / "train", folder)
+    for path in (folder / "im1").iterdir():
+        os.truncate(path, 64)
+    loader = make_loader(make_dataset(folder))
+    with pytest.raises(DataError, match="cannot be decoded"):
+        epoch_of(loader, 1)
+
+
+def test_pseudo_labels_turn_with_the_pair(sample_root, tmp_path):
+    # Pseudo masks that repeat the labels must go through the same geometry as the change mask.
+    for date in ("1", "2"):
+        (tmp_path / f"im{date}").mkdir()
+        for path in (sample_root / "train" / f"label{date}").iterdir():
+            index = SECOND_CLASSES.to_index(np.asarray(Image.open(path)))
+            Image.fromarray(index).save(tmp_path / f"im{date}" / path.name)
+    dataset = make_dataset(sample_root / "train")
+    expected = epoch_of(make_loader(dataset), 1)
+    dataset.pseudo_label_root = tmp_path
+    assert same(epoch_of(make_loader(dataset), 1), expected)
+
+
+class Hanging(FileReader):
+    def image(self, path: Path) -> np.ndarray:
+        time.sleep(60)
+
+
+def test_a_reader_that_hangs_is_one_line(sample_root, monkeypatch, capsys):
+    monkeypatch.setattr(loaders, "READER_LIMIT_S", 1)
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    pairs = index_pairs(sample_root / "train")
+    dataset = ChangeDetectionDataset(pairs, SECOND_CLASSES, reader=Hanging(SECOND_CLASSES))
+    loader = evaluation_loader(dataset, 2, workers=1, pin_memory=False)
+    with pytest.raises(SystemExit) as stop:
+        cli.run(lambda: next(iter(loader)))
+    assert stop.value.code == 2
+    line = capsys.readouterr().err
+    assert line.startswith("error: reader processes gave no batch (DataLoader timed out after 1 s")
+    assert line.count("\n") == 1

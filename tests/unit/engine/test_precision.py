@@ -1,0 +1,222 @@
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from engine.predictor import VIEWS, Predictor, decode
+from engine.runtime import Precision, choose_precision, set_backend_options
+from engine.training import LossReader, train_one_epoch
+from models.change_detector import ModelConfig, build_model
+from models.losses import ChangeCriterion
+from models.normalization import normalize
+from tools.scenes.scene import make_scene
+from utils.dist import World
+from utils.errors import OptionError
+from utils.parallel import give_back_freed_memory
+
+CPU, CUDA, MPS = torch.device("cpu"), torch.device("cuda"), torch.device("mps")
+ALONE = World(0, 1, CPU)
+
+
+# What auto chooses
+
+
+@pytest.mark.parametrize(
+    ("units", "expected"),
+    [
+        ({"avx512_bf16": True, "amx_bf16": False}, "bf16"),
+        ({"avx512_bf16": False, "amx_bf16": True}, "bf16"),
+        ({"avx512_bf16": False, "amx_bf16": False, "avx2": True}, "off"),
+        ({}, "off"),
+    ],
+)
+def test_auto_on_cpus(units, expected, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: units)
+    assert choose_precision("auto", CPU).name == expected
+
+
+@pytest.mark.parametrize(
+    ("capability", "expected"),
+    [((7, 0), "fp16"), ((7, 5), "fp16"), ((8, 0), "bf16"), ((9, 0), "bf16")],
+)
+@pytest.mark.filterwarnings("ignore:torch.cuda.amp.GradScaler is enabled")
+def test_auto_on_gpus(capability, expected, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    precision = choose_precision("auto", CUDA)
+    assert precision.name == expected
+
+
+def test_auto_elsewhere_is_float32():
+    assert choose_precision("auto", MPS).name == "off"
+
+
+def test_fp16_is_refused_on_cpus():
+    with pytest.raises(OptionError, match=r"--amp fp16: for GPUs only"):
+        choose_precision("fp16", CPU)
+
+
+@pytest.mark.parametrize("name", ["off", "bf16"])
+def test_only_fp16_scales_the_loss(name):
+    assert not Precision(name, CPU).scaler.is_enabled()
+
+
+def test_off_leaves_float32_alone():
+    assert isinstance(choose_precision("off", CPU).autocast(), nullcontext)
+
+
+def test_bf16_multiplies_in_bf16_and_gives_logits_in_float32():
+    torch.manual_seed(0)
+    model = build_model(ModelConfig("fcn", "mobilenetv3_small_050")).eval()
+    seen = []
+    model.change_head.register_forward_hook(lambda m, i, output: seen.append(output.dtype))
+    with torch.inference_mode(), choose_precision("bf16", CPU).autocast():
+        output = model(*torch.randn(2, 1, 3, 64, 64))
+    assert seen == [torch.bfloat16]
+    assert all(logits.dtype == torch.float32 for logits in output)
+
+
+def test_backend_options_are_set_in_one_place():
+    matmul, tuning = torch.get_float32_matmul_precision(), torch.backends.cudnn.benchmark
+    tf32 = torch.backends.cudnn.allow_tf32
+    try:
+        set_backend_options()
+        assert torch.get_float32_matmul_precision() == "high"
+        assert torch.backends.cudnn.benchmark
+        assert torch.backends.cudnn.allow_tf32
+    finally:
+        torch.set_float32_matmul_precision(matmul)
+        torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32 = tuning, tf32
+        give_back_freed_memory()
+
+
+# Accumulation
+
+
+class Plain(nn.Module):
+    """No batch norm and no dropout: a batch's gradient is the mean of its pairs'."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.hidden = nn.Conv2d(3, 8, 3, padding=1)
+        self.semantic = nn.Conv2d(8, 6, 1)
+        self.change = nn.Conv2d(8, 1, 1)
+
+    def forward(self, image1: torch.Tensor, image2: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        features1, features2 = (self.hidden(image).relu() for image in (image1, image2))
+        change = self.change((features1 - features2).abs()).squeeze(1)
+        return self.semantic(features1), self.semantic(features2), change
+
+
+def noise_batch(pairs: int, side: int = 16) -> dict:
+    """Every pair has labels on the same number of pixels, so that halves weigh alike."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (pairs, 3, side, side)
+    changed = torch.arange(side * side).view(side, side) % 3 == 0
+    labels = torch.randint(1, 7, (2, pairs, side, side), generator=generator) * changed
+    image1, image2 = torch.randint(0, 256, (2, *shape), generator=generator).to(torch.uint8)
+    return {
+        "name": [str(i) for i in range(pairs)],
+        "image1": image1,
+        "image2": image2,
+        "label1": labels[0].to(torch.uint8),
+        "label2": labels[1].to(torch.uint8),
+        "change_mask": changed.expand(pairs, -1, -1).to(torch.uint8),
+    }
+
+
+def split(batch: dict, parts: int) -> list[dict]:
+    size = len(batch["name"]) // parts
+    return [
+        {key: value[i * size : (i + 1) * size] for key, value in batch.items()}
+        for i in range(parts)
+    ]
+
+
+def gradient_of(loader: list[dict], accumulate: int) -> tuple[list[torch.Tensor], dict, int]:
+    """Return what plain descent at rate one subtracts, the mean losses, and the steps taken."""
+    model, steps = Plain(), []
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
+    losses = LossReader(ALONE)
+    train_one_epoch(
+        model,
+        loader,
+        ChangeCriterion(6),
+        optimizer,
+        scheduler,
+        world=ALONE,
+        precision=choose_precision("off", CPU),
+        losses=losses,
+        accumulate=accumulate,
+        after_step=lambda: steps.append(1),
+    )
+    after = [parameter.detach() for parameter in model.parameters()]
+    return [a - b for a, b in zip(before, after, strict=True)], losses.means(), len(steps)
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_accumulation_gives_the_gradient_of_the_whole_batch(parts):
+    batch = noise_batch(4)
+    expected, whole_loss, _ = gradient_of([batch], 1)
+    found, loss, steps = gradient_of(split(batch, parts), parts)
+    assert steps == 1
+    assert all(gradient.abs().max() > 0 for gradient in expected)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+    assert loss == pytest.approx(whole_loss, rel=1e-5)
+
+
+def test_parts_left_over_make_no_step():
+    batches = split(noise_batch(6), 3)
+    expected, _, _ = gradient_of(batches[:2], 2)
+    found, _, steps = gradient_of(batches, 2)
+    assert steps == 1
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+# Same masks
+
+
+def scene_batch(first: int, pairs: int, side: int = 64) -> dict:
+    scenes = [make_scene(seed, side, side) for seed in range(first, first + pairs)]
+
+    def stack(name: str) -> torch.Tensor:
+        return torch.from_numpy(np.stack([getattr(scene, name) for scene in scenes]))
+
+    return {
+        "image1": stack("image1").permute(0, 3, 1, 2),
+        "image2": stack("image2").permute(0, 3, 1, 2),
+        "label1": stack("truth1"),
+        "label2": stack("truth2"),
+        "change_mask": (stack("label1") > 0).to(torch.uint8),
+    }
+
+
+@pytest.mark.slow
+def test_bf16_masks_agree_with_float32():
+    torch.manual_seed(0)
+    model = build_model(ModelConfig("fcn", "resnet18", lightweight=True)).train()
+    criterion = ChangeCriterion(6)
+    steps = 40
+    optimizer = torch.optim.Adam(model.parameter_groups(1e-3))
+    scheduler = torch.optim.lr_scheduler.PolynomialLR(optimizer, steps, power=0.9)
+    for step in range(steps):
+        batch = scene_batch(8 * (step % 8), 8)
+        targets = (batch["label1"], batch["label2"], batch["change_mask"])
+        output = model(normalize(batch["image1"]), normalize(batch["image2"]))
+        optimizer.zero_grad()
+        criterion(output, *targets)["total"].backward()
+        optimizer.step()
+        scheduler.step()
+    model.to(memory_format=torch.channels_last).eval()
+    unseen = scene_batch(1000, 16)
+    images = unseen["image1"], unseen["image2"]
+    expected = decode(Predictor([model], VIEWS)(*images))
+    found = decode(Predictor([model], VIEWS, choose_precision("bf16", CPU).autocast)(*images))
+    assert len(torch.stack(expected).unique()) >= 4  # it predicts changes, of several classes
+    agreement = (torch.stack(found) == torch.stack(expected)).float().mean().item()
+    assert agreement >= 0.998

@@ -1,0 +1,255 @@
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from models.change_detector import ModelConfig, build_model, pad_to_multiple
+from models.encoder import MAX_CHANNELS, build_encoder
+from models.heads import HEADS, PyramidPooling
+from utils.errors import OptionError
+
+# One small member of each family: name → sum of the channels at strides of 4 and more.
+FAMILIES = {
+    "hrnet_w18_small": 240,
+    "mobilenetv2_050": 240,
+    "mobilenetv3_small_050": 336,
+    "resnet18": 960,
+    "convnext_atto": 600,
+    "test_mambaout": 160,  # hands its maps over as (N, H, W, C)
+    "swin_tiny_patch4_window7_224": 800,  # so does this one, and its widest maps are projected
+    "swinv2_cr_tiny_ns_224": 800,
+}
+SMALL = "mobilenetv2_050"
+
+
+def pair(*shape: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator), torch.randn(shape, generator=generator)
+
+
+def small_model(model: str = "pspnet", lightweight: bool = False, **config) -> nn.Module:
+    torch.manual_seed(0)
+    return build_model(ModelConfig(model, config.pop("backbone", SMALL), lightweight, **config))
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request) -> nn.Module:
+    return small_model(backbone=request.param, num_classes=4).eval()
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 96), (50, 70)])
+@torch.inference_mode()
+def test_logits_have_the_size_of_the_images(family, height, width):
+    output = family(*pair(1, 3, height, width))
+    assert output.semantic_logits1.shape == (1, 4, height, width)
+    assert output.semantic_logits2.shape == (1, 4, height, width)
+    assert output.change_logits.shape == (1, height, width)
+    assert all(logits.isfinite().all() for logits in output)
+
+
+@torch.inference_mode()
+def test_swapped_dates_swap_semantics_and_keep_change(family):
+    image1, image2 = pair(1, 3, 64, 96)
+    forth, back = family(image1, image2), family(image2, image1)
+    close = {"rtol": 1e-4, "atol": 1e-5}
+    torch.testing.assert_close(forth.semantic_logits1, back.semantic_logits2, **close)
+    torch.testing.assert_close(forth.semantic_logits2, back.semantic_logits1, **close)
+    torch.testing.assert_close(forth.change_logits, back.change_logits, **close)
+    assert not torch.allclose(forth.semantic_logits1, forth.semantic_logits2, **close)
+
+
+@torch.inference_mode()
+def test_features_have_the_promised_channels_and_stride(family):
+    features = family.encoder(pair(1, 3, 64, 96)[0])
+    assert family.encoder.out_channels == FAMILIES[family.config.backbone]
+    assert features.shape == (1, family.encoder.out_channels, 16, 24)
+
+
+@pytest.mark.parametrize("model", HEADS)
+@pytest.mark.parametrize("lightweight", [False, True])
+@torch.inference_mode()
+def test_every_head_predicts_several_pairs(model, lightweight):
+    network = small_model(model, lightweight).eval()
+    output = network(*pair(3, 3, 32, 64))
+    assert output.semantic_logits1.shape == (3, 6, 32, 64)
+    assert output.change_logits.shape == (3, 32, 64)
+
+
+@torch.inference_mode()
+def test_a_pair_is_predicted_alike_in_any_batch():
+    network = small_model().eval()
+    image1, image2 = pair(3, 3, 64, 64)
+    together = network(image1, image2)
+    alone = network(image1[1:2], image2[1:2])
+    for whole, single in zip(together, alone, strict=True):
+        torch.testing.assert_close(whole[1:2], single, rtol=1e-4, atol=1e-5)
+
+
+def test_lightweight_heads_have_fewer_parameters():
+    sizes = [
+        sum(p.numel() for p in small_model(lightweight=lightweight).change_head.parameters())
+        for lightweight in (False, True)
+    ]
+    assert sizes[1] < sizes[0] / 2
+
+
+@torch.inference_mode()
+def test_equal_dates_give_the_same_change_everywhere():
+    # |f1 - f2| is zero, so that the change head sees a constant map.
+    network = small_model("fcn").eval()
+    image, _ = pair(1, 3, 64, 64)
+    change_logits = network(image, image).change_logits
+    inner = change_logits[..., 8:-8, 8:-8]  # the zero padding of the convolution shows at the rim
+    torch.testing.assert_close(inner, inner[..., :1, :1].expand_as(inner))
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 64, 96), (1, 4, 32, 32)])
+def test_multiples_are_not_padded(shape):
+    images = torch.randn(shape)
+    assert pad_to_multiple(images, 32) is images
+
+
+def test_padding_repeats_the_last_row_and_column():
+    images = torch.randn(1, 3, 50, 70)
+    padded = pad_to_multiple(images, 32)
+    assert padded.shape == (1, 3, 64, 96)
+    assert torch.equal(padded[..., :50, :70], images)
+    assert torch.equal(padded[..., 50:, :70], images[..., -1:, :].expand(1, 3, 14, 70))
+    assert torch.equal(padded[..., 70:], padded[..., 69:70].expand(1, 3, 64, 26))
+
+
+@torch.inference_mode()
+def test_padding_does_not_move_the_prediction():
+    network = small_model("fcn").eval()
+    image1, image2 = pair(1, 3, 50, 70)
+    padded = [pad_to_multiple(image, 32) for image in (image1, image2)]
+    for cut, whole in zip(network(image1, image2), network(*padded), strict=True):
+        torch.testing.assert_close(cut, whole[..., :50, :70])
+
+
+def test_channels_last_maps_are_recognised_whatever_their_size():
+    # At 128 pixels the first map has 32 rows, the second 32 channels: shapes alone mislead.
+    encoder = build_encoder("test_mambaout").eval()
+    first_channels = encoder.level_channels[0]
+    side = 4 * first_channels  # the first map is then as high as it has channels
+    image, _ = pair(1, 3, side, side)
+    with torch.inference_mode():
+        features = encoder(image)
+        expected = encoder.body(image)[0].permute(0, 3, 1, 2)
+    torch.testing.assert_close(features[:, :first_channels], expected)
+
+
+@pytest.mark.parametrize(
+    "backbone", ["resnet50", "convnext_tiny", "efficientnet_b0", "hrnet_w48", "hrnet_w64"]
+)
+def test_wide_maps_are_projected_and_hrnet_never_is(backbone):
+    with torch.device("meta"):
+        encoder = build_encoder(backbone)
+        features = encoder(torch.empty(1, 3, 64, 64))
+    assert encoder.out_channels <= MAX_CHANNELS == 1024
+    assert features.shape == (1, encoder.out_channels, 16, 16)
+    projected = any(not isinstance(p, nn.Identity) for p in encoder.projections)
+    assert projected == (sum(encoder.level_channels) > MAX_CHANNELS)
+    assert not (backbone.startswith("hrnet") and projected)
+
+
+def test_hrnet_interpolates_with_aligned_corners_everywhere(monkeypatch):
+    encoder = build_encoder("hrnet_w18_small").eval()
+    layers = [module for module in encoder.modules() if isinstance(module, nn.Upsample)]
+    assert len(layers) == 1 + 3 + 6  # the fusions of two, three and four branches
+    assert {(layer.mode, layer.align_corners) for layer in layers} == {("bilinear", True)}
+    calls = []
+    interpolate = F.interpolate
+
+    def record(x, size=None, scale_factor=None, mode="nearest", align_corners=None, **rest):
+        calls.append((mode, align_corners))
+        return interpolate(x, size, scale_factor, mode, align_corners, **rest)
+
+    monkeypatch.setattr(F, "interpolate", record)
+    with torch.inference_mode():
+        encoder(torch.randn(1, 3, 64, 64))
+    assert len(calls) == 10 + 3  # ten in the fusions, three before the concatenation
+    assert set(calls) == {("bilinear", True)}
+
+
+def test_other_backbones_keep_corners_unaligned():
+    assert build_encoder(SMALL).align_corners is False
+
+
+def test_unknown_backbone_suggests_similar_names():
+    with pytest.raises(OptionError, match=r"--backbone resnet_18: .*did you mean .*resnet18"):
+        build_model(ModelConfig(backbone="resnet_18"))
+
+
+def test_unknown_backbone_without_similar_names_says_where_they_are():
+    with pytest.raises(OptionError, match=r"no such model; see timm.list_models"):
+        build_encoder("#")
+
+
+def test_unknown_model_lists_the_known_ones():
+    with pytest.raises(OptionError, match=r"unknown model 'unet'; choose from \['fcn', 'pspnet'\]"):
+        build_model(ModelConfig(model="unet"))
+
+
+@pytest.mark.parametrize("error", [RuntimeError, AttributeError, AssertionError, TypeError])
+def test_backbone_without_feature_maps_is_refused(error, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise error("features_only not implemented")
+
+    monkeypatch.setattr(timm, "create_model", refuse)
+    with pytest.raises(OptionError, match=f"--backbone {SMALL}: timm gives no feature maps for it"):
+        build_encoder(SMALL)
+
+
+@pytest.mark.parametrize("backbone", [SMALL, "resnet50"])
+def test_parameter_groups_cover_each_parameter_once(backbone):
+    with torch.device("meta"):
+        network = build_model(ModelConfig(backbone=backbone))
+    groups = network.parameter_groups(0.5)
+    grouped = [id(parameter) for group in groups for parameter in group["params"]]
+    assert len(grouped) == len(set(grouped))
+    assert set(grouped) == {id(parameter) for parameter in network.parameters()}
+    rates = {id(p): group["lr"] for group in groups for p in group["params"]}
+    for name, parameter in network.named_parameters():
+        assert rates[id(parameter)] == (0.5 if name.startswith("encoder.body.") else 5.0), name
+
+
+@pytest.mark.parametrize("model", HEADS)
+@pytest.mark.parametrize("backbone", [SMALL, "hrnet_w18_small", "test_mambaout"])
+def test_gradients_reach_all_parameters(model, backbone):
+    network = small_model(model, backbone=backbone).train()
+    output = network(*pair(2, 3, 64, 64))
+    sum(logits.square().mean() for logits in output).backward()
+    without = [
+        name
+        for name, parameter in network.named_parameters()
+        if parameter.grad is None or not parameter.grad.isfinite().all()
+    ]
+    assert not without
+    assert all(parameter.grad.abs().sum() > 0 for parameter in network.semantic_head.parameters())
+
+
+def test_four_bands():
+    network = small_model(in_channels=4).eval()
+    with torch.inference_mode():
+        assert network(*pair(1, 4, 32, 32)).change_logits.shape == (1, 32, 32)
+
+
+def test_config_goes_to_plain_values_and_back():
+    config = ModelConfig("fcn", SMALL, True, 3, 4)
+    assert ModelConfig(**config.to_dict()) == config
+
+
+def test_hrnet_is_what_timm_builds_except_for_the_interpolation():
+    ours = build_encoder("hrnet_w18_small").body.state_dict()
+    theirs = timm.create_model("hrnet_w18_small").state_dict()
+    assert set(ours) <= set(theirs)
+    assert all(ours[name].shape == theirs[name].shape for name in ours)
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_pyramid_pooling_keeps_the_memory_layout(layout):
+    features = pair(2, 8, 12, 12)[0].contiguous(memory_format=layout)
+    pooled = PyramidPooling(8).eval()(features)
+    assert pooled.is_contiguous(memory_format=layout)

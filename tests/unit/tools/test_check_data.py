@@ -1,0 +1,186 @@
+"""tools/check_data.py, and the quick check at the start of training."""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from datasets.classes import SECOND_CLASSES
+from datasets.pairs import index_pairs
+from tests.helpers.damages import (
+    binary_labels,
+    disagree,
+    flipped_leak,
+    foreign_colors,
+    land_cover_as_labels,
+    same_dates,
+    smear_labels,
+    truncate,
+)
+from tests.helpers.image_files import files_below, read, write
+from tools import check_data
+from tools.checking.inspection import quick_check
+from utils.errors import UserError
+
+# --- quick check ------------------------------------------------------------------------------
+
+
+def test_quick_check_is_silent_on_a_clean_set_and_fast(sample_root):
+    start = time.perf_counter()
+    assert quick_check(index_pairs(sample_root / "train"), SECOND_CLASSES) == []
+    assert time.perf_counter() - start < 1
+    assert quick_check([], SECOND_CLASSES) == []
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (binary_labels, "only 0 and 255"),
+        (smear_labels, "label1/00004.png"),
+        (disagree, "disagree on what changed"),
+        (land_cover_as_labels, "every pixel a class"),
+        (truncate, None),  # only the headers of images are read
+    ],
+)
+def test_quick_check_warns(damage, message, broken_root):
+    damage(broken_root)
+    warnings = quick_check(index_pairs(broken_root / "train"), SECOND_CLASSES)
+    assert len(warnings) == (message is not None)
+    assert message is None or (message in warnings[0] and "\n" not in warnings[0])
+
+
+def test_quick_check_sees_unchanged_sets_and_equal_dates(broken_root):
+    for path in (broken_root / "train").glob("label[12]/*.png"):
+        write(path, np.full((64, 64, 3), 255, np.uint8))
+    shutil.copy(broken_root / "train/im1/00004.png", broken_root / "train/im2/00004.png")
+    warnings = quick_check(index_pairs(broken_root / "train"), SECOND_CLASSES)
+    assert len(warnings) == 2
+    assert "nothing changed" in warnings[0] and "a sample of 12 pairs" in warnings[0]
+    assert "same image at both dates: train/im1/00004.png + train/im2/00004.png" in warnings[1]
+
+
+# --- the tool ---------------------------------------------------------------------------------
+
+
+def test_tool_on_a_clean_set(sample_root, tmp_path, capsys):
+    before = files_below(sample_root)
+    assert check_data.main([str(sample_root), "--outdir", str(tmp_path), "--strict"]) == 0
+    out = capsys.readouterr().out
+    assert "train 12 12 64 × 64" in " ".join(out.split())
+    assert "0 kinds of errors, 0 kinds of warnings" in out
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["passed"] is True and report["findings"] == []
+    assert report["splits"]["val"]["pairs"] == 4
+    assert report["splits"]["train"]["label_pixels_read"] == 12 * 64 * 64
+    assert report["folders"]["train/label1"]["label_formats"] == {"RGB in class colours": 12}
+    assert not (tmp_path / "suspicious.png").exists()
+    assert files_below(sample_root) == before
+    pytest.importorskip("matplotlib")
+    assert Image.open(tmp_path / "transitions.png").width > 400
+    assert Image.open(tmp_path / "classes.png").width > 400
+
+
+def test_tool_names_files_and_remedy_and_fails(broken_root, tmp_path, capsys):
+    disagree(broken_root)
+    flipped_leak(broken_root)
+    same_dates(broken_root)
+    assert check_data.main([str(broken_root), "--outdir", str(tmp_path / "out")]) == 1
+    out = capsys.readouterr().out
+    assert "ERROR labels-disagree, 2 ×: pairs whose two labels disagree on what changed" in out
+    assert "train/label1/00003.png + train/label2/00003.png" in out
+    assert "--resolve-disagreement" in out
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    assert report["passed"] is False
+    levels = {finding["kind"]: finding["level"] for finding in report["findings"]}
+    assert levels["labels-disagree"] == "error" and levels["leak-near"] == "warning"
+    sheet = np.asarray(Image.open(tmp_path / "out/suspicious.png"))
+    assert sheet.shape[1] > 5 * 170
+
+
+def test_strict_makes_warnings_errors(broken_root, tmp_path):
+    same_dates(broken_root)
+    outdir = ["--outdir", str(tmp_path / "out")]
+    assert check_data.main([str(broken_root), *outdir]) == 0
+    assert (tmp_path / "out/suspicious.png").exists()
+    assert check_data.main([str(broken_root), *outdir, "--strict"]) == 1
+
+
+def test_tool_notes_missing_matplotlib(sample_root, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)
+    assert check_data.main([str(sample_root), "--outdir", str(tmp_path)]) == 0
+    assert "matplotlib is missing; pip install matplotlib" in capsys.readouterr().out
+    assert not (tmp_path / "transitions.png").exists()
+
+
+def test_tool_converts_and_says_what_is_left_out(broken_root, tmp_path, capsys):
+    foreign_colors(broken_root)
+    out, outdir = tmp_path / "out", tmp_path / "check"
+    options = [str(broken_root), "--convert", str(out), "--outdir", str(outdir)]
+    assert check_data.main(options) == 1
+    printed = capsys.readouterr().out
+    assert "left out: train/im1/00003.png: label2/00003.png: foreign colours" in printed
+    assert "15 pairs written" in printed
+    assert json.loads((outdir / "convert.json").read_text())["written"] == 15
+    shutil.rmtree(out)
+    (tmp_path / "map.json").write_text(
+        json.dumps({name: name for name in SECOND_CLASSES.names} | {"#ff8000": "unchanged"})
+    )
+    options += ["--class-map", str(tmp_path / "map.json"), "--classes", "second"]
+    options += ["--resolve-disagreement"]
+    assert check_data.main(options) == 0
+    assert not read(out / "train/label2/00003.png")[:9, :9].any()
+
+
+def test_wrong_use_is_a_user_error(sample_root, tmp_path):
+    for options, message in [
+        ([tmp_path], "no image pairs in it"),
+        ([sample_root, "--class-map", "m.json"], "--class-map is for --convert OUT"),
+        ([sample_root, "--convert", sample_root / "x"], "inside or around the source"),
+        ([sample_root, "--convert", tmp_path / "x", "--classes", "third"], "neither second nor"),
+        ([sample_root, "--val-list", tmp_path / "no.txt"], "cannot be read"),
+        ([sample_root, "--train-list", tmp_path / "no.txt"], "needs --val-list"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            check_data.main([str(o) for o in (*options, "--outdir", tmp_path / "out")])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["--strict", "--bands 4", "--hash-distance 0", "--split k-fold --fold 0", "--val-list a.txt"],
+)
+def test_what_a_conversion_would_ignore_is_refused(given, sample_root, tmp_path):
+    argv = [str(sample_root), "--convert", str(tmp_path / "x"), *given.split()]
+    with pytest.raises(UserError, match=f"{given.split()[0]} is for a check; --convert takes all"):
+        check_data.main(argv)
+    assert not list(tmp_path.iterdir())
+
+
+def test_conversion_to_another_class_list_needs_a_map(custom_root, tmp_path):
+    argv = [str(custom_root), "--outdir", str(tmp_path / "log"), "--convert", str(tmp_path / "a")]
+    with pytest.raises(UserError, match=r"--classes second: .*classes.json lists other classes"):
+        check_data.main([*argv, "--classes", "second"])
+    assert not list(tmp_path.iterdir())
+    assert check_data.main([*argv, "--classes", str(custom_root)]) == 0
+    names = {"same": "unchanged", "open": "ground", "built": "building"}
+    (tmp_path / "map.json").write_text(json.dumps(names))
+    argv[-1] = str(tmp_path / "b")
+    options = ["--classes", "second", "--class-map", str(tmp_path / "map.json")]
+    assert check_data.main([*argv, *options]) == 0
+    label = "train/label1/00003.png"
+    expected = np.array([0, 2, 5])[read(tmp_path / "a" / label)]
+    assert np.array_equal(read(tmp_path / "b" / label), expected)
+
+
+def test_script_exits_2_with_one_line(tmp_path):
+    command = [sys.executable, check_data.__file__, str(tmp_path / "none")]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: ") and "no such folder" in result.stderr
+    assert result.stderr.count("\n") == 1

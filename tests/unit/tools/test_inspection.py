@@ -1,0 +1,150 @@
+"""What an inspection of a data set finds: nothing in a clean one, each damage by its name."""
+
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from datasets.classes import SECOND_CLASSES
+from datasets.labels import READABLE, inspect_label, read_label
+from datasets.splits import SplitOptions, k_fold
+from tests.helpers.damages import (
+    DAMAGES,
+    binary_labels,
+    contradicting_palette,
+    every_label,
+    foreign_colors,
+    indices,
+    kinds,
+    one_index_label,
+    sixteen_bit_label,
+    smear_labels,
+)
+from tests.helpers.image_files import write
+from tools.checking.duplicates import VIEWS, _count_bits, perceptual_hashes, see
+from tools.checking.findings import KINDS
+from tools.checking.inspection import inspect_dataset
+from utils.errors import DataError
+
+
+def test_clean_set_has_no_findings(sample_root):
+    report = inspect_dataset(sample_root, SECOND_CLASSES)
+    assert report.findings == []
+    assert report.splits == ["train", "val"]
+    assert [pair.split for pair in report.pairs] == ["train"] * 12 + ["val"] * 4
+    assert all(file.size == (64, 64) for pair in report.pairs for file in pair.images)
+
+
+def test_counts_equal_a_plain_count_of_the_labels(sample_root):
+    report = inspect_dataset(sample_root, SECOND_CLASSES)
+    expected = np.zeros((7, 7), dtype=int)
+    for path in sorted((sample_root / "train" / "label1").iterdir()):
+        np.add.at(expected, tuple(indices(sample_root, path.stem)), 1)
+    assert np.array_equal(report.transitions("train"), expected)
+    changed = np.mean([pair.changed for pair in report.pairs if pair.split == "train"])
+    assert changed == pytest.approx(1 - expected[0, 0] / expected.sum())
+
+
+def test_workers_find_the_same(sample_root):
+    alone = inspect_dataset(sample_root, SECOND_CLASSES, workers=1)
+    together = inspect_dataset(sample_root, SECOND_CLASSES, workers=2)
+    assert [pair.pair for pair in alone.pairs] == [pair.pair for pair in together.pairs]
+    for a, b in zip(alone.pairs, together.pairs, strict=True):
+        assert [f.digest for f in a.fingerprints] == [f.digest for f in b.fingerprints]
+        assert np.array_equal(a.transitions, b.transitions)
+
+
+def test_unlabelled_val_is_a_test_set_and_every_10th_is_held_out(unlabelled_val_root):
+    report = inspect_dataset(unlabelled_val_root, SECOND_CLASSES)
+    splits = {pair.pair.id: pair.split for pair in report.pairs}
+    assert [name for name, split in splits.items() if split == "held out of train"] == [
+        "train/00000",
+        "train/00010",
+    ]
+    assert splits["val/00000"] == "val"
+    assert report.findings == []
+
+
+def test_few_readable_labels_say_nothing_about_the_whole_set(broken_root):
+    binary_labels(broken_root)
+    for date in (1, 2):
+        blank_label = np.full((64, 64, 3), 255, np.uint8)
+        write(broken_root / f"train/label{date}/00004.png", blank_label)
+    assert set(kinds(broken_root)) == {"label-binary"}
+
+
+def test_lists_decide_what_leaks(broken_root, tmp_path):
+    shutil.copy(broken_root / "train/im1/00003.png", broken_root / "train/im1/00004.png")
+    assert set(kinds(broken_root)) == {"duplicate-exact"}
+    val_list, train_list = tmp_path / "val.txt", tmp_path / "train.txt"
+    val_list.write_text("00004\n00005\n")
+    found = kinds(broken_root, split=SplitOptions(val_list=val_list))
+    assert found == {"leak-exact": ["train/im1/00003.png", "train/im1/00004.png"]}
+    train_list.write_text("".join(f"{i:05d}\n" for i in (0, 1, 2, 6, 7, 8, 9, 10, 11)))
+    assert kinds(broken_root, split=SplitOptions("lists", val_list, train_list)) == {}
+
+
+def test_folds_decide_what_leaks(broken_root):
+    shutil.copy(broken_root / "train/im1/00003.png", broken_root / "train/im1/00004.png")
+    names = [f"train/{i:05d}" for i in range(12)]
+    for fold in range(3):
+        val = k_fold(names, 3, fold, 0).val
+        found = set(kinds(broken_root, split=SplitOptions("k-fold", folds=3, fold=fold)))
+        apart = ("train/00003" in val) != ("train/00004" in val)
+        assert ("leak-exact" in found, "duplicate-exact" in found) == (apart, not apart)
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
+def test_each_damage_gives_its_finding_and_no_other(damage, broken_root):
+    expected = damage(broken_root)
+    assert kinds(broken_root) == expected
+
+
+def test_every_kind_is_tested(broken_root, tmp_path):
+    tested = set()
+    for damage in DAMAGES:
+        root = tmp_path / damage.__name__
+        shutil.copytree(broken_root, root)
+        tested |= set(damage(root))
+    assert tested == set(KINDS)
+
+
+def test_label_formats_agree_with_what_training_reads(sample_root, broken_root):
+    """A format counts as readable exactly where read_label takes the file."""
+    for damage, name in [
+        (foreign_colors, "00000"),
+        (contradicting_palette, "00001"),
+        (one_index_label, "00002"),
+        (sixteen_bit_label, "00005"),
+    ]:
+        damage(broken_root)
+        folder = broken_root / "train/label2"
+        shutil.move(folder / "00003.png", folder / f"{name}.png")
+        shutil.copy(sample_root / "train/label2/00003.png", folder)
+    smear_labels(broken_root)
+    for path in [*every_label(sample_root), *every_label(broken_root)]:
+        reading = inspect_label(Image.open(path), SECOND_CLASSES)
+        if reading.format in READABLE:
+            assert np.array_equal(reading.mask, read_label(path, SECOND_CLASSES))
+        else:
+            with pytest.raises(DataError):
+                read_label(path, SECOND_CLASSES)
+
+
+def test_hashes_of_views_equal_hashes_of_turned_pictures():
+    rng = np.random.default_rng(1)
+    thumbnails = rng.integers(0, 256, (5, 32, 32), dtype=np.uint8)
+    hashes = perceptual_hashes(thumbnails)
+    for number, view in enumerate(VIEWS):
+        seen = np.stack([see(thumbnail, *view) for thumbnail in thumbnails])
+        assert np.array_equal(perceptual_hashes(seen)[0], hashes[number])
+    assert len(set(hashes.ravel().tolist())) == 40
+
+
+def test_bits_are_counted_alike_without_numpy_2(monkeypatch):
+    values = np.array([[0, 1, 2**63], [2**64 - 1, 0xFF00, 12345]], dtype=np.uint64)
+    expected = [[0, 1, 1], [64, 8, bin(12345).count("1")]]
+    assert _count_bits(values).tolist() == expected
+    monkeypatch.delattr(np, "bitwise_count", raising=False)
+    assert _count_bits(values).tolist() == expected

@@ -1,0 +1,158 @@
+"""From the values, colours or names of another data set's labels to a class list."""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from datasets.classes import ClassList
+from datasets.labels import COLOR_DISTANCE, color_table, pack_colors
+from utils.errors import DataError
+
+HEX_COLOR = re.compile(r"#[0-9a-fA-F]{6}")
+
+DECIMAL_COLOR = re.compile(r"\(?\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*\)?")
+
+MAX_VALUE = 65535
+
+UNMAPPED = 255  # no class has this index: a class list has at most 255 entries
+
+
+@dataclass(frozen=True)
+class ClassMap:
+    """What each value and each colour of foreign labels stands for.
+
+    Attributes:
+        values: class index by grey value or palette index.
+        colors: class index by RGB colour.
+    """
+
+    values: dict[int, int]
+    colors: dict[tuple[int, int, int], int]
+
+    def apply(self, image: Image.Image, color_distance: int = COLOR_DISTANCE) -> np.ndarray:
+        """Return a label as (H, W) uint8 class indices.
+
+        RGB labels take the nearest mapped colour within ``color_distance`` (Euclidean). Grey and
+        palette labels take the mapped values; a palette label with others takes its colours.
+
+        Raises:
+            ValueError: a value or colour is not in the map, or a palette label has values and
+                colours that the map gives different classes.
+        """
+        if image.mode == "P":
+            return self._from_palette(image, color_distance)
+        if image.mode in ("RGB", "RGBA"):
+            return self._from_colors(image, color_distance)
+        values = np.asarray(image)
+        if values.ndim != 2 or values.dtype.kind not in "bui":
+            raise ValueError(f"mode {image.mode} is no label format; save grey, palette or RGB")
+        return self._from_values(values.astype(np.int64))
+
+    def _from_palette(self, image: Image.Image, color_distance: int) -> np.ndarray:
+        indices = np.asarray(image)
+        used = np.flatnonzero(np.bincount(indices.ravel())).tolist()
+        if self.colors and not set(used) <= set(self.values):
+            return self._from_colors(image.convert("RGB"), color_distance)
+        palette = image.getpalette("RGB")
+        shown = [tuple(palette[3 * index : 3 * index + 3]) for index in used]
+        if set(shown) <= set(self.colors):
+            for index, color in zip(used, shown, strict=True):
+                if self.colors[color] != self.values[index]:
+                    raise ValueError(
+                        f"index {index} is mapped to class {self.values[index]}, but its palette "
+                        f"colour {color} to class {self.colors[color]}; map colours alone, or "
+                        "values alone"
+                    )
+        return self._from_values(indices.astype(np.int64))
+
+    def _from_values(self, values: np.ndarray) -> np.ndarray:
+        lookup = np.full(MAX_VALUE + 1, UNMAPPED, dtype=np.uint8)
+        for value, index in self.values.items():
+            lookup[value] = index
+        mask = lookup[np.clip(values, 0, MAX_VALUE)]
+        missing = (mask == UNMAPPED) | (values < 0) | (values > MAX_VALUE)
+        if missing.any():
+            value = int(values[missing][0])
+            count = int((values == value).sum())
+            fits = 0 <= value <= MAX_VALUE
+            remedy = "add it" if fits else f"only 0 to {MAX_VALUE} can be, replace it in the file"
+            raise ValueError(f"value {value} ({count} pixels) is not in the class map; {remedy}")
+        return mask
+
+    def _from_colors(self, image: Image.Image, color_distance: int) -> np.ndarray:
+        if not self.colors:
+            raise ValueError("the label has colours, but the class map has none; add them")
+        packed = pack_colors(image)
+        nearest, distance = color_table(tuple(self.colors)).nearest(packed)
+        far = distance > color_distance
+        if far.any():
+            first = int(packed[far][0])
+            color = (first & 255, first >> 8 & 255, first >> 16)
+            raise ValueError(
+                f"colour {color} is {int(distance[far][0])} from the nearest colour in the class "
+                f"map, and {int(far.sum())} pixels are beyond {color_distance}; add their colours"
+            )
+        return np.array(list(self.colors.values()), dtype=np.uint8)[nearest]
+
+
+def load_class_map(path: Path, source: ClassList, target: ClassList) -> ClassMap:
+    """Read a JSON object from foreign values, colours or names to classes.
+
+    ``{"7": "tree", "#ff8000": 5, "255,0,0": "water", "road": "ground"}``: a key is a value, a
+    colour, or a name in ``source`` (which stands for that class's index and colour); what it maps
+    to is a name or an index in ``target``.
+
+    Raises:
+        DataError: the file is not of that form, or names a class there is not.
+    """
+    path = Path(path)
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read as JSON ({error})") from error
+    if not isinstance(entries, dict) or not entries:
+        raise DataError(f'{path}: expected an object like {{"7": "tree", "#ff8000": "building"}}')
+    values: dict[int, int] = {}
+    colors: dict[tuple[int, int, int], int] = {}
+    for key, name in entries.items():
+        index = _target_index(path, name, target)
+        color = _parse_color(key)
+        if key in source.names:
+            values[source.names.index(key)] = index
+            colors[source.colors[source.names.index(key)]] = index
+        elif color is not None:
+            colors[color] = index
+        elif key.isascii() and key.isdigit() and int(key) <= MAX_VALUE:
+            values[int(key)] = index
+        else:
+            raise DataError(
+                f"{path}: {key!r} is no value (0 to {MAX_VALUE}), no colour (#rrggbb or r,g,b) and "
+                f"no class of the source ({', '.join(source.names)})"
+            )
+    if len(colors) > UNMAPPED:
+        raise DataError(f"{path}: {len(colors)} colours, but {UNMAPPED} are the most")
+    return ClassMap(values, colors)
+
+
+def _target_index(path: Path, name: object, target: ClassList) -> int:
+    if isinstance(name, int) and not isinstance(name, bool) and 0 <= name <= target.num_classes:
+        return name
+    if isinstance(name, str) and name in target.names:
+        return target.names.index(name)
+    raise DataError(
+        f"{path}: {name!r} is no class; choose an index from 0 to {target.num_classes} or one of "
+        f"{', '.join(target.names)}"
+    )
+
+
+def _parse_color(key: str) -> tuple[int, int, int] | None:
+    if HEX_COLOR.fullmatch(key):
+        return tuple(bytes.fromhex(key[1:]))
+    match = DECIMAL_COLOR.fullmatch(key)
+    if match and all(int(channel) <= 255 for channel in match.groups()):
+        return tuple(int(channel) for channel in match.groups())
+    return None

@@ -1,0 +1,244 @@
+"""Procedural bi-temporal aerial scenes in the layout of SECOND, for the demo and the tests."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from datasets.classes import SECOND_CLASSES
+from datasets.images import save_raster
+from tools.scenes.bands import sense
+from tools.scenes.draw import LOW_VEGETATION, WATER, Canvas, Color, Frame, Plot, Rng, pick
+from tools.scenes.land import DIRT_ROADS, LAND_USES, MEADOWS, ROADS, WATERS, draw_road
+from tools.scenes.render import light_scene, photograph, plan_nature
+from utils.parallel import ParallelMap
+from utils.pictures import save_change_mask, save_image
+from utils.text import progress as show_progress
+
+LABEL_FORMATS = ("rgb", "index", "binary")
+
+MIN_SIDE = 32
+
+USE_SHARES = {  # of the plots at the first date
+    "crop": 0.15, "soil": 0.11, "meadow": 0.11, "forest": 0.17, "raw ground": 0.06,
+    "residential": 0.15, "industrial": 0.08, "pond": 0.10, "sports": 0.07,
+}  # fmt: skip
+
+SUCCESSORS = {  # what may take the place of a use
+    "crop": ("residential", "industrial", "soil", "raw ground", "sports", "pond", "forest"),
+    "soil": ("crop", "meadow", "residential", "industrial", "pond", "sports"),
+    "meadow": ("residential", "industrial", "soil", "sports", "forest", "pond"),
+    "forest": ("raw ground", "soil", "crop", "residential", "industrial", "sports"),
+    "raw ground": ("residential", "industrial", "sports", "meadow", "pond"),
+    "residential": ("raw ground", "meadow", "industrial", "sports"),
+    "industrial": ("raw ground", "sports", "meadow", "residential"),
+    "pond": ("soil", "meadow", "industrial", "raw ground"),
+    "sports": ("residential", "industrial", "meadow", "raw ground"),
+}
+
+CHANGE_SHARE = 0.36  # of the plots
+
+REVERSE_SHARE = 0.4  # of the changes; land is built over more often than given back
+
+RESTYLE_SHARE = 0.35  # of the plots; new colours, the same class
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One pair. ``label`` is ``truth`` where the class changed between the dates, else 0."""
+
+    image1: np.ndarray  # (H, W, 3) uint8
+    image2: np.ndarray
+    label1: np.ndarray  # (H, W) uint8, 0 unchanged, 1..6
+    label2: np.ndarray
+    truth1: np.ndarray  # (H, W) uint8, 1..6
+    truth2: np.ndarray
+
+
+@dataclass(frozen=True)
+class _Parcel:
+    lot: Plot
+    plot: Plot  # the lot without its verge
+    hedge: float  # tree density of the verge
+    uses: tuple[str, str]
+    shape_seeds: tuple[int, int]
+    style_seeds: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class _Road:
+    start: np.ndarray
+    end: np.ndarray
+    width: float
+    color: Color
+    dates: tuple[bool, bool]
+
+
+@dataclass(frozen=True)
+class _River:
+    axis: np.ndarray
+    width: float
+    color: Color
+
+
+def make_scene(seed: int | Sequence[int], height: int = 128, width: int = 128) -> Scene:
+    """Draw one scene; the same ``seed`` gives the same bytes. Sides of at least 32 pixels."""
+    if min(height, width) < MIN_SIDE:
+        raise ValueError(f"a scene is at least {MIN_SIDE} pixels high and wide: {height}x{width}")
+    rng = np.random.default_rng(seed)
+    frame = Frame(height, width, rng.uniform(0, np.pi), rng.uniform(0, 5), rng.uniform(0, 6))
+    roads, plots = _subdivide(rng, frame)
+    parcels = [_plan_parcel(rng, plot) for plot in plots]
+    river = _plan_river(rng, frame) if rng.random() < 0.15 else None
+    nature = plan_nature(rng, height, width)
+    sun_angle = rng.uniform(0, 2 * np.pi)
+    verge = pick(rng, MEADOWS)
+    images, truths = [], []
+    for date in (0, 1):
+        angle = sun_angle + rng.normal(0, 0.5)
+        canvas = Canvas(frame, (np.cos(angle), np.sin(angle)), verge)
+        _draw_land(canvas, parcels, roads, river, date)
+        radiance, truth = light_scene(rng, canvas, nature)
+        images.append(photograph(rng, radiance))
+        truths.append(truth)
+    changed = truths[0] != truths[1]
+    labels = [np.where(changed, truth, 0).astype(np.uint8) for truth in truths]
+    return Scene(*images, *labels, *truths)
+
+
+def write_sample_data(
+    root: Path,
+    train_pairs: int,
+    val_pairs: int,
+    height: int,
+    width: int,
+    seed: int,
+    label_format: str = "rgb",
+    workers: int = 1,
+    progress: bool = False,
+    bands: int = 3,
+    bits: int = 8,
+) -> None:
+    """Write ``root/{train,val}/{im1,im2,label1,label2,truth1,truth2}/<00000>.png``.
+
+    Labels are RGB in the palette of SECOND or class indices, truth always indices; or, ``binary``,
+    change masks in ``label`` instead of label1 and label2. Scene i of a
+    split depends on (seed, split, i) alone, so neither ``workers`` nor a restart changes a byte.
+    ``bands`` and ``bits`` as `tools.scenes.bands.sense` takes them.
+    """
+    if label_format not in LABEL_FORMATS:
+        raise ValueError(f"unknown label format {label_format!r}; choose from {LABEL_FORMATS}")
+    form = (height, width, label_format, bands, bits)
+    jobs = [
+        (Path(root) / split, index, (seed, split_index, index), *form)
+        for split_index, (split, pairs) in enumerate((("train", train_pairs), ("val", val_pairs)))
+        for index in range(pairs)
+    ]
+    results = ParallelMap(_write_scene, jobs, workers)
+    for _ in show_progress(results, "writing", progress, "pair"):
+        pass
+
+
+def _write_scene(job: tuple[Path, int, tuple[int, int, int], int, int, str, int, int]) -> None:
+    folder, index, seed, height, width, label_format, bands, bits = job
+    scene = make_scene(seed, height, width)
+    name = f"{index:05d}.png"
+    for date, image, label, truth in (
+        (1, scene.image1, scene.label1, scene.truth1),
+        (2, scene.image2, scene.label2, scene.truth2),
+    ):
+        # The truth comes first: it tells generated folders from real ones, even unfinished.
+        save_image(folder / f"truth{date}" / name, truth)
+        if (bands, bits) == (3, 8):
+            save_image(folder / f"im{date}" / name, image)
+        else:
+            sensed = sense(image, truth, bands, bits, (*seed, date))
+            save_raster(folder / f"im{date}" / name, sensed)
+        if label_format != "binary":
+            shown = SECOND_CLASSES.to_rgb(label) if label_format == "rgb" else label
+            save_image(folder / f"label{date}" / name, shown)
+    if label_format == "binary":
+        save_change_mask(folder / "label" / name, (scene.label1 > 0).astype(np.uint8))
+
+
+def _subdivide(rng: Rng, frame: Frame) -> tuple[list[_Road], list[Plot]]:
+    cos, sin = abs(np.cos(frame.angle)), abs(np.sin(frame.angle))
+    half_u = (frame.width * cos + frame.height * sin) / 2 + frame.bend + 2
+    half_v = (frame.width * sin + frame.height * cos) / 2 + frame.bend + 2
+    roads, plots = [], []
+    asphalt = pick(rng, ROADS)
+    pending = [Plot(-half_u, -half_v, half_u, half_v)]
+    while pending:
+        plot = pending.pop()
+        if max(plot.size) < rng.uniform(44, 72):
+            plots.append(plot)
+            continue
+        along_u = plot.size[0] > plot.size[1]
+        cut = rng.uniform(0.36, 0.64)
+        width = rng.uniform(6, 8.5) if max(plot.size) > 100 else rng.choice((0.0, 1.5, 4.5))
+        color = asphalt if width >= 4 else pick(rng, DIRT_ROADS)
+        dates = ((True, True), (False, True), (True, False))[rng.choice(3, p=(0.94, 0.05, 0.01))]
+        if along_u:
+            at = plot.u0 + cut * plot.size[0]
+            ends = np.array([[at, plot.v0], [at, plot.v1]])
+            halves = (Plot(plot.u0, plot.v0, at, plot.v1), Plot(at, plot.v0, plot.u1, plot.v1))
+        else:
+            at = plot.v0 + cut * plot.size[1]
+            ends = np.array([[plot.u0, at], [plot.u1, at]])
+            halves = (Plot(plot.u0, plot.v0, plot.u1, at), Plot(plot.u0, at, plot.u1, plot.v1))
+        if width:
+            roads.append(_Road(ends[0], ends[1], width, color, dates))
+        pending += halves
+    return roads, [plot for plot in plots if _is_visible(plot, frame)]
+
+
+def _is_visible(plot: Plot, frame: Frame) -> bool:
+    points = frame.to_pixels(plot.outline())
+    low, high = points.min(axis=0), points.max(axis=0)
+    return bool((high > 0).all() and (low < (frame.width, frame.height)).all())
+
+
+def _plan_parcel(rng: Rng, lot: Plot) -> _Parcel:
+    before = after = str(rng.choice(list(USE_SHARES), p=list(USE_SHARES.values())))
+    shape, shape_after, style, style_after = rng.integers(2**31, size=4).tolist()
+    restyled = rng.random() < RESTYLE_SHARE
+    if rng.random() < CHANGE_SHARE:
+        after = str(rng.choice(SUCCESSORS[before]))
+        restyled = True
+        if rng.random() < REVERSE_SHARE:
+            before, after = after, before
+    else:
+        shape_after = shape
+    margin = rng.uniform(2, 4.5)  # keeps objects off the streets
+    hedge = 0.6 if rng.random() < 0.2 else 0.0
+    styles = (style, style_after if restyled else style)
+    plot = lot.shrink(margin)
+    return _Parcel(lot, plot, hedge, (before, after), (shape, shape_after), styles)
+
+
+def _plan_river(rng: Rng, frame: Frame) -> _River:
+    reach = (frame.height + frame.width) * 0.75
+    t = np.linspace(-1, 1, 40)
+    bends = rng.uniform(4, 12) * np.sin(t * rng.uniform(3, 7) + rng.uniform(0, 6))
+    across = rng.uniform(-0.25, 0.25) * min(frame.height, frame.width)
+    return _River(np.stack([t * reach, bends + across], 1), rng.uniform(8, 16), pick(rng, WATERS))
+
+
+def _draw_land(
+    canvas: Canvas, parcels: list[_Parcel], roads: list[_Road], river: _River | None, date: int
+) -> None:
+    for parcel in parcels:
+        if parcel.hedge:
+            canvas.fill(parcel.lot.outline(), LOW_VEGETATION, canvas.base_color, trees=parcel.hedge)
+        shapes = np.random.default_rng(parcel.shape_seeds[date])
+        style = np.random.default_rng(parcel.style_seeds[date])
+        LAND_USES[parcel.uses[date]](canvas, parcel.plot, shapes, style, date)
+    if river:
+        side = np.array([0, river.width / 2])
+        canvas.fill(
+            np.concatenate([river.axis - side, (river.axis + side)[::-1]]), WATER, river.color
+        )
+    for road in sorted(roads, key=lambda road: road.width):
+        if road.dates[date]:
+            draw_road(canvas, road.start, road.end, road.width, road.color)

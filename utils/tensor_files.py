@@ -1,0 +1,98 @@
+"""Checkpoints: written atomically, read without running code that a file might carry."""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from utils.errors import CheckpointError, UserError
+from utils.files import atomic_path
+
+FORMAT = 1
+
+_WRAPPERS = ("state_dict", "model_state_dict", "model")
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Write a checkpoint: on disk under a temporary name first, then renamed.
+
+    ``state`` holds tensors and plain Python values only, so that it loads with ``weights_only``.
+
+    Raises:
+        UserError: the folder cannot be written, or the disk is full.
+    """
+    path = Path(path)
+    with atomic_path(path, durable=True) as temporary:
+        try:
+            torch.save({"format": FORMAT, **state}, temporary)
+        except RuntimeError as error:  # torch's zip writer does not raise OSError
+            raise UserError(
+                f"cannot write {path}: disk full or gone ({str(error).splitlines()[0]}); the "
+                "checkpoint that was there is kept"
+            ) from error
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a ``.pth`` or ``.safetensors`` file onto the CPU, as tensors and plain values.
+
+    Raises:
+        CheckpointError: no such file, a damaged file, or a pickle that holds more than that.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such checkpoint; check the path")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path, device="cpu")
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "Unsupported operand" not in str(error) or _is_pickle(path):
+            raise CheckpointError(
+                f"{path}: refused, the file holds Python objects that could run code; export its "
+                "tensors as a plain state dict or as .safetensors"
+            ) from error
+        raise CheckpointError(_damaged(path)) from error
+    except Exception as error:  # damage surfaces as whatever the unpickler stumbles over
+        raise CheckpointError(_damaged(path)) from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path}: holds a {type(state).__name__}, not a state dict")
+    return state
+
+
+def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
+    """Read the tensors of any checkpoint by name, as `unwrap_state_dict` returns them.
+
+    Raises:
+        CheckpointError: as `read_checkpoint`, or the file holds no tensors.
+    """
+    return unwrap_state_dict(read_checkpoint(path), path)
+
+
+def unwrap_state_dict(state: dict[str, Any], path: Path) -> dict[str, torch.Tensor]:
+    """Return a checkpoint's tensors by name: out of its wrapper, without ``module.`` prefixes.
+
+    Raises:
+        CheckpointError: there are no tensors in it.
+    """
+    for wrapper in _WRAPPERS:
+        if isinstance(state.get(wrapper), dict):
+            state = state[wrapper]
+    tensors = {
+        str(name).removeprefix("module."): value
+        for name, value in state.items()
+        if isinstance(value, torch.Tensor)
+    }
+    if not tensors:
+        raise CheckpointError(f"{path}: no tensors in it; this is not a model checkpoint")
+    return tensors
+
+
+def _is_pickle(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(1) == pickle.PROTO
+
+
+def _damaged(path: Path) -> str:
+    return f"{path}: damaged or no torch checkpoint; copy it again"
