@@ -1,12 +1,142 @@
-"""What every script does around its ``main``: one clear line instead of a traceback."""
+"""The command line: options that are fields of a dataclass, and one clear line for an error."""
 
 import argparse
+import dataclasses
+import difflib
+import importlib
 import multiprocessing
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn, TypeVar
 
 from utils.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError, first_line, one_line
+
+Config = TypeVar("Config")
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Aligns the help texts and keeps the examples in the epilog as they are."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=30, width=100)
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that answers a mistake with one line, and with the option that was meant."""
+
+    def parse_args(self, *arguments: Any) -> argparse.Namespace:  # noqa: D102
+        args, unknown = self.parse_known_args(*arguments)
+        if unknown:
+            known = [name for action in self._actions for name in action.option_strings]
+            name = unknown[0].split("=")[0]
+            close = difflib.get_close_matches(name, known, n=1)
+            self.error(f"unknown option {name}" + (f"; did you mean {close[0]}?" if close else ""))
+        return args
+
+    def error(self, message: str) -> NoReturn:  # noqa: D102
+        self.exit(EXIT_USER_ERROR, f"{self.prog}: error: {message} (--help lists all options)\n")
+
+
+def make_parser(description: str, epilog: str = "") -> Parser:
+    """Return an empty parser with this project's layout of help texts."""
+    return Parser(
+        description=description, epilog=epilog, formatter_class=HelpFormatter, allow_abbrev=False
+    )
+
+
+def option(default: Any, group: str, about: str, **settings: Any) -> Any:
+    """Return a dataclass field that is an option of the command line.
+
+    Args:
+        default: also shown in the help text, unless it is None, False or ``shown`` is given.
+        group: title of the help group.
+        about: help text.
+        settings: what ``add_argument`` takes (``type``, ``metavar``, ``choices``, ``nargs``, …);
+            ``shown``, the default in words; ``fixed``, whether a resumed run must share the value.
+    """
+    return dataclasses.field(
+        default=default, metadata={"group": group, "about": about, "settings": settings}
+    )
+
+
+def is_fixed(field: dataclasses.Field) -> bool:
+    """Tell whether a resumed run must share the value of this option."""
+    return field.metadata["settings"].get("fixed", False)
+
+
+def add_options(
+    parser: argparse.ArgumentParser | argparse._ArgumentGroup, source: type, names: Sequence[str]
+) -> None:
+    """Add some options of a config class to a parser, or to a group of one."""
+    by_name = {field.name: field for field in dataclasses.fields(source)}
+    for name in names:
+        _add(parser, by_name[name])
+
+
+def parse(config_class: type[Config], argv: Sequence[str], about: str = "") -> Config:
+    """Return the config that a command line describes.
+
+    Args:
+        config_class: a dataclass whose fields are made by `option`.
+        argv: the arguments.
+        about: a script's docstring: its first paragraph describes it, the rest are examples.
+
+    Raises:
+        OptionError: what the class raises about values that do not fit each other.
+    """
+    description, _, epilog = about.strip().partition("\n\n")
+    parser = make_parser(description, epilog)
+    groups: dict[str, argparse._ArgumentGroup] = {}
+    for field in dataclasses.fields(config_class):
+        title, _, note = field.metadata["group"].partition(": ")
+        if title not in groups:
+            groups[title] = parser.add_argument_group(title, note or None)
+        _add(groups[title], field)
+    return config_class(**vars(parser.parse_args(argv)))
+
+
+def _add(
+    group: argparse.ArgumentParser | argparse._ArgumentGroup, field: dataclasses.Field
+) -> None:
+    settings = dict(field.metadata["settings"])
+    settings.pop("fixed", None)
+    about, shown = field.metadata["about"], settings.pop("shown", None)
+    if isinstance(field.default, bool):
+        settings["action"] = argparse.BooleanOptionalAction if field.default else "store_true"
+        shown = shown or ("on" if field.default else None)
+    elif shown is None and field.default is not None:
+        shown = field.default
+    if shown is not None:
+        about = f"{about} (default: {shown})"
+    name = f"--{field.name.replace('_', '-')}"
+    group.add_argument(name, default=field.default, help=about, **settings)
+
+
+def start(
+    script: str, about: str, config_class: type, workflow: str, argv: Sequence[str] | None
+) -> Any:
+    """Parse a script's options and do its work in as many processes as there should be.
+
+    Args:
+        script: the script's file.
+        about: its docstring, for ``--help``.
+        config_class: its options.
+        workflow: ``"module:function"``, imported when the options are known, so that ``--help``
+            and mistakes are answered at once; takes the config and a ``torch.device``.
+        argv: the arguments; None takes those of this process.
+
+    Returns:
+        What the workflow returns; None when processes of their own did the work.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    config = parse(config_class, arguments, about)
+    module, function = workflow.split(":")
+    work = getattr(importlib.import_module(module), function)
+    dist = importlib.import_module("utils.dist")
+    return dist.run_script(
+        script, arguments, config.nproc, config.device, lambda device: work(config, device)
+    )
 
 
 def run(main: Callable[[], object]) -> None:
@@ -44,7 +174,11 @@ def _known_failure(error: Exception) -> str | None:
     # By name: importing torch's compiler takes a second. Its other errors are faults of a model.
     kinds = {kind.__name__ for kind in type(error).__mro__}
     if "ShortenTraceback" in kinds:
-        return _compiling_failed(error)
+        return (
+            f"compiling failed ({first_line(error)}); remove torch's inductor cache, where a "
+            "killed program may have left a broken file, or do without: no --compile in training, "
+            "--compile off elsewhere"
+        )
     if "OutOfMemoryError" in kinds or "DefaultCPUAllocator" in str(error):
         return (
             f"out of memory ({first_line(error)}); use a smaller batch (--batch-size, "
@@ -59,17 +193,6 @@ def _known_failure(error: Exception) -> str | None:
     return None
 
 
-def _compiling_failed(error: Exception) -> str:
-    from torch._inductor.runtime.cache_dir_utils import cache_dir
-
-    return (
-        f"compiling failed ({first_line(error)}); remove "
-        f"{cache_dir()}, "
-        "where a killed program may have left a broken file, or do without: no --compile in "
-        "training, --compile off elsewhere"
-    )
-
-
 def _end_readers() -> None:
     """End what data loaders have left: they ignore SIGTERM, and Python would wait for them."""
     readers = [child for child in multiprocessing.active_children() if child.daemon]
@@ -81,26 +204,9 @@ def _end_readers() -> None:
 
 def _report(line: str) -> None:
     """Print a line, or hand it to the launcher, so that four processes print it once."""
-    if "torch" in sys.modules:
-        from utils.dist import report_failure
-
-        if report_failure(line.removeprefix("error: ")):
-            return
-    print(line, file=sys.stderr)
-
-
-class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Aligns the help texts and keeps the examples in the epilog as they are."""
-
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=30, width=100)
-
-
-def make_parser(description: str, epilog: str = "") -> argparse.ArgumentParser:
-    """Return an empty parser with this project's layout of help texts."""
-    return argparse.ArgumentParser(
-        description=description, epilog=epilog, formatter_class=HelpFormatter, allow_abbrev=False
-    )
+    dist = sys.modules.get("utils.dist")
+    if dist is None or not dist.report_failure(line.removeprefix("error: ")):
+        print(line, file=sys.stderr)
 
 
 def positive_int(text: str) -> int:
@@ -138,7 +244,7 @@ def weight_list(text: str) -> tuple[float, ...]:
     return tuple(positive_float(part) for part in text.split(","))
 
 
-def _number(text: str, kind: type, valid: object, expected: str) -> float | int:
+def _number(text: str, kind: type, valid: Callable[[Any], bool], expected: str) -> float | int:
     try:
         value = kind(text)
     except ValueError:

@@ -1,48 +1,38 @@
-"""Progress bars and the one-line summary of scores."""
+"""What the programs print: tables and progress bars."""
 
 from collections.abc import Iterable, Sequence, Sized
 from typing import Any
 
 from tqdm import tqdm
 
+from utils.dist import is_main
+
 
 def progress(
-    items: Iterable[Any],
-    description: str,
-    show: bool = True,
-    unit: str = "batch",
-    total: int | None = None,
+    items: Iterable[Any], description: str, unit: str = "batch", total: int | None = None
 ) -> Iterable[Any]:
-    """Wrap an iterable in a bar that disappears when it ends; no bar where stderr is a file.
+    """Wrap an iterable in a bar that disappears when it ends.
+
+    There is none where stderr is a file, and on other processes than the first.
 
     Args:
         items: what to iterate over.
         description: stands before the bar.
-        show: False for no bar at all.
         unit: what an item is.
         total: number of items, where ``items`` has no length.
     """
     if total is None and isinstance(items, Sized):
         total = len(items)
-    return tqdm(
-        items,
-        desc=description,
-        unit=unit,
-        total=total,
-        leave=False,
-        disable=None if show else True,
-    )
+    hidden = None if is_main() else True
+    return tqdm(items, desc=description, unit=unit, total=total, leave=False, disable=hidden)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Format rows as aligned text: the first column left, the others right."""
     cells = [[str(cell) for cell in row] for row in (header, *rows)]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in cells
-    ]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = []
+    for first, *others in cells:
+        rest = (cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))
+        lines.append("  ".join([first.ljust(widths[0]), *rest]).rstrip())
     return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])

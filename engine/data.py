@@ -1,0 +1,161 @@
+"""What a training run reads: task, split, bands, and the loaders of both sets."""
+
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed
+from torch.utils.data import DataLoader
+
+from datasets.augment import TrainTransform
+from datasets.bands import RGB, Bands, Imagery
+from datasets.cache import make_reader
+from datasets.dataset import ChangeDetectionDataset
+from datasets.loaders import evaluation_loader, training_loader
+from datasets.pairs import Pair, split_pairs
+from datasets.quick_check import quick_check
+from datasets.splits import Split
+from datasets.statistics import choose_bands, read_statistics
+from datasets.task import Task, load_task, missing_labels, with_dates
+from engine.config import TrainConfig
+from engine.ensemble import bands_to_read, choose_ensemble
+from engine.predict import unfinished
+from models.checkpoint import Checkpoint
+from utils import dist
+from utils.dist import is_main, print0
+from utils.errors import (
+    OptionError,
+)
+
+
+@dataclass
+class TrainingData:
+    """What a run reads.
+
+    Attributes:
+        task: what the labels are.
+        split: who trains and who validates.
+        bands: what is read from the images.
+        statistics: of the bands, where ``--band-statistics`` gives them.
+        checkpoint: that is evaluated; then there is no ``train_loader``.
+        val_loader, train_loader: this process's batches.
+    """
+
+    task: Task
+    split: Split
+    bands: Bands
+    statistics: Imagery | None
+    checkpoint: Checkpoint | None
+    val_loader: DataLoader
+    train_loader: DataLoader | None = None
+
+    @classmethod
+    def open(cls, config: TrainConfig, device: torch.device) -> "TrainingData":
+        """Find the pairs, look at a few of them, and make the loaders.
+
+        Raises:
+            DataError, OptionError, CheckpointError: data, options and checkpoint do not fit.
+        """
+        task = load_task(config.data_root)
+        split, train_pairs, val_pairs = split_pairs(config.data_root, config.split_options)
+        task = with_dates(task, train_pairs, val_pairs)
+        print0(
+            f"{len(train_pairs)} training and {len(val_pairs)} validation pairs "
+            f"(split {split.protocol}), {task.semantic_classes} classes, "
+            f"{dist.size()} × {device.type}"
+        )
+        for line in missing_labels(task, train_pairs, val_pairs):
+            print0(line)
+        checkpoint = statistics = None
+        if config.load_from:
+            [checkpoint] = choose_ensemble([config.load_from], config.load_from.parent, task)
+            bands = bands_to_read([checkpoint], val_pairs[0].image1)
+        else:
+            bands = choose_bands(config.bands, train_pairs[0].image1)
+        if config.band_statistics:  # before anything takes long: a mistyped name costs no minutes
+            statistics = read_statistics(config.band_statistics, bands)
+        if is_main():
+            _check_quickly(train_pairs, task, bands)
+        # A single pass decodes nothing twice.
+        cache = "off" if config.load_from else config.cache
+        reader = make_reader(cache, config.outdir, val_pairs, task, bands=bands)
+        val_loader = evaluation_loader(
+            ChangeDetectionDataset(val_pairs, task, reader=reader),
+            config.val_batch_size,
+            config.reader_workers(device.type),
+            pin_memory=device.type == "cuda",
+        )
+        data = cls(task, split, bands, statistics, checkpoint, val_loader)
+        if not checkpoint:
+            data.train_loader = _open_train_loader(config, data, train_pairs, device)
+        return data
+
+
+def _check_quickly(pairs: list[Pair], task: Task, bands: Bands) -> None:
+    started = time.perf_counter()
+    warnings = quick_check(pairs, task, bands)
+    for warning in warnings:
+        print(f"warning: {warning}; see tools/check_data.py", file=sys.stderr)
+    print(f"data: {len(warnings)} warnings ({time.perf_counter() - started:.1f} s)")
+
+
+def _open_train_loader(
+    config: TrainConfig, data: TrainingData, pairs: list[Pair], device: torch.device
+) -> DataLoader:
+    masks = _find_pseudo_masks(config, data.task, pairs) if config.use_pseudo_label else None
+    batch_size = _pairs_per_pass(config, len(pairs))
+    synchronized = device.type == "cuda"  # batch norm sees the pairs of all processes
+    if config.model == "pspnet" and batch_size * (dist.size() if synchronized else 1) == 1:
+        raise OptionError(
+            "pspnet normalises one value per image and channel: --batch-size ≥ 2, and no more "
+            "--accumulate, or processes on a CPU, than leave two pairs a pass"
+        )
+    reader = make_reader(config.cache, config.outdir, pairs, data.task, masks, data.bands)
+    transform = TrainTransform(config.crop_size, is_rgb=data.bands == RGB)
+    return training_loader(
+        ChangeDetectionDataset(pairs, data.task, transform, masks, config.seed, reader),
+        batch_size,
+        config.reader_workers(device.type),
+        config.seed,
+        config.accumulate,
+        pin_memory=device.type == "cuda",
+    )
+
+
+def _find_pseudo_masks(config: TrainConfig, task: Task, pairs: list[Pair]) -> Path:
+    """Return the folder of pseudo masks, all of which must be of one run of label.py."""
+    if task.is_binary:
+        raise OptionError(
+            "--use-pseudo-label: pseudo labels are classes, and these labels are change masks "
+            "without any; train without it"
+        )
+    folder = config.pseudo_label_root or config.outdir / "masks" / "train"
+    if not folder.is_dir():
+        raise OptionError(f"{folder}: no pseudo masks there; run label.py first")
+    missing = unfinished(folder, pairs)
+    if missing:
+        raise OptionError(
+            f"{folder}: label.py has not come to its end there, the masks of {len(missing)} of "
+            f"{len(pairs)} pairs are missing or older; run it again, or remove manifest.json to "
+            "take the masks as they are"
+        )
+    return folder
+
+
+def _pairs_per_pass(config: TrainConfig, pairs: int) -> int:
+    """Return how many pairs each process takes per forward pass.
+
+    Raises:
+        OptionError: the batch cannot be divided equally, or there are too few pairs.
+    """
+    parts = config.accumulate * dist.size()
+    if config.batch_size % parts:
+        raise OptionError(
+            f"--batch-size {config.batch_size} cannot be divided among {dist.size()} processes × "
+            f"--accumulate {config.accumulate}; use a multiple of {parts}"
+        )
+    if pairs < parts:
+        raise OptionError(f"{pairs} training pairs are too few for {parts} parts of a batch")
+    return min(config.batch_size, pairs) // parts

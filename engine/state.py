@@ -1,0 +1,333 @@
+"""Everything that changes while a model trains, and its way to a checkpoint and back."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.distributed
+from timm.layers import convert_sync_batchnorm
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from datasets.statistics import find_imagery
+from datasets.task import Task
+from engine.config import TrainConfig
+from engine.data import TrainingData
+from engine.metrics import AnyMetrics, metrics_from_dict
+from engine.run import Run
+from engine.runtime import choose_precision
+from models.change_detector import ChangeDetector, ModelConfig, build_model
+from models.checkpoint import Checkpoint
+from models.losses import ChangeCriterion, default_class_weights
+from models.recompute import checkpoint_activations
+from models.weights import start_model
+from utils import dist
+from utils.dist import gather, print0
+from utils.errors import (
+    NumericalError,
+    OptionError,
+)
+
+POLY_POWER = 0.9  # lr · (1 − step / steps)^0.9 after every step, as published
+OVERFLOWS_TO_REPORT = 4  # halvings of the loss scale within one epoch
+READ_EVERY = 20  # batches between two looks at the loss; each makes the host wait for the device
+
+
+class TrainState:
+    """Everything that changes while a model trains, and its way to a checkpoint and back.
+
+    The recipe is the published one: Adam, heads at ten times the encoder's rate, poly schedule.
+
+    Args:
+        config: the options.
+        model: on the device.
+        criterion: on the device.
+        steps: optimiser steps of the whole run.
+
+    Attributes:
+        epoch: the epoch that runs or ran last, from 1.
+        step: optimiser steps done in it.
+        validated: whether its validation is done.
+        best: the best scores so far.
+        rows: one log row per validated epoch.
+    """
+
+    def __init__(
+        self, config: TrainConfig, model: ChangeDetector, criterion: nn.Module, steps: int
+    ) -> None:
+        self.model, self.criterion, self.accumulate = model, criterion, config.accumulate
+        self.device = next(model.parameters()).device
+        self.precision = choose_precision(config.amp, self.device)
+        self.optimizer = torch.optim.Adam(
+            model.parameter_groups(config.lr),
+            weight_decay=config.weight_decay,
+            fused=self.device.type != "mps",
+        )
+        self.scheduler = torch.optim.lr_scheduler.PolynomialLR(
+            self.optimizer, total_iters=steps, power=POLY_POWER
+        )
+        gpu = [self.device] if self.device.type == "cuda" else None
+        self.parallel = (
+            DistributedDataParallel(model, device_ids=gpu, gradient_as_bucket_view=True)
+            if dist.size() > 1
+            else model
+        )
+        self.epoch, self.step, self.part, self.validated = 0, 0, 0, True
+        self.best: AnyMetrics | None = None
+        self.rows: list[dict[str, Any]] = []
+        self.losses = LossReader()
+
+    @classmethod
+    def build(
+        cls, config: TrainConfig, data: TrainingData, run: Run, device: torch.device
+    ) -> "TrainState":
+        """Return a new state, or the one where the run to resume was left.
+
+        Raises:
+            OptionError: options do not fit the data, the backbone or the run to resume.
+            CheckpointError: weights to start from cannot be used.
+        """
+        saved = run.take_saved()
+        weights = _class_weights(config, data.task)
+        model_config = _model_config(config, data, saved)
+        run.identity["config"] = model_config.to_dict()
+        torch.manual_seed(config.seed)
+        start = (config.pretrain_from, config.pretrained, config.pretrained_dir)
+        model = build_model(model_config) if saved else start_model(model_config, *start)
+        torch.manual_seed(config.seed + dist.rank())  # dropout differs between processes
+        if dist.size() > 1 and device.type == "cuda":
+            model = convert_sync_batchnorm(model)
+        model.to(device=device, memory_format=torch.channels_last)
+        if config.checkpoint_activations:
+            checkpoint_activations(model)
+        if config.compile:
+            model.compile(dynamic=False)
+        criterion = ChangeCriterion(model_config.num_classes, weights).to(device)
+        steps = config.epochs * (len(data.train_loader) // config.accumulate)
+        state = cls(config, model, criterion, steps)
+        if saved:
+            model.load_state_dict(saved.tensors)
+            state.load_dict(saved.info["training"])
+            place = f"in epoch {state.epoch} of {config.epochs}, after step {state.step}"
+            finished = state.validated and state.epoch >= config.epochs
+            print0(f"resuming {run.name} {'(finished already)' if finished else place}")
+            if run.best is None:
+                state.best = None
+        return state
+
+    def begin_epoch(self) -> tuple[int, int]:
+        """Go to the next epoch, or stay in one that was interrupted.
+
+        Returns:
+            The epoch, and the batches of it that are done.
+        """
+        if self.validated:
+            self.epoch, self.step, self.validated = self.epoch + 1, 0, False
+            self.losses = LossReader()
+        self.model.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.part = 0
+        self._scale = self.precision.scaler.get_scale()
+        return self.epoch, self.step * self.accumulate
+
+    def end_training(self) -> dict[str, float]:
+        """Make the model ready for validation; return each loss term's mean over the epoch.
+
+        Raises:
+            NumericalError: a loss or a weight is no finite number.
+        """
+        means = self.losses.means()
+        self._require_finite_weights()
+        # Each overflow halves the scale and skips a step; a few are how the scaler finds its level.
+        scale = self.precision.scaler.get_scale()
+        if scale < self._scale / 2**OVERFLOWS_TO_REPORT:
+            print0(
+                f"warning: fp16 overflowed repeatedly in epoch {self.epoch} (loss scale "
+                f"{self._scale:g} → {scale:g}); lower --lr, or use --amp bf16 or off"
+            )
+        if dist.size() > 1:  # all validate with the running statistics that process 0 saves
+            for buffer in self.model.buffers():
+                torch.distributed.broadcast(buffer, src=0)
+        self.model.eval()
+        return means
+
+    def end_epoch(self, row: dict[str, Any], scores: AnyMetrics) -> bool:
+        """Remember an epoch's log row and scores; tell whether they rank best so far."""
+        self.validated = True
+        self.rows.append(row)
+        if self.best is not None and scores.rank <= self.best.rank:
+            return False
+        self.best = scores
+        return True
+
+    def row(
+        self, losses: dict[str, float], scores: AnyMetrics, class_names: Iterable[str]
+    ) -> dict[str, Any]:
+        """Return an epoch's row of metrics.csv: losses, scores as fractions, rate."""
+        return {
+            "epoch": self.epoch,
+            **{f"loss_{name}": value for name, value in losses.items()},
+            **scores.to_row(class_names),
+            "lr": self.optimizer.param_groups[0]["lr"],
+        }
+
+    def weights_and_scores(self) -> dict[str, Any]:
+        """Return what every checkpoint holds of the state: weights, epoch and best scores."""
+        return {
+            "model": self.model.state_dict(),
+            "epoch": self.epoch,
+            "metrics": self.best.to_dict() if self.best else {},
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all that a resume needs, as tensors and plain values; every process must call it.
+
+        Raises:
+            NumericalError: a loss or a weight is no finite number; such a state is none to keep.
+        """
+        losses = self.losses.to_dict()
+        self._require_finite_weights()
+        rng = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            rng["cuda"] = torch.cuda.get_rng_state(self.device)
+        training = {
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "scaler": self.precision.scaler.state_dict(),
+            "epoch": self.epoch,
+            "step": self.step,
+            "validated": self.validated,
+            "losses": losses,
+            "best": self.best.to_dict() if self.best else None,
+            "rows": self.rows,
+            "rng": gather(rng),
+        }
+        return self.weights_and_scores() | {"training": training}
+
+    def load_dict(self, training: dict[str, Any]) -> None:
+        """Continue where `to_dict` was taken; the weights are loaded by the caller.
+
+        With more processes than before, the new ones keep the random state they have.
+        """
+        self.optimizer.load_state_dict(training["optimizer"])
+        self.scheduler.load_state_dict(training["scheduler"])
+        if training["scaler"]:  # empty where the run's first part needed no loss scaling
+            self.precision.scaler.load_state_dict(training["scaler"])
+        self.epoch, self.step = training["epoch"], training["step"]
+        self.validated = training["validated"]
+        self.losses.load_dict(training["losses"])
+        self.best = metrics_from_dict(training["best"]) if training["best"] else None
+        self.rows = list(training["rows"])
+        if dist.rank() < len(training["rng"]):
+            rng = training["rng"][dist.rank()]
+            torch.set_rng_state(rng["cpu"])
+            if "cuda" in rng and self.device.type == "cuda":
+                torch.cuda.set_rng_state(rng["cuda"], self.device)
+
+    def _require_finite_weights(self) -> None:
+        # A finite loss may have an infinite gradient; only the next loss would tell.
+        weights = self.model.state_dict()
+        names = [name for name, value in weights.items() if value.is_floating_point()]
+        finite = torch.stack([weights[name].isfinite().all() for name in names]).tolist()
+        if not all(finite):
+            raise NumericalError(
+                f"{names[finite.index(False)]} is no finite number after step {self.step} of epoch "
+                f"{self.epoch}; lower --lr, or try --amp off; the last checkpoint is kept"
+            )
+
+
+class LossReader:
+    """Collects loss terms on the device and reads them in bunches, since a look makes it wait."""
+
+    def __init__(self) -> None:
+        self._waiting: list[tuple[dict[str, torch.Tensor], list[str]]] = []
+        self._sums: dict[str, float] = {}
+        self._batches = 0
+
+    def add(self, terms: dict[str, torch.Tensor], names: list[str]) -> None:
+        """Remember the terms of one batch; ``names`` are its files.
+
+        Raises:
+            NumericalError: a term of this or an earlier batch is not finite.
+        """
+        self._waiting.append(({key: value.detach() for key, value in terms.items()}, names))
+        if len(self._waiting) >= READ_EVERY:
+            self._read()
+
+    def means(self) -> dict[str, float]:
+        """Return the mean of each term over all batches and processes.
+
+        Raises:
+            NumericalError: as `add`.
+        """
+        self._read()
+        return {name: value / self._batches for name, value in self._sums.items()}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return sums and counts, for a checkpoint in the middle of an epoch."""
+        self._read()
+        return {"sums": dict(self._sums), "batches": self._batches}
+
+    def load_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `to_dict`."""
+        self._sums, self._batches = dict(state["sums"]), state["batches"]
+
+    def _read(self) -> None:
+        if not self._waiting:
+            return
+        keys = list(self._waiting[0][0])
+        rows = torch.stack([torch.stack(list(terms.values())) for terms, _ in self._waiting])
+        values = rows.cpu().double()  # not on the device: MPS has no float64
+        for row, (_, names) in zip(values, self._waiting, strict=True):
+            self._batches += 1
+            if not row.isfinite().all():
+                found = ", ".join(f"{k} {v:g}" for k, v in zip(keys, row, strict=True))
+                raise NumericalError(
+                    f"loss is no finite number in batch {self._batches} of this epoch ({found}), "
+                    f"files {', '.join(names)}; lower --lr, try --amp off, or check these files; "
+                    "the last checkpoint is kept"
+                )
+        for row in dist.all_mean(values).tolist():
+            for key, value in zip(keys, row, strict=True):
+                self._sums[key] = self._sums.get(key, 0.0) + value
+        self._waiting.clear()
+
+
+def _class_weights(config: TrainConfig, task: Task) -> tuple[float, ...] | None:
+    names = task.classes.names[1:]
+    weights = config.class_weights or default_class_weights(names, config.use_pseudo_label)
+    if weights and len(weights) != task.semantic_classes:
+        raise OptionError(
+            f"--class-weights: {len(weights)} weights for {task.semantic_classes} classes "
+            f"({', '.join(names)})"
+        )
+    return weights
+
+
+def _model_config(config: TrainConfig, data: TrainingData, saved: Checkpoint | None) -> ModelConfig:
+    """Return what to build; a resumed run keeps its bands and statistics.
+
+    Raises:
+        OptionError: the run to resume reads other bands, or knows another number of classes.
+    """
+    bands, classes = data.bands, data.task.semantic_classes
+    if saved:
+        # A class list of two entries was a model of one class before it was one of change alone.
+        if saved.config.num_classes != classes:
+            raise OptionError(
+                f"{saved.path}: its number of semantic classes is {saved.config.num_classes}, that "
+                f"of these data {classes}; start anew, with --pretrain-from for its weights"
+            )
+        if saved.config.imagery.bands != bands:
+            raise OptionError(
+                f"the run to resume reads {saved.config.imagery.bands}, this one {bands}; use the "
+                "same --bands and data, another --outdir, or no --resume"
+            )
+        if data.statistics:
+            print0("--band-statistics is left alone: the run to resume has statistics of its own")
+        imagery = saved.config.imagery
+    else:
+        imagery = find_imagery(bands, data.statistics, data.train_loader.dataset.pairs)
+    return ModelConfig(
+        config.model, config.backbone, config.lightweight, classes, len(bands.numbers), imagery
+    )
