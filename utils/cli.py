@@ -8,6 +8,7 @@ import multiprocessing
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from utils.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError, first_line, one_line
@@ -45,19 +46,32 @@ def make_parser(description: str, epilog: str = "") -> Parser:
     )
 
 
-def option(default: Any, group: str, about: str, **settings: Any) -> Any:
+def options(group: str) -> Callable[[type[Config]], type[Config]]:
+    """Make a class a frozen dataclass whose `option` fields are one group of the help text."""
+
+    def decorate(cls: type[Config]) -> type[Config]:
+        for field in vars(cls).values():
+            if isinstance(field, dataclasses.Field):
+                field.metadata = {"group": group, **field.metadata}
+        return dataclasses.dataclass(frozen=True, kw_only=True)(cls)
+
+    return decorate
+
+
+def option(default: Any, about: str, kind: Callable | None = None, **settings: Any) -> Any:
     """Return a dataclass field that is an option of the command line.
 
     Args:
         default: also shown in the help text, unless it is None, False or ``shown`` is given.
-        group: title of the help group.
         about: help text.
-        settings: what ``add_argument`` takes (``type``, ``metavar``, ``choices``, ``nargs``, …);
-            ``shown``, the default in words; ``fixed``, whether a resumed run must share the value.
+        kind: parses the value, and names it by `METAVARS`; a path needs none.
+        settings: what ``add_argument`` takes (``metavar``, ``choices``, ``nargs``, …); ``shown``,
+            the default in words; ``fixed``, whether a resumed run must share the value; ``group``,
+            another one than the class's.
     """
-    return dataclasses.field(
-        default=default, metadata={"group": group, "about": about, "settings": settings}
-    )
+    own = {"group": settings.pop("group")} if "group" in settings else {}
+    metadata = {"about": about, "kind": kind, "settings": settings, **own}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def is_fixed(field: dataclasses.Field) -> bool:
@@ -99,14 +113,18 @@ def parse(config_class: type[Config], argv: Sequence[str], about: str = "") -> C
 def _add(
     group: argparse.ArgumentParser | argparse._ArgumentGroup, field: dataclasses.Field
 ) -> None:
-    settings = dict(field.metadata["settings"])
+    settings, kind = dict(field.metadata["settings"]), field.metadata["kind"]
     settings.pop("fixed", None)
     about, shown = field.metadata["about"], settings.pop("shown", None)
     if isinstance(field.default, bool):
         settings["action"] = argparse.BooleanOptionalAction if field.default else "store_true"
         shown = shown or ("on" if field.default else None)
-    elif shown is None and field.default is not None:
+    elif shown is None:
         shown = field.default
+    if "Path" in str(field.type):
+        settings = {"type": Path, "metavar": "FILE", **settings}
+    elif kind:
+        settings = {"type": kind, "metavar": METAVARS.get(kind), **settings}
     if shown is not None:
         about = f"{about} (default: {shown})"
     name = f"--{field.name.replace('_', '-')}"
@@ -252,3 +270,6 @@ def _number(text: str, kind: type, valid: Callable[[Any], bool], expected: str) 
     if value is None or not valid(value):
         raise argparse.ArgumentTypeError(f"{text!r} is not {expected}")
     return value
+
+
+METAVARS = {positive_int: "N", natural: "N", seed: "N"}
