@@ -37,7 +37,7 @@ from engine.state import TrainState
 from engine.training import training_step
 from models.change_detector import ModelConfig, build_model
 from models.checkpoint import load_model, open_checkpoint
-from models.losses import SECOND_CLASS_WEIGHTS, ChangeCriterion
+from models.losses import ChangeCriterion, default_class_weights
 from models.recompute import checkpoint_activations
 from tools.scenes.scene import make_scene
 from utils.dist import choose_device
@@ -54,12 +54,11 @@ class Case:
     """A comparison on a data set of its own; ``make(name)`` returns a variant as a call.
 
     Attributes:
-        device, precision: of our variants.
         configs: the models; none where no network is involved.
         size: side of the images.
         pairs: that one round goes through.
-        starts_anew: whether every call builds its models, so that there is nothing to warm up.
         extras: what else the calls measure.
+        starts_anew: whether every call builds its models, so that there is nothing to warm up.
 
     Raises:
         OptionError: the baseline cannot run these models on these pairs.
@@ -71,10 +70,10 @@ class Case:
         self.options = options
         self.device = choose_device(options.device)
         self.precision = choose_precision(options.amp, self.device)
-        self.configs = model_configs(options)
+        self.configs = _model_configs(options)
         self._temporary = TemporaryDirectory(prefix="scd-bench-")
         self.folder = Path(self._temporary.name)
-        self.train_pairs = fill_folder(self.folder, options)
+        self.train_pairs = _fill_folder(self.folder, options)
         self.pairs = len(self.train_pairs) * options.repeat
         self.task = load_task(self.folder)
         self.size = image_size(self.train_pairs[0].image1)[0]
@@ -102,7 +101,7 @@ class Case:
             with torch.no_grad():
                 model(*images)
             state = {"config": config.to_dict(), "model": model.state_dict()}
-            state |= {"classes": self.task.classes.to_dict(), "run": f"bench {seed}"}
+            state |= {"classes": self.task.classes.to_dict(), "run": f"bench-{seed}"}
             paths.append(self.folder / "models" / f"{seed}_{config.backbone}.pth")
             save_checkpoint(paths[-1], state)
         return paths
@@ -142,7 +141,7 @@ class TrainCase(Case):
         torch.manual_seed(0)
         (config,) = self.configs
         model = build_model(config).train().to(self.device)
-        weights = SECOND_CLASS_WEIGHTS if config.num_classes == 6 else None
+        weights = default_class_weights(self.task.classes.names[1:], False)
         criterion = ChangeCriterion(config.num_classes, weights).to(self.device)
         if name == REFERENCE:
             batch |= {key: batch[key].contiguous() for key in ("image1", "image2")}
@@ -236,7 +235,7 @@ class LoadCase(Case):
         def read_all() -> None:
             for i in range(len(dataset)):
                 dataset[i]
-            self.extras["augmentation_ms_per_pair"] = 1000 * statistics.fmean(augmenting)
+            self.extras["augmentation_ms_per_pair"] = 1000 * statistics.median(augmenting)
 
         generator, kinds = np.random.default_rng(0), FOLDERS.values()
         files = [[getattr(pair, kind) for kind in kinds] for pair in self.train_pairs]
@@ -248,12 +247,8 @@ class LoadCase(Case):
         return read_all_as_published if name == REFERENCE else read_all
 
 
-def model_configs(options: Options) -> list[ModelConfig]:
-    """Return the models that are measured.
-
-    Raises:
-        OptionError: the baseline cannot run them on these pairs.
-    """
+def _model_configs(options: Options) -> list[ModelConfig]:
+    """Return the models that are measured; refuse what the baseline cannot run."""
     classes = load_task(options.data_root).classes if options.data_root else SECOND_CLASSES
     if classes.is_binary:
         raise OptionError(f"{options.data_root}: change masks; the baseline knows classes only")
@@ -274,12 +269,8 @@ def model_configs(options: Options) -> list[ModelConfig]:
     return configs
 
 
-def fill_folder(folder: Path, options: Options) -> list[Pair]:
-    """Make a data set of the first pairs of ``--data-root``, as links, or of generated scenes.
-
-    Raises:
-        OptionError: there are too few pairs, or the baseline cannot read their labels.
-    """
+def _fill_folder(folder: Path, options: Options) -> list[Pair]:
+    """Make a data set of the first pairs of ``--data-root``, as links, or of generated scenes."""
     of_files = options.what in ("label", "load")
     count = options.pairs if of_files else options.batch_size
     for name in FOLDERS:

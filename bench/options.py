@@ -6,10 +6,8 @@ from engine.config import MODELS, OUTDIR
 from utils.cli import option, options, positive_int
 from utils.errors import OptionError
 
-REFERENCE = "reference"  # the variant that the others are compared with
+REFERENCE = "reference"  # name of the baseline among the variants
 TEACHERS = "hrnet_w40,hrnet_w40,hrnet_w48,hrnet_w48,hrnet_w64"
-ROUNDS = {"train": 5, "infer": 5, "label": 3, "load": 5}
-BATCH = {"train": 8, "infer": 4, "label": 16, "load": 1}
 FORMATS = ("auto", "bf16", "fp16", "off")
 
 
@@ -36,7 +34,7 @@ class PairOptions:
     """What they run on."""
 
     size: int = option(256, "side of the images", positive_int, metavar="PIXELS")
-    batch_size: int | None = option(None, "pairs per batch", positive_int, shown=BATCH)
+    batch_size: int = option(8, "pairs per batch", positive_int)
     pairs: int = option(8, "files of label and load", positive_int)
     data_root: Path | None = option(None, "real pairs instead of generated scenes", metavar="DIR")
 
@@ -49,13 +47,15 @@ class Options(PairOptions, NetworkOptions):
         OptionError: options that exclude each other.
     """
 
-    what: str = option(None, "what to compare", choices=tuple(ROUNDS), required=True)
-    rounds: int | None = option(None, "A B, A B, …", positive_int, shown=ROUNDS)
+    what: str = option(
+        None, "what to compare", choices=("train", "infer", "label", "load"), required=True
+    )
+    rounds: int = option(3, "A B, A B, …", positive_int)
     repeat: int = option(1, "batches or steps per round, where one is too short", positive_int)
     memory: bool = option(True, "measure peak memory of train and infer, in a process of its own")
     profile: bool = option(False, "show where our variant spends time")
     device: str = option("auto", "as in train.py", metavar="NAME")
-    out: Path | None = option(None, "JSON", shown="outdir/bench/WHAT.json")
+    out: Path = option(None, "JSON", shown="outdir/bench/WHAT.json")
     debug: bool = option(False, "show the traceback of an error")
 
     def __post_init__(self) -> None:
@@ -65,11 +65,7 @@ class Options(PairOptions, NetworkOptions):
             raise OptionError("--compile: nothing to compile in load")
         if self.compile and self.checkpoint_activations:
             raise OptionError("--compile and --checkpoint-activations: leave one out")
-        chosen = {
-            "batch_size": self.batch_size or BATCH[self.what],
-            "rounds": self.rounds or ROUNDS[self.what],
-            "out": self.out or OUTDIR / "bench" / f"{self.what}.json",
-        }
+        chosen = {"out": self.out or OUTDIR / "bench" / f"{self.what}.json"}
         if self.what == "load":
             chosen |= {"device": "cpu", "amp": "off"}
         for name, value in chosen.items():
