@@ -1,6 +1,5 @@
 """With which weights a new run starts: random ones, ImageNet's, or another run's."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -10,7 +9,11 @@ from torch import nn
 from models.change_detector import ChangeDetector, ModelConfig, build_model
 from models.checkpoint import Checkpoint, open_checkpoint
 from models.pretrained import find_pretrained
+from utils.dist import print0
 from utils.errors import CheckpointError
+
+SEMANTIC_HEAD = "semantic_head"
+RGB_CHANNELS = 3
 
 
 def start_model(
@@ -18,7 +21,6 @@ def start_model(
     pretrain_from: Path | None,
     pretrained: bool,
     pretrained_dir: Path | None,
-    say: Callable[[str], None] = print,
 ) -> ChangeDetector:
     """Build the model of a new run.
 
@@ -27,7 +29,6 @@ def start_model(
         pretrain_from: checkpoint of another run to start from.
         pretrained: start the backbone from ImageNet weights, without ``pretrain_from``.
         pretrained_dir: as `models.pretrained.find_pretrained` takes it.
-        say: told what of another run's weights is used.
 
     Raises:
         CheckpointError: the weights cannot be read, or do not fit.
@@ -37,7 +38,7 @@ def start_model(
         model = build_model(config)
         checkpoint = open_checkpoint(pretrain_from)
         skipped = transfer_weights(model, checkpoint)
-        say(f"starting from {pretrain_from}{_changes(config, checkpoint.config, skipped)}")
+        print0(f"starting from {pretrain_from}{_changes(config, checkpoint.config, skipped)}")
         return model
     weights = find_pretrained(config.backbone, pretrained_dir) if pretrained else None
     return build_model(config, weights)
@@ -50,11 +51,6 @@ def _changes(config: ModelConfig, source: ModelConfig, skipped: list[str]) -> st
     if source.in_channels != config.in_channels:
         text += f"; first convolution adapted to {config.in_channels} bands"
     return text
-
-
-SEMANTIC_HEAD = "semantic_head"
-
-RGB_CHANNELS = 3
 
 
 def transfer_weights(model: nn.Module, checkpoint: Checkpoint) -> list[str]:
