@@ -92,8 +92,18 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
     )
 
 
+NUMBER = (int, float)
+
+
 def _is_count(value: Any) -> bool:
     return type(value) is int and value >= 0
+
+
+def _are_scores(value: Any) -> bool:
+    return isinstance(value, dict) and not any(
+        _faults(score, [NUMBER] if str(name).startswith("class_iou") else NUMBER, "score")
+        for name, score in value.items()
+    )
 
 
 def _is_file_name(value: Any) -> bool:
@@ -104,8 +114,6 @@ def _is_file_name(value: Any) -> bool:
 # What a checkpoint of ours holds. [form] is a list, {str: form} a dict of any names, a tuple gives
 # alternatives, a function tells; ABSENT is what older checkpoints, or those of no run, lack.
 ABSENT = object()
-NUMBER = (int, float)
-SCORES = {str: (int, float, [NUMBER])}
 
 WEIGHTS = {
     "format": int,
@@ -125,7 +133,7 @@ OF_RUN = {
     "labelled_dates": (ABSENT, {str: [int]}),
     "run": (ABSENT, _is_file_name),
     "epoch": (ABSENT, _is_count),
-    "metrics": (ABSENT, SCORES),
+    "metrics": (ABSENT, _are_scores),
 }
 TO_RESUME = {
     **{key: form[1] for key, form in OF_RUN.items() if key != "labelled_dates"},
@@ -134,7 +142,7 @@ TO_RESUME = {
         **{"scheduler": dict, "scaler": dict},
         **{"epoch": _is_count, "step": _is_count, "validated": bool},
         "losses": {"sums": {str: NUMBER}, "batches": _is_count},
-        "best": (None, SCORES),
+        "best": (None, _are_scores),
         "rows": [{"epoch": int}],
         "rng": [{"cpu": torch.Tensor}],
     },

@@ -21,9 +21,7 @@ SECOND_CLASS_WEIGHTS = (2.0, 1.0, 2.0, 2.0, 1.0, 1.0)
 class ChangeCriterion(nn.Module):
     """Semantic cross-entropy on each date and weighted binary cross-entropy on the change.
 
-    Args:
-        num_classes: number of semantic classes C.
-        class_weights: C weights of the cross-entropy; ones when not given.
+    ``class_weights`` are the cross-entropy's, one for each of ``num_classes``; ones when not given.
     """
 
     def __init__(self, num_classes: int, class_weights: Sequence[float] | None = None) -> None:
@@ -64,11 +62,7 @@ class ChangeCriterion(nn.Module):
 def default_class_weights(
     class_names: Sequence[str], pseudo_labels: bool
 ) -> tuple[float, ...] | None:
-    """Return the recipe's class weights, or None for ones.
-
-    The published weights are for SECOND's classes and ground-truth labels; pseudo labels and other
-    class lists take ones.
-    """
+    """Return the published weights, of SECOND's classes and ground truth; None for ones."""
     published = tuple(class_names) == SECOND_CLASS_NAMES and not pseudo_labels
     return SECOND_CLASS_WEIGHTS if published else None
 
