@@ -1,7 +1,8 @@
 """A contact sheet of the pairs that an inspection finds most suspicious."""
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from itertools import zip_longest
+from pathlib import Path
 from textwrap import wrap
 
 import numpy as np
@@ -10,15 +11,9 @@ from PIL import Image, ImageDraw, ImageFont
 from datasets.classes import ClassList
 from datasets.images import open_image, read_picture
 from datasets.labels import inspect_label
-from datasets.pairs import Pair
-from tools.checking.findings import Entry, Finding
 from tools.checking.inspection import Report
 from utils.errors import DataError
-from utils.pictures import BACKGROUND, INK, contact_sheet
-
-TITLES = ("finding", "image 1", "image 2", "label 1", "label 2")
-
-CHANGE_TITLES = ("finding", "image 1", "image 2", "label")
+from utils.pictures import BACKGROUND, INK, contact_sheet, save_image
 
 ROWS = 10
 
@@ -27,77 +22,68 @@ CELL = 176
 GREY = (190, 190, 190)
 
 
-def suspicious_sheet(report: Report, rows: int = ROWS) -> np.ndarray | None:
-    """Draw pairs with findings, each with its files; None where no finding names a pair.
+def draw_suspicious(report: Report, path: Path) -> list[Path]:
+    """Draw pairs with findings, each with its files, as a PNG file.
 
     Findings take turns, errors first; copies show a pair above the one it resembles.
 
     Returns:
-        (H, W, 3) uint8.
+        The file written: none where no finding names a pair.
     """
     pairs = {pair_report.pair.id: pair_report.pair for pair_report in report.pairs}
     binary = any(pair.change_mask for pair in pairs.values())
-    pictures = []
-    for finding, entry in _in_turns(report.findings):
-        if len(pictures) + min(2, len(entry.pairs)) > rows:
+    turns = zip_longest(*([(f, e) for e in f.entries if e.pairs] for f in report.findings))
+    rows = []
+    for finding, entry in (item for turn in turns for item in turn if item is not None):
+        if len(rows) + min(2, len(entry.pairs)) > ROWS:
             break
         for pair_id in entry.pairs[:2]:
             pair = pairs[pair_id]
-            title = [f"{finding.level}: {finding.kind}", pair_id, entry.detail]
-            drawn = _draw_pair(pair, report.classes, binary, report.bands)
-            pictures.append([_text(title), *drawn])
-    if not pictures:
-        return None
+            labels = (pair.change_mask,) if binary else (pair.label1, pair.label2)
+            rows.append(
+                [
+                    _text([f"{finding.level}: {finding.kind}", pair_id, entry.detail]),
+                    *(_draw_image(image, report.bands) for image in (pair.image1, pair.image2)),
+                    *(_draw_label(label, report.classes) for label in labels),
+                ]
+            )
+    if not rows:
+        return []
+    titles = ("finding", "image 1", "image 2", *(("label",) if binary else ("label 1", "label 2")))
     legend = list(zip(report.classes.names, report.classes.colors, strict=True))
-    return contact_sheet(CHANGE_TITLES if binary else TITLES, pictures, CELL, legend)
+    save_image(path, contact_sheet(titles, rows, CELL, legend))
+    return [path]
 
 
-def _in_turns(findings: list[Finding]) -> Iterator[tuple[Finding, Entry]]:
-    queues = [[(finding, e) for e in finding.entries if e.pairs] for finding in findings]
-    for turn in zip_longest(*queues):
-        yield from (item for item in turn if item is not None)
-
-
-def _draw_pair(
-    pair: Pair, classes: ClassList, binary: bool, bands: tuple[int, ...]
-) -> Iterator[np.ndarray]:
-    labels = (pair.change_mask,) if binary else (pair.label1, pair.label2)
-    for path in (pair.image1, pair.image2, *labels):
-        if path is None:
-            yield _text(["no label"])
-            continue
-        try:
-            if path in labels:
-                yield _draw_label(open_image(path), classes)
-            else:
-                # The sheet scales without smoothing, so that masks keep their colours; images look
-                # better smoothed.
-                yield _shrink(read_picture(path, bands))
-        except DataError:
-            yield _text(["cannot be decoded"], GREY)
-
-
-def _draw_label(image: Image.Image, classes: ClassList) -> np.ndarray:
-    mask = inspect_label(image, classes).mask
-    return _to_rgb(image) if mask is None else classes.to_rgb(mask)
-
-
-def _to_rgb(image: Image.Image) -> np.ndarray:
-    """Show any mode; values of more than 8 bits, and small ones, are stretched."""
-    if image.mode in ("L", "1") or image.mode.startswith(("I", "F")):
-        values = np.asarray(image).astype(np.float64)
-        grey = 255 * (values - values.min()) / (np.ptp(values) or 1)
-        return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=2)
-    return np.asarray(image.convert("RGB"))
-
-
-def _shrink(picture: np.ndarray) -> np.ndarray:
-    image = Image.fromarray(picture)
+def _draw_image(path: Path, bands: tuple[int, ...]) -> np.ndarray:
+    try:
+        image = Image.fromarray(read_picture(path, bands))
+    except DataError:
+        return _text(["cannot be decoded"], GREY)
+    # The sheet scales without smoothing, so that masks keep their colours; images look better
+    # smoothed.
     image.thumbnail((CELL, CELL), Image.Resampling.BOX)
     return np.asarray(image)
 
 
-def _text(paragraphs: list[str], background: tuple[int, int, int] = BACKGROUND) -> np.ndarray:
+def _draw_label(path: Path | None, classes: ClassList) -> np.ndarray:
+    if path is None:
+        return _text(["no label"])
+    try:
+        image = open_image(path)
+    except DataError:
+        return _text(["cannot be decoded"], GREY)
+    mask = inspect_label(image, classes).mask
+    if mask is not None:
+        return classes.to_rgb(mask)
+    if image.mode not in ("L", "1") and not image.mode.startswith(("I", "F")):
+        return np.asarray(image.convert("RGB"))
+    values = np.asarray(image).astype(np.float64)
+    grey = 255 * (values - values.min()) / (np.ptp(values) or 1)
+    return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=2)
+
+
+def _text(paragraphs: Sequence[str], background: tuple[int, int, int] = BACKGROUND) -> np.ndarray:
     image = Image.new("RGB", (CELL, CELL), background)
     lines = [line for text in paragraphs if text for line in (*wrap(text, 27), "")]
     font = ImageFont.load_default(12)
