@@ -7,10 +7,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from datasets.splits import SplitOptions
 from engine import config
 from utils import cli
-from utils.cli import run
 from utils.errors import OptionError
 
 ONLY_FOR_CONVERT = ("class_map", "classes", "unchanged_where_equal", "resolve_disagreement")
@@ -105,7 +103,6 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     config.add_processes_arg(group, "that decode files")
     group.add_argument("--debug", action="store_true", help="show the traceback of an error")
     args = parser.parse_args(argv)
-    SplitOptions.from_options(vars(args))  # refuses what cannot be before a file is read
     given = {name for name, value in vars(args).items() if value != parser.get_default(name)}
     for name in ONLY_FOR_CHECKING if args.convert else ONLY_FOR_CONVERT:
         if name in given:
@@ -122,4 +119,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run(lambda: sys.exit(main()))
+    cli.run(lambda: sys.exit(main()))

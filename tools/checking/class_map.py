@@ -13,11 +13,8 @@ from datasets.labels import COLOR_DISTANCE, color_table, pack_colors
 from utils.errors import DataError
 
 HEX_COLOR = re.compile(r"#[0-9a-fA-F]{6}")
-
 DECIMAL_COLOR = re.compile(r"\(?\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*\)?")
-
 MAX_VALUE = 65535
-
 UNMAPPED = 255  # no class has this index: a class list has at most 255 entries
 
 

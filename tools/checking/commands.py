@@ -7,16 +7,13 @@ from pathlib import Path
 from datasets.classes import CLASSES_FILE, SECOND_CLASSES, ClassList, classes_file, read_classes
 from datasets.splits import SplitOptions
 from datasets.task import load_classes
-from tools.checking.charts import draw_charts
 from tools.checking.class_map import load_class_map
 from tools.checking.conversion import Rules, convert_dataset
 from tools.checking.inspection import CheckOptions, inspect_dataset
-from tools.checking.suspicious import draw_suspicious
+from tools.checking.pictures import draw_pictures
 from tools.checking.tables import tables, to_dict
 from utils.errors import OptionError
 from utils.files import write_json
-
-PICTURES = ("transitions.png", "classes.png", "suspicious.png")
 
 LISTED = 20  # pairs left out; convert.json has all
 
@@ -37,11 +34,7 @@ def check(args: Namespace) -> int:
     print(f"{levels['error']} kinds of errors, {levels['warning']} kinds of warnings")
     failed = bool(levels["error"] or (args.strict and levels["warning"]))
     write_json(args.outdir / "report.json", to_dict(report) | {"passed": not failed})
-    transitions, classes, suspicious = (args.outdir / name for name in PICTURES)
-    for path in (transitions, classes, suspicious):  # of an earlier check
-        path.unlink(missing_ok=True)
-    pictures = draw_charts(report, transitions, classes) + draw_suspicious(report, suspicious)
-    written = ["report.json", *(path.name for path in pictures)]
+    written = ["report.json", *draw_pictures(report, args.outdir)]
     print(f"written to {args.outdir}: {', '.join(written)}")
     return int(failed)
 
@@ -63,15 +56,16 @@ def convert(args: Namespace) -> int:
         )
     class_map = load_class_map(args.class_map, source, target) if args.class_map else None
     how = (args.color_distance, args.unchanged_where_equal, args.resolve_disagreement)
-    result = convert_dataset(args.root, args.convert, Rules(target, class_map, *how), args.workers)
-    left_out = [{"files": list(entry.files), "reason": entry.detail} for entry in result.left_out]
-    for entry in result.left_out[:LISTED]:
+    rules = Rules(target, class_map, *how)
+    written, entries = convert_dataset(args.root, args.convert, rules, args.workers)
+    left_out = [{"files": entry.files, "reason": entry.detail} for entry in entries]
+    for entry in entries[:LISTED]:
         print(f"left out: {', '.join(entry.files)}: {entry.detail}")
     if len(left_out) > LISTED:
         print(f"… and {len(left_out) - LISTED} more")
-    write_json(args.outdir / "convert.json", {"written": result.written, "left_out": left_out})
+    write_json(args.outdir / "convert.json", {"written": written, "left_out": left_out})
     print(
-        f"{result.written} pairs written to {args.convert}, {len(left_out)} left out "
+        f"{written} pairs written to {args.convert}, {len(left_out)} left out "
         f"(all in {args.outdir / 'convert.json'}); now: python tools/check_data.py {args.convert}"
     )
     return int(bool(left_out))

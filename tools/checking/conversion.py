@@ -13,7 +13,7 @@ from datasets.images import open_image, read_header, read_raster
 from datasets.labels import COLOR_DISTANCE, NEAR_COLORS, inspect_label
 from datasets.pairs import Pair
 from tools.checking.class_map import ClassMap
-from tools.checking.findings import Entry, relative
+from tools.checking.findings import Entry
 from tools.checking.inspection import scan_names
 from utils.errors import DataError, OptionError
 from utils.files import atomic_path, write_json
@@ -22,20 +22,14 @@ from utils.pictures import save_change_mask, save_image, save_mask, to_rgb
 from utils.text import progress
 
 BROKEN_NAMES = ("no-partner", "partner-case", "same-stem")
-
 OTHER_SIZE = "its files differ in size"
 
 
 @dataclass(frozen=True)
 class Rules:
-    """How labels are converted.
+    """How labels are converted, as the options of that name of tools/check_data.py say.
 
-    Attributes:
-        classes: the class list of the copy.
-        class_map: meaning of foreign values and colours; None for labels of ``classes``.
-        color_distance: Euclidean RGB distance up to which a colour counts as a class's.
-        unchanged_where_equal: labels become 0 where both dates have the same class.
-        resolve_disagreement: labels become 0 where only one date has a class.
+    ``classes`` is the list of the copy, and without a ``class_map`` that of the source too.
     """
 
     classes: ClassList
@@ -45,19 +39,16 @@ class Rules:
     resolve_disagreement: bool = False
 
 
-@dataclass(frozen=True)
-class Conversion:
-    """What `convert_dataset` did: number of pairs written, and what was left out and why."""
-
-    written: int
-    left_out: list[Entry]
-
-
-def convert_dataset(root: Path, out: Path, rules: Rules, workers: int = 1) -> Conversion:
+def convert_dataset(
+    root: Path, out: Path, rules: Rules, workers: int = 1
+) -> tuple[int, list[Entry]]:
     """Write train, val and test of a data set, and its ``classes.json``, to an empty folder.
 
     Images of one or three 8-bit bands become PNGs of the same pixels; PNGs, and images of other
     bands or 16 bits, are copied byte by byte. A pair is written whole or left out.
+
+    Returns:
+        The number of pairs written, and what was left out and why.
 
     Raises:
         DataError: there is no pair below ``root``.
@@ -75,11 +66,11 @@ def convert_dataset(root: Path, out: Path, rules: Rules, workers: int = 1) -> Co
     work = ParallelMap(partial(convert_pair, out=out, rules=rules), pairs, workers)
     reasons = list(progress(work, "converting", unit="pairs"))
     left_out += [
-        Entry((relative(pair.image1, root),), reason, (pair.id,))
+        Entry((f"{Path(pair.id).parent}/im1/{pair.image1.name}",), reason, (pair.id,))
         for pair, reason in zip(pairs, reasons, strict=True)
         if reason
     ]
-    return Conversion(reasons.count(""), left_out)
+    return reasons.count(""), left_out
 
 
 def convert_pair(pair: Pair, out: Path, rules: Rules) -> str:
@@ -158,11 +149,7 @@ def _decode_label(image: Image.Image, rules: Rules) -> np.ndarray:
     if reading.mask is not None:
         return reading.mask
     values = np.asarray(image)
-    if (
-        image.mode.startswith("I")
-        and 0 <= values.min()
-        and values.max() <= rules.classes.num_classes
-    ):
+    if image.mode.startswith("I") and ((values >= 0) & (values <= rules.classes.num_classes)).all():
         return values.astype(np.uint8)
     remedy = "raise --color-distance" if reading.format == NEAR_COLORS else "give a --class-map"
     raise ValueError(f"{reading.format}, {reading.detail}; {remedy}")

@@ -1,47 +1,28 @@
 """The same image twice in a data set: exact copies, and copies that were re-encoded or flipped."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from functools import reduce
 
 import numpy as np
 
 from tools.checking.findings import Entry
+from tools.checking.pair_report import FileReport, PairReport
 from utils.text import progress
 
 MAX_HAMMING = 6  # of 63 bits
-
 MIN_CORRELATION = 0.98  # of the thumbnails; two dates of one place may reach it, and leak as well
-
 MIN_CONTRAST = 3.0  # grey levels; flatter images have no structure to compare
-
 ROWS = 256  # compared with all others at a time
 
 # transpose, then reverse rows, then reverse columns: the eight views of a square
 VIEWS = [(t, r, c) for t in (False, True) for r in (False, True) for c in (False, True)]
 
 
-@dataclass(frozen=True)
-class ImageKey:
-    """One image of a pair, as the search for copies sees it.
-
-    Attributes:
-        path: the file, for reports.
-        pair: id of its pair; the two dates of one pair are never compared.
-        split: its split.
-        digest: hash of the decoded pixels.
-        thumbnail: (32, 32) uint8 grey.
-    """
-
-    path: str
-    pair: str
-    split: str
-    digest: str
-    thumbnail: np.ndarray
+Image = tuple[PairReport, FileReport]  # a pair, and one of its two images
 
 
 def find_copies(
-    images: Sequence[ImageKey], max_hamming: int = MAX_HAMMING
+    reports: Iterable[PairReport], max_hamming: int = MAX_HAMMING
 ) -> list[tuple[str, Entry]]:
     """Find images of different pairs that show the same: leaks between splits, else duplicates.
 
@@ -51,38 +32,40 @@ def find_copies(
     nearest only. Images without contrast are not compared. Time grows with the square of the
     number of images.
     """
-    by_digest: dict[str, list[ImageKey]] = {}
-    for image in images:
-        if image.thumbnail.std() > 0:  # blank tiles are equal without being copies
-            by_digest.setdefault(image.digest, []).append(image)
-    groups = [g for g in by_digest.values() if len({image.pair for image in g}) > 1]
-    pairs_of = {image.path: {other.pair for other in group} for group in groups for image in group}
-    exact = [_entry(group, "exact") for group in groups]
+    images = [(r, file) for r in reports for file in r.images if file.thumbnail is not None]
+    by_digest: dict[str, list[Image]] = {}
+    for report, file in images:
+        if file.thumbnail.std() > 0:  # blank tiles are equal without being copies
+            by_digest.setdefault(file.digest, []).append((report, file))
+    groups = [group for group in by_digest.values() if len(_pair_ids(group)) > 1]
+    copied = {file.name: _pair_ids(group) for group in groups for _, file in group}
     # The two dates of a copied pair resemble each other too; that pair is in the list already.
-    return exact + [
-        _entry((image, other), "near", said)
-        for image, other, said in _near_copies(images, max_hamming)
-        if other.pair not in pairs_of.get(image.path, ())
+    return [_entry("exact", group) for group in groups] + [
+        _entry("near", ((report, file), other), said)
+        for (report, file), other, said in _near_copies(images, max_hamming)
+        if other[0].pair.id not in copied.get(file.name, ())
     ]
 
 
-def _entry(images: Sequence[ImageKey], likeness: str, said: str = "") -> tuple[str, Entry]:
-    splits = sorted({image.split for image in images})
-    paths, pairs = (image.path for image in images), (image.pair for image in images)
+def _pair_ids(images: Iterable[Image]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(report.pair.id for report, _ in images))
+
+
+def _entry(likeness: str, images: Sequence[Image], said: str = "") -> tuple[str, Entry]:
+    splits = sorted({report.split for report, _ in images})
     detail = " and ".join(splits) + (f", {said}" if said else "")
     kind = f"{'leak' if len(splits) > 1 else 'duplicate'}-{likeness}"
-    return kind, Entry(tuple(paths), detail, tuple(dict.fromkeys(pairs)))
+    return kind, Entry(tuple(file.name for _, file in images), detail, _pair_ids(images))
 
 
-def _near_copies(
-    images: Sequence[ImageKey], max_hamming: int
-) -> list[tuple[ImageKey, ImageKey, str]]:
-    images = [image for image in images if image.thumbnail.std() >= MIN_CONTRAST]
+def _near_copies(images: Sequence[Image], max_hamming: int) -> list[tuple[Image, Image, str]]:
+    images = [(r, file) for r, file in images if file.thumbnail.std() >= MIN_CONTRAST]
     if len(images) < 2:
         return []
-    views = perceptual_hashes(np.stack([image.thumbnail for image in images]))
-    pairs = np.unique([image.pair for image in images], return_inverse=True)[1]
-    splits = np.unique([image.split for image in images], return_inverse=True)[1]
+    thumbnails = np.stack([file.thumbnail for _, file in images])
+    views = perceptual_hashes(thumbnails)
+    pairs = np.unique([report.pair.id for report, _ in images], return_inverse=True)[1]
+    splits = np.unique([report.split for report, _ in images], return_inverse=True)[1]
     found = []
     for start in progress(range(0, len(images), ROWS), "checking", unit="copies"):
         rows = slice(start, start + ROWS)
@@ -98,10 +81,9 @@ def _near_copies(
             masked = np.where(candidates, distance, np.inf)
             best = masked.argmin(axis=1)
             for row in np.flatnonzero(masked.min(axis=1) <= max_hamming):
-                image, other = images[start + row], images[best[row]]
-                said = _resemblance(image.thumbnail, other.thumbnail)
+                said = _resemblance(thumbnails[start + row], thumbnails[best[row]])
                 if said:
-                    found.append((image, other, said))
+                    found.append((images[start + row], images[best[row]], said))
     return found
 
 

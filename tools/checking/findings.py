@@ -106,7 +106,6 @@ LABEL_KINDS = {
 }
 
 SHOWN = 4  # entries in the text; the JSON has all
-
 MANY = 0.5  # share of the pairs from which something is said of the whole set
 
 
@@ -175,15 +174,13 @@ def relative(path: Path, root: Path) -> str:
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
 
 
-def pair_entries(report: PairReport, root: Path, bands: Sequence[int] = RGB.numbers) -> Found:
+def pair_entries(report: PairReport, bands: Sequence[int] = RGB.numbers) -> Found:
     """Yield what is wrong within one pair; ``bands`` are to be used, numbers from 1."""
 
     def entry(files: Sequence[FileReport], detail: str = "") -> Entry:
-        return Entry(tuple(relative(file.path, root) for file in files), detail, (report.pair.id,))
+        return Entry(tuple(file.name for file in files), detail, (report.pair.id,))
 
-    files = report.images + report.labels
-    decoded = [file for file in files if not file.error]
-    for file in files:
+    for file in report.images + report.labels:
         if file.error:
             yield "unreadable", entry([file], file.error)
         if file.header is not None and file.header.dtype not in DTYPES:
@@ -194,6 +191,7 @@ def pair_entries(report: PairReport, root: Path, bands: Sequence[int] = RGB.numb
             yield "blank-image", entry([file])
         if file.label_format in LABEL_KINDS:
             yield LABEL_KINDS[file.label_format], entry([file], file.detail)
+    decoded = [file for file in report.images + report.labels if not file.error]
     sizes = sorted({file.size for file in decoded})
     if len(sizes) > 1:
         said = ", ".join(f"{width} × {height}" for height, width in sizes)
@@ -201,21 +199,24 @@ def pair_entries(report: PairReport, root: Path, bands: Sequence[int] = RGB.numb
     if report.same_image:
         said = f"yet {report.changed:.1%} labelled as changed" if report.changed else ""
         yield "same-image", entry(report.images, said)
-    if report.disagreeing and not report.all_marked:
-        yield "labels-disagree", entry(report.labels, f"{report.disagreeing} pixels")
-    if report.same_class and not report.all_marked:
-        yield "same-class", entry(report.labels, f"{report.same_class} pixels")
+    counts = report.transitions
+    if counts is None or report.all_marked:
+        return
+    disagreeing, same = counts[0, 1:].sum() + counts[1:, 0].sum(), np.trace(counts[1:, 1:])
+    if disagreeing:
+        yield "labels-disagree", entry(report.labels, f"{disagreeing} pixels")
+    if same and len(report.labels) == 2 and len(counts) > 2:  # change masks name no classes
+        yield "same-class", entry(report.labels, f"{same} pixels")
 
 
-def set_entries(reports: Sequence[PairReport], classes: ClassList, root: Path) -> Found:
+def set_entries(reports: Sequence[PairReport], classes: ClassList) -> Found:
     """Yield what only shows when many pairs are looked at together."""
     labelled = [report for report in reports if report.transitions is not None]
     full = [report for report in labelled if report.all_marked]
     if labelled and len(full) > MANY * len(labelled):
         kind = "all-marked" if classes.is_binary else "all-changed"
         for report in full:
-            files = tuple(relative(file.path, root) for file in report.labels)
-            yield kind, Entry(files, "", (report.pair.id,))
+            yield kind, Entry(tuple(file.name for file in report.labels), "", (report.pair.id,))
     for split in dict.fromkeys(report.split for report in labelled):
         of_split = [report for report in labelled if report.split == split]
         if len(of_split) <= MANY * sum(bool(r.labels) for r in reports if r.split == split):
@@ -223,32 +224,29 @@ def set_entries(reports: Sequence[PairReport], classes: ClassList, root: Path) -
         total = sum(report.transitions for report in of_split)
         counts = total.sum(axis=0) + total.sum(axis=1)
         if not counts[1:].any():
-            files = tuple(relative(report.labels[0].path, root) for report in of_split)
+            files = tuple(report.labels[0].name for report in of_split)
             yield "all-unchanged", Entry(files, f"{split}, {len(of_split)} pairs")
         elif split == "train":
-            for index in np.flatnonzero(counts == 0):
-                if index:
-                    yield "class-missing", Entry((), f"{classes.names[index]}, index {index}")
-    yield from _mixtures(reports, root)
+            for index in np.flatnonzero(counts[1:] == 0) + 1:
+                yield "class-missing", Entry((), f"{classes.names[index]}, index {index}")
+    yield from _mixtures(reports)
 
 
-def _mixtures(reports: Sequence[PairReport], root: Path) -> Found:
+def _mixtures(reports: Sequence[PairReport]) -> Found:
     """Yield what differs within a split, a folder or the data set, and should not."""
     met: dict[tuple[str, str], dict[str, list[str]]] = {}
     for report in reports:
         for file in report.images + report.labels:
-            folder = relative(file.path.parent, root)
             facts = []
             if file.header is not None:
                 facts.append(("mixed-sizes", report.split, f"{file.size[1]} × {file.size[0]}"))
-                facts.append(("mixed-modes", folder, file.mode))
+                facts.append(("mixed-modes", file.folder, file.mode))
                 if file.header.dtype in DTYPES:
                     facts.append(("mixed-depth", "this data set", f"{file.bits} bits"))
             elif file.label_format in READABLE:
-                facts.append(("mixed-formats", folder, file.label_format))
+                facts.append(("mixed-formats", file.folder, file.label_format))
             for kind, place, value in facts:
-                files = met.setdefault((kind, place), {}).setdefault(value, [])
-                files.append(relative(file.path, root))
+                met.setdefault((kind, place), {}).setdefault(value, []).append(file.name)
     for (kind, place), files_by_value in met.items():
         usual = max(files_by_value, key=lambda value: len(files_by_value[value]))
         for value, files in files_by_value.items():

@@ -15,14 +15,13 @@ from datasets.labels import COLOR_DISTANCE
 from datasets.pairs import Pair
 from datasets.splits import AS_THE_DATA_SUGGESTS, SplitOptions
 from datasets.statistics import BandSums, statistics_to_dict
-from tools.checking.duplicates import MAX_HAMMING, ImageKey, find_copies
+from tools.checking.duplicates import MAX_HAMMING, find_copies
 from tools.checking.findings import (
     SHOWN,
     Entry,
     Finding,
     collect,
     pair_entries,
-    relative,
     set_entries,
 )
 from tools.checking.pair_report import PairReport, inspect_pair
@@ -35,15 +34,7 @@ QUICK_SECONDS = 0.6
 
 @dataclass(frozen=True)
 class CheckOptions:
-    """How a data set is looked at.
-
-    Attributes:
-        split: as for training.
-        bands: numbers of the bands that are to be used, from 1.
-        color_distance: Euclidean RGB distance up to which a label colour counts as a class's.
-        hash_distance: bits of 63 in which the hashes of a near copy may differ.
-        workers: processes that decode.
-    """
+    """How a data set is looked at: the options of that name of tools/check_data.py."""
 
     split: SplitOptions = AS_THE_DATA_SUGGESTS
     bands: tuple[int, ...] = RGB.numbers
@@ -120,10 +111,7 @@ class Report:
 def scan_names(
     root: Path, split: SplitOptions = AS_THE_DATA_SUGGESTS
 ) -> tuple[list[Pair], dict[str, str], list[tuple[str, Entry]]]:
-    """Index a data set by the names in its folders, before any file is opened.
-
-    Returns:
-        The complete pairs, the split of each by its id, and what is wrong with the names.
+    """Return a data set's complete pairs, the split of each by its id, and what names are wrong.
 
     Raises:
         DataError: there is no pair below ``root``, or the split does not fit.
@@ -149,18 +137,12 @@ def inspect_dataset(root: Path, classes: ClassList, options: CheckOptions = USUA
     reports = list(progress(reads, "checking", unit="pairs"))
     if classes.is_binary:  # either date says what changed
         found = [item for item in found if item[0] != "one-date"]
-    images = []
     for report in reports:
         report.split = split_of[report.pair.id]
-        found += pair_entries(report, root, options.bands)
-        images += [
-            ImageKey(relative(file.path, root), report.pair.id, report.split,
-                     file.digest, file.thumbnail)
-            for file in report.images
-            if file.thumbnail is not None and report.split != UNUSED
-        ]  # fmt: skip
-    found += find_copies(images, options.hash_distance)
-    found += set_entries(reports, classes, root)
+        found += pair_entries(report, options.bands)
+    used = [report for report in reports if report.split != UNUSED]
+    found += find_copies(used, options.hash_distance)
+    found += set_entries(reports, classes)
     return Report(root, classes, options.bands, reports, collect(found))
 
 
@@ -182,11 +164,10 @@ def quick_check(
             break
         reports.append(inspect_pair(pair, classes, decode_images=False))
         reports[-1].split = f"a sample of {len(pairs)} pairs"
-    root = pairs[0].image1.parents[2] if pairs else Path()
-    found = [item for report in reports for item in pair_entries(report, root, bands)]
+    found = [item for report in reports for item in pair_entries(report, bands)]
     found += [
         item
-        for item in set_entries(reports, classes, root)
+        for item in set_entries(reports, classes)
         if item[0] in ("all-unchanged", "all-changed", "all-marked", "mixed-depth")
     ]
     return [_in_one_line(finding) for finding in collect(found)]

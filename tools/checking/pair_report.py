@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from datasets.classes import ClassList, is_binary
+from datasets.classes import ClassList
 from datasets.images import DTYPES, Header, file_bits, open_image, read_header, read_raster
 from datasets.labels import BINARY, COLOR_DISTANCE, inspect_label
 from datasets.pairs import Pair
@@ -24,31 +24,41 @@ class FileReport:
 
     Attributes:
         path: the file.
-        format: ``PNG``, ``JPEG``, …; empty where the file cannot be decoded.
-        mode: Pillow's mode, such as ``RGB``, ``P`` or ``I;16``, or a number of bands.
-        bits: bits per channel in the file.
-        size: (height, width).
         error: why the file cannot be decoded; empty where it can.
-        header: of an image that can be decoded; None for others and for labels.
+        format: ``PNG``, ``JPEG``, …
+        mode: Pillow's mode, such as ``RGB``, ``P`` or ``I;16``, or a number of bands.
+        bits: per channel in the file.
+        size: (height, width).
+        header: of an image.
         digest: hash of an image's pixels; empty where they were not read.
-        thumbnail: (32, 32) uint8, an image in grey; None likewise.
-        band_sums: sums over an image's pixels; None likewise.
-        label_format: of a label, ``unreadable`` for a broken file; empty for images.
+        thumbnail: (32, 32) uint8, an image in grey.
+        band_sums: sums over an image's pixels.
+        label_format: of a label, ``unreadable`` for a broken file.
         detail: what is wrong with a label, in words.
     """
 
     path: Path
+    error: str = ""
     format: str = ""
     mode: str = ""
     bits: int = 0
     size: tuple[int, int] = (0, 0)
-    error: str = ""
     header: Header | None = None
     digest: str = ""
     thumbnail: np.ndarray | None = None
     band_sums: BandSums | None = None
     label_format: str = ""
     detail: str = ""
+
+    @property
+    def name(self) -> str:
+        """The file below the data set's root: split, folder and file."""
+        return "/".join(self.path.parts[-3:])
+
+    @property
+    def folder(self) -> str:
+        """The folder that the file is in, below the data set's root."""
+        return "/".join(self.path.parts[-3:-1])
 
 
 @dataclass
@@ -74,20 +84,6 @@ class PairReport:
     def same_image(self) -> bool:
         """Whether both dates show the same pixels."""
         return self.images[0].digest == self.images[1].digest != ""
-
-    @property
-    def disagreeing(self) -> int:
-        """Pixels that are 0 in one label and a class in the other."""
-        if self.transitions is None:
-            return 0
-        return int(self.transitions[0, 1:].sum() + self.transitions[1:, 0].sum())
-
-    @property
-    def same_class(self) -> int:
-        """Pixels labelled as changed from a class to the same one; 0 where one label is all."""
-        if self.transitions is None or len(self.labels) < 2 or is_binary(len(self.transitions) - 1):
-            return 0
-        return int(np.trace(self.transitions[1:, 1:]))
 
     @property
     def changed(self) -> float | None:
@@ -133,14 +129,14 @@ def _inspect_image(path: Path, decode: bool) -> FileReport:
     try:
         header = read_header(path)
         mode, size = header.mode or f"{header.bands} bands", (header.height, header.width)
-        file = FileReport(path, header.format, mode, header.bits, size, header=header)
+        file = FileReport(path, "", header.format, mode, header.bits, size, header)
         if not decode:
             return replace(file, digest=_digest(path.read_bytes()))
         if header.dtype not in DTYPES:
             return file
         values = read_raster(path, header)
     except (DataError, OSError, ValueError) as error:
-        return FileReport(path, error=_reason(error, path))
+        return FileReport(path, _reason(error, path))
     picture = to_rgb(values)
     # Alpha does not count; of 8 bits, grey equals RGB of the same grey.
     if values.dtype == np.uint8 and (header.has_alpha or header.bands == 1):
@@ -167,8 +163,8 @@ def _inspect_label(
         reading = inspect_label(image, classes, color_distance)
     except (DataError, OSError, ValueError) as error:
         reason = _reason(error, path)
-        return FileReport(path, error=reason, label_format="unreadable", detail=reason), None
-    file = FileReport(path, image.format or "", image.mode, bits, size)
+        return FileReport(path, reason, label_format="unreadable", detail=reason), None
+    file = FileReport(path, "", image.format or "", image.mode, bits, size)
     return replace(file, label_format=reading.format, detail=reading.detail), reading.mask
 
 

@@ -5,7 +5,6 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from datasets.statistics import REPORT_KEY
-from tools.checking.findings import relative
 from tools.checking.inspection import Report
 from utils.text import table
 
@@ -32,7 +31,7 @@ def tables(report: Report) -> Iterator[str]:
         values = zip(statistics["mean"], statistics["std"], strict=True)
         yield table(
             [f"{statistics['bits']}-bit band, train", "mean", "deviation"],
-            [[number, *_format(row, ".2f")] for number, row in enumerate(values, start=1)],
+            [[i, f"{mean:.2f}", f"{std:.2f}"] for i, (mean, std) in enumerate(values, start=1)],
         )
     names = report.classes.names[1:]
     if report.classes.is_binary:
@@ -60,13 +59,8 @@ def to_dict(report: Report) -> dict[str, Any]:
         REPORT_KEY: report.band_statistics(),
         "findings": [finding.to_dict() for finding in report.findings],
         "pairs": [
-            {
-                "id": pair.pair.id,
-                "split": pair.split,
-                "size": list(pair.images[0].size),
-                "changed": pair.changed,
-            }
-            for pair in report.pairs
+            {"id": r.pair.id, "split": r.split, "size": r.images[0].size, "changed": r.changed}
+            for r in report.pairs
         ],
     }
 
@@ -96,7 +90,7 @@ def _folder_facts(report: Report) -> dict[str, dict[str, Counter]]:
     folders: dict[str, dict[str, Counter]] = {}
     for file in (file for pair in report.pairs for file in pair.images + pair.labels):
         facts = folders.setdefault(
-            relative(file.path.parent, report.root),
+            file.folder,
             {"types": Counter(), "modes": Counter(), "label_formats": Counter()},
         )
         facts["types"][file.format or "unreadable"] += 1
@@ -107,11 +101,7 @@ def _folder_facts(report: Report) -> dict[str, dict[str, Counter]]:
 
 
 def _rows(names: Iterable[str], values: Iterable[Iterable[float]]) -> list[list[str]]:
-    return [[name, *_format(row, ".1f")] for name, row in zip(names, values, strict=True)]
-
-
-def _format(values: Iterable[float], spec: str) -> list[str]:
-    return [format(value, spec) for value in values]
+    return [[n, *(f"{value:.1f}" for value in row)] for n, row in zip(names, values, strict=True)]
 
 
 def _usual(counter: Counter) -> str:
