@@ -47,7 +47,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
         "data/dataset)",
     )
     group = parser.add_argument_group("check")
-    config.add_split_args(group)
+    cli.add_options(group, config.SplitConfig, config.SPLIT_FIELDS)
     group.add_argument(
         "--hash-distance",
         type=cli.natural,
@@ -55,7 +55,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
         metavar="BITS",
         help="bits of 63 in which the perceptual hashes of a copy may differ (default: 6)",
     )
-    config.add_bands_arg(group, (1, 2, 3), "3")
+    cli.add_options(group, config.BandConfig, ["bands"])
     group.add_argument("--strict", action="store_true", help="take warnings for errors")
     group = parser.add_argument_group("convert")
     group.add_argument(
