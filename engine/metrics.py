@@ -118,19 +118,20 @@ def titles(kind: type[AnyMetrics], shown: str = "", date: int | None = None) -> 
     found = {}
     for each in fields(kind):
         if "title" in each.metadata and (not shown or shown in each.metadata["shown"]):
-            own = date and each.metadata["of_classes"]
-            note = f", date {date} only" if own else ""
+            own = date if each.metadata["of_classes"] else None
+            note = f", date {own} only" if own else ""
             found[each.name + date_suffix(own)] = each.metadata["title"] + note
     return found
 
 
 def column_titles(columns: Collection[str], shown: str = "") -> dict[str, str]:
     """Return `titles` of the kinds of scores that the columns of a ``metrics.csv`` are of."""
-    kinds = zip(RANKS, (Metrics, Metrics, Metrics, ChangeMetrics), (None, 1, 2, None), strict=True)
-    found = [titles(kind, shown, date) for rank, kind, date in kinds if rank in columns]
-    return {
-        name: title for each in found or [titles(Metrics, shown)] for name, title in each.items()
-    }
+    found = {}
+    kinds = ((Metrics, None), (Metrics, 1), (Metrics, 2), (ChangeMetrics, None))
+    for rank, (kind, date) in zip(RANKS, kinds, strict=True):
+        if rank in columns:
+            found |= titles(kind, shown, date)
+    return found or titles(Metrics, shown)
 
 
 def summary(metrics: AnyMetrics) -> str:
