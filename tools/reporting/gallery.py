@@ -4,9 +4,8 @@ import base64
 import colorsys
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import permutations
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -27,27 +26,18 @@ OKABE_ITO: tuple[Color, ...] = (
 FIRST_COLORS = 6
 
 
-@dataclass(frozen=True)
-class GalleryPair:
-    """One pair to look at.
+class PairMaps(NamedTuple):
+    """What there is to see of one pair.
 
     Attributes:
-        name: of the pair.
         images: (H, W, 3) uint8 of both dates.
         predictions: (H, W) uint8 class indices of both dates; or the change mask alone.
-        labels: the same, or None where the pair has none.
-        error: share of the pixels of both dates that are wrong; None without labels.
-        f_score: F_scd of this pair alone, or F1 of its change mask; None without labels.
-        changed: share of the pixels that change, in the label or else in the prediction.
+        labels: the same; empty where the pair has none.
     """
 
-    name: str
-    images: tuple[np.ndarray, np.ndarray]
-    predictions: tuple[np.ndarray, ...]
-    labels: tuple[np.ndarray, ...] | None
-    error: float | None
-    f_score: float | None
-    changed: float
+    images: Sequence[np.ndarray]
+    predictions: Sequence[np.ndarray]
+    labels: Sequence[np.ndarray]
 
 
 def mask_step(entries: int) -> int:
@@ -59,29 +49,24 @@ def mask_step(entries: int) -> int:
     return 255 // max(1, entries - 1)
 
 
-def encode_pair(pair: GalleryPair, entries: int) -> dict[str, Any]:
-    """Return a pair as plain values for JSON, pictures as data URIs of at most 512 pixels a side.
+def encode_pair(maps: PairMaps, entries: int) -> dict[str, Any]:
+    """Return plain values for JSON, pictures as data URIs of at most 512 pixels a side.
 
     Args:
-        pair: the pair.
+        maps: of the pair.
         entries: of the class list, *unchanged* counted.
     """
-    height, width = pair.images[0].shape[:2]
+    height, width = maps.images[0].shape[:2]
     scale = min(1, SHOWN_SIDE / max(height, width))
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    labels = pair.labels or ()
     return {
-        "name": pair.name,
         "width": size[0],
         "height": size[1],
         "fullWidth": width,
         "fullHeight": height,
-        "error": pair.error,
-        "f_score": pair.f_score,
-        "changed": pair.changed,
-        "images": [picture_uri(image, size) for image in pair.images],
-        "predictions": [mask_uri(mask, size, entries) for mask in pair.predictions],
-        "labels": [mask_uri(mask, size, entries) for mask in labels],
+        "images": [picture_uri(image, size) for image in maps.images],
+        "predictions": [mask_uri(mask, size, entries) for mask in maps.predictions],
+        "labels": [mask_uri(mask, size, entries) for mask in maps.labels],
     }
 
 

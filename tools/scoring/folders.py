@@ -185,8 +185,8 @@ class MaskCounter:
 
 def _disagreement(paths: PairPaths, pixels: int, remedy: str) -> DataError:
     return DataError(
-        f"{paths[0]} and {paths[-1]}: disagree on what changed in {pixels} pixels (0 in one alone); "
-        f"correct {remedy}"
+        f"{paths[0]} and {paths[-1]}: disagree on what changed in {pixels} pixels "
+        f"(0 in one alone); correct {remedy}"
     )
 
 
