@@ -25,7 +25,32 @@ MATRIX_NAMES = {"dates": "dates", "transitions": "transitions", "7": "dates", "3
 def parse_args(argv: list[str] | None = None) -> Namespace:
     """Parse the command line."""
     parser = cli.make_parser(__doc__, EPILOG)
-    _add_input_args(parser)
+    group = parser.add_argument_group("masks")
+    group.add_argument(
+        "--prediction", type=Path, required=True, metavar="DIR", help="folder to score"
+    )
+    group.add_argument(
+        "--label", type=Path, required=True, metavar="DIR", help="folder that is right"
+    )
+    group.add_argument(
+        "--versus",
+        type=Path,
+        metavar="DIR",
+        help="second folder to score, B; says whether --prediction, A, is better",
+    )
+    group.add_argument(
+        "--names",
+        type=Path,
+        metavar="FILE",
+        help="score only these pairs, one name a line (default: all; no folder may have more)",
+    )
+    group.add_argument(
+        "--classes",
+        type=Path,
+        metavar="FILE",
+        help="JSON list of classes, or a folder with a classes.json (default: classes.json beside "
+        "the labels or one folder up, else SECOND's classes, or none for change masks)",
+    )
     group = parser.add_argument_group("scores")
     group.add_argument(
         "--matrix",
@@ -59,35 +84,6 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     options = parser.parse_args(argv)
     options.matrix = MATRIX_NAMES[options.matrix]
     return options
-
-
-def _add_input_args(parser: config.argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("masks")
-    group.add_argument(
-        "--prediction", type=Path, required=True, metavar="DIR", help="folder to score"
-    )
-    group.add_argument(
-        "--label", type=Path, required=True, metavar="DIR", help="folder that is right"
-    )
-    group.add_argument(
-        "--versus",
-        type=Path,
-        metavar="DIR",
-        help="second folder to score, B; says whether --prediction, A, is better",
-    )
-    group.add_argument(
-        "--names",
-        type=Path,
-        metavar="FILE",
-        help="score only these pairs, one name a line (default: all; no folder may have more)",
-    )
-    group.add_argument(
-        "--classes",
-        type=Path,
-        metavar="FILE",
-        help="JSON list of classes, or a folder with a classes.json (default: classes.json beside "
-        "the labels or one folder up, else SECOND's classes, or none for change masks)",
-    )
 
 
 def main(argv: list[str] | None = None) -> dict:

@@ -27,21 +27,13 @@ from utils.text import progress
 
 @dataclass(frozen=True)
 class Masks:
-    """A folder of predicted masks and what is known of it.
+    """A folder of predicted masks and what is known of it."""
 
-    Attributes:
-        title: what was predicted, for the headings.
-        classes: the class list.
-        total: pairs in the folder.
-        counts: of every pair; empty without labels.
-        pairs: those to show, in the order to show them: plain values for JSON.
-    """
-
-    title: str
+    title: str  # what was predicted, for the headings
     classes: ClassList
-    total: int
-    counts: Sequence[PairCounts]
-    pairs: Sequence[dict[str, Any]]
+    total: int  # pairs in the folder
+    counts: Sequence[PairCounts]  # of every pair; empty without labels
+    pairs: Sequence[dict[str, Any]]  # those to show, in that order: plain values for JSON
 
 
 def read_masks(options: Namespace, first: Run) -> Masks | None:

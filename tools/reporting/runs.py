@@ -30,19 +30,12 @@ Row = dict[str, float | None]
 
 @dataclass(frozen=True)
 class RunSplit:
-    """What a run was validated on.
+    """What a run was validated on."""
 
-    Attributes:
-        protocol: its name, or `UNKNOWN`.
-        val: ids of the validation pairs; None where nothing tells them.
-        source: where this is known from.
-        train: ids of the training pairs.
-    """
-
-    protocol: str
-    val: tuple[str, ...] | None
-    source: str
-    train: tuple[str, ...] = ()
+    protocol: str  # its name, or `UNKNOWN`
+    val: tuple[str, ...] | None  # ids of the validation pairs; None where nothing tells them
+    source: str  # where this is known from
+    train: tuple[str, ...] = ()  # ids of the training pairs
 
     @property
     def k_fold(self) -> tuple[str, int, int] | None:
@@ -57,18 +50,11 @@ class RunSplit:
 
 @dataclass
 class Run:
-    """One training run.
+    """One training run."""
 
-    Attributes:
-        folder: its log folder, ``outdir/logs/<run>``.
-        rows: one per epoch; None for a value that is absent or no finite number.
-        options: those of ``options.json``; empty without the file.
-        split: what it was validated on.
-    """
-
-    folder: Path
-    rows: list[Row]
-    options: dict[str, Any]
+    folder: Path  # its log folder, ``outdir/logs/<run>``
+    rows: list[Row]  # one per epoch; None for a value that is absent or no finite number
+    options: dict[str, Any]  # those of ``options.json``; empty without the file
     split: RunSplit = field(default_factory=lambda: RunSplit(UNKNOWN, None, "no checkpoint"))
 
     @property

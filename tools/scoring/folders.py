@@ -131,16 +131,10 @@ def read_names(path: Path, known: Iterable[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class MaskCounter:
-    """Reads the masks of a pair and counts them.
-
-    Attributes:
-        classes: the class list.
-        one_sided: what to do with pixels predicted to change at one date alone: ``error``,
-            ``unchanged`` or ``keep``.
-    """
+    """Reads the masks of a pair and counts them."""
 
     classes: ClassList
-    one_sided: str
+    one_sided: str  # ``error``, ``unchanged`` or ``keep`` pixels predicted to change at one date
 
     def __call__(self, job: MaskJob) -> list[PairCounts]:
         """Return the counts of the pair for each folder of predictions.

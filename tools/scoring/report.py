@@ -59,21 +59,13 @@ def score_folders(options: Namespace) -> dict:
 
 @dataclass(frozen=True)
 class Report:
-    """Scores of one folder of predictions, A, or of two, A and B, ready to be told.
+    """Scores of one folder of predictions, A, or of two, A and B, ready to be told."""
 
-    Attributes:
-        options: of the command.
-        classes: the class list.
-        classes_source: where it comes from.
-        pair_names: names of the pairs.
-        counts: per folder the counts of each pair.
-    """
-
-    options: Namespace
+    options: Namespace  # of the command
     classes: ClassList
-    classes_source: str
+    classes_source: str  # where they come from
     pair_names: Sequence[str]
-    counts: Sequence[Sequence[PairCounts]]
+    counts: Sequence[Sequence[PairCounts]]  # per folder, of each pair
 
     @cached_property
     def tallies(self) -> list[np.ndarray]:
@@ -101,26 +93,25 @@ class Report:
         """Say what was scored and how."""
         options, classes, binary = self.options, self.classes.num_classes, self.classes.is_binary
         entries = classes + 1 if options.matrix == "dates" else classes**2 + 1
-        matrix = f"{options.matrix}: {MATRICES[options.matrix]}, {entries} × {entries}"
-        topics = {"A" if options.versus else "prediction": options.prediction}
-        if options.versus:
-            topics["B"] = options.versus
-        topics |= {
+        named, matrix = "none", "change masks without classes: every pixel once, 2 × 2"
+        if not binary:
+            named = f"unchanged and {classes} more"
+            matrix = f"{options.matrix}: {MATRICES[options.matrix]}, {entries} × {entries}"
+        intervals = (
+            f"{statistics.CONFIDENCE:.0%} percentile bootstrap over images, {options.bootstrap} "
+            f"resamples, seed {options.seed}"
+        )
+        return {
+            "A" if options.versus else "prediction": options.prediction,
+            **({"B": options.versus} if options.versus else {}),
             "label": options.label,
             "pairs": f"{len(self.pair_names):,}",
-            "classes": f"{'none' if binary else f'unchanged and {classes} more'}, "
-            f"{self.classes_source}",
-            "matrix": "change masks without classes: every pixel once, 2 × 2" if binary else matrix,
+            "classes": f"{named}, {self.classes_source}",
+            "matrix": matrix,
             "OA": "once over all pixels, once as the mean over images of each image's accuracy",
-            "change": ONE_SIDED[options.one_sided],
-            "intervals": f"{statistics.CONFIDENCE:.0%} percentile bootstrap over images, "
-            f"{options.bootstrap} resamples, seed {options.seed}"
-            if options.bootstrap
-            else "none",
+            **({} if binary else {"change": ONE_SIDED[options.one_sided]}),
+            "intervals": intervals if options.bootstrap else "none",
         }
-        if binary:
-            del topics["change"]
-        return topics
 
     def text(self) -> str:
         """Return everything but the single images, as text."""

@@ -75,22 +75,18 @@ def count_pair(
     first, second, true1, true2 = (
         mask.ravel()[changed] for mask in (prediction1, prediction2, label1, label2)
     )
-    labelled = _cells(true1, true2, size)
-    predicted = _cells(first, second, size)
-    confusion = _count(_cells(true1, first, size), size) + _count(_cells(true2, second, size), size)
+
+    def count(row: np.ndarray, column: np.ndarray) -> np.ndarray:
+        cells = row.astype(np.uint16) * np.uint16(size) + column  # below 2¹⁶
+        return np.bincount(cells, minlength=size * size).reshape(size, size)
+
+    both = (first == true1) & (second == true2)
+    confusion = count(true1, first) + count(true2, second)
     confusion[0, 0] += 2 * unchanged
-    cells = (labelled, predicted, labelled[labelled == predicted])
-    transitions = np.stack([_count(part, size) for part in cells])
+    pairs = ((true1, true2), (first, second), (true1[both], true2[both]))
+    transitions = np.stack([count(*pair) for pair in pairs])
     transitions[:, 0, 0] += unchanged
     return PairCounts(confusion, transitions)
-
-
-def _cells(row: np.ndarray, column: np.ndarray, size: int) -> np.ndarray:
-    return row.astype(np.uint16) * np.uint16(size) + column  # below 2¹⁶
-
-
-def _count(cells: np.ndarray, size: int) -> np.ndarray:
-    return np.bincount(cells, minlength=size * size).reshape(size, size)
 
 
 def count_change(prediction: np.ndarray, label: np.ndarray) -> PairCounts:
