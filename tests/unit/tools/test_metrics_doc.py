@@ -1,4 +1,4 @@
-"""The example of docs/metrics.md: `python -m pytest -s tests/unit/tools/test_metrics_doc.py` prints it."""
+"""The example of docs/metrics.md: `python -m pytest -s` on this file prints it."""
 
 import re
 from pathlib import Path

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from datasets.classes import SECOND_CLASSES
-from engine.panels import ERROR_KINDS, TITLES, error_map, fixed_pairs, to_picture, validation_panels
+from engine.panels import ERROR_KINDS, TITLES, error_map, to_picture, validation_panels
 from tools.reporting.gallery import OKABE_ITO, oklab, safe_colors
 from utils.pictures import GAP
 
@@ -71,13 +71,7 @@ def test_panels_show_every_sample():
         validation_panels([full, bare], masks[:1], masks[:1], SECOND_CLASSES)
 
 
-def test_fixed_pairs_are_spread_and_never_repeat():
-    assert fixed_pairs(100, 4) == [0, 25, 50, 75]
-    assert fixed_pairs(3, 6) == [0, 1, 2]
-    assert fixed_pairs(0) == []
-
-
-@pytest.mark.parametrize("shape", [(1, 8, 9), (3, 8, 9), (4, 8, 4), (8, 3, 4), (13, 4, 3)])
+@pytest.mark.parametrize("shape", [(1, 8, 9), (3, 8, 9), (13, 4, 3)])
 @pytest.mark.parametrize("kind", ["uint8", "uint16", "float32"])
 def test_any_image_becomes_a_picture(shape, kind):
     picture = to_picture((np.random.default_rng(0).random(shape) * 200).astype(kind))
