@@ -15,13 +15,10 @@ EVERYWHERE = ("line", "runs", "charts", "tiles")
 
 
 def _score(title: str, shown: Sequence[str] = (), of_classes: bool = False) -> Any:
-    """Describe a score.
+    """Describe a score: its title, and where it is ``shown`` among the few that are compared.
 
-    Args:
-        title: what people call it.
-        shown: where it is among the few that are compared, of `EVERYWHERE`.
-        of_classes: whether it follows from the classes. Of one date's labels it is then another
-            figure than of both, and files name it ``<score>_date1`` or ``<score>_date2``.
+    What follows from the classes is another figure of one date's labels than of both, and files
+    name it ``<score>_date1`` or ``<score>_date2``.
     """
     return field(metadata={"title": title, "shown": shown, "of_classes": of_classes})
 
@@ -108,12 +105,9 @@ RANKS = {
 
 
 def titles(kind: type[AnyMetrics], shown: str = "", date: int | None = None) -> dict[str, str]:
-    """Return the titles of scores by their names in files.
+    """Return the titles of scores, or of those ``shown`` in one place, by their names in files.
 
-    Args:
-        kind: whose scores.
-        shown: leaves only those that are shown in one place.
-        date: the only one that has labels; None for both.
+    ``date`` is the only one that has labels; None for both.
     """
     found = {}
     for each in fields(kind):

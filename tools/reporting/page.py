@@ -23,9 +23,8 @@ TEMPLATE = Path(__file__).with_name("template")
 
 SCORES = column_titles(RANKS)  # of runs of all kinds
 
-TITLES = {"loss_total": "Loss", "lr": "Learning rate", "train_s": "Training, s"}
-
-TITLES |= {"val_s": "Validation, s", **SCORES}
+TITLES = SCORES | {"loss_total": "Loss", "lr": "Learning rate"}
+TITLES |= {"train_s": "Training, s", "val_s": "Validation, s"}
 
 
 def write_report(options: Namespace) -> Path:
@@ -71,15 +70,12 @@ def render_page(groups: Sequence[Sequence[Run]], masks: Masks | None, written: s
     )
     environment.filters["percent"] = percent
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
-    letters = [letter(i) if len(groups) > 1 else "" for i in range(len(groups))]
-    runs = [(run, name) for group, name in zip(groups, letters, strict=True) for run in group]
+    lettered = [(letter(i) if len(groups) > 1 else "", group) for i, group in enumerate(groups)]
+    runs = [(run, name) for name, group in lettered for run in group]
     return environment.get_template("page.html").render(
         runs=len(runs),
         written=written,
-        tables=[
-            stage_table(group) | {"letter": name}
-            for group, name in zip(groups, letters, strict=True)
-        ],
+        tables=[stage_table(group) | {"letter": name} for name, group in lettered],
         masks=masks,
         scores=mask_scores(masks) if masks else {},
         data={

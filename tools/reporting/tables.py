@@ -85,8 +85,8 @@ def mask_scores(masks: Masks) -> dict[str, Any]:
             ("iou", "IoU", "labels against predictions, %", right / union, labelled),
         ):
             told = {"name": name, "title": title, "caption": f"{title}: {unit}"}
-            told["axes"] = ("date 1", "date 2")
-            scores["transitions"].append(told | heat_map(names[1:], shares, pixels))
+            told |= {"axes": ("date 1", "date 2")} | heat_map(names[1:], shares, pixels)
+            scores["transitions"].append(told)
     return scores
 
 

@@ -169,9 +169,8 @@ class MaskCounter:
         if in_label:
             raise _disagreement(label, in_label, "the labels or leave the pair out with --names")
         if in_prediction and self.one_sided == "error":
-            raise _disagreement(
-                prediction, in_prediction, "the masks or choose a rule with --one-sided"
-            )
+            remedy = "the masks or choose a rule with --one-sided"
+            raise _disagreement(prediction, in_prediction, remedy)
         if in_prediction and self.one_sided == "unchanged":
             pair = count_pair(*drop_one_sided(*predictions), *labels, self.classes.num_classes)
         return pair
@@ -190,8 +189,7 @@ def count_all(
     """Count all pairs, in several processes where it pays; per folder of predictions one list.
 
     Raises:
-        DataError: as `MaskCounter`.
-        UserError: one of the processes was killed.
+        DataError, UserError: as `MaskCounter`; or one of the processes was killed.
     """
     rows = list(progress(ParallelMap(counter, jobs, workers), "score", unit="pair"))
     return [list(column) for column in zip(*rows, strict=True)]

@@ -32,11 +32,9 @@ Scores = dict[str, np.ndarray]
 class PairCounts:
     """Pixel counts of one pair, enough for both conventions. K = C + 1.
 
-    Attributes:
-        confusion: (K, K) int64 over both dates, row = label, column = prediction; (2, 2) and each
-            pixel once where there are change masks alone.
-        transitions: (3, K, K) int64, row = class at date 1, column = class at date 2; pixels of
-            that transition in the label, in the prediction, and in both at once.
+    ``confusion``, (K, K), is over both dates, row = label, column = prediction; of change masks it
+    is (2, 2) and has each pixel once. ``transitions``, (3, K, K), row = class at date 1, column =
+    class at date 2, has the label's, the prediction's, and those that are in both at once.
     """
 
     confusion: np.ndarray
