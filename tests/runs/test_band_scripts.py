@@ -219,7 +219,7 @@ def test_composing_from_them_is_refused(bands_root):
 def test_pictures_of_a_report_are_of_the_chosen_bands(bands_root):
     pair = index_pairs(bands_root / "train")[0]
     masks = (pair.label1, pair.label2)
-    shown = read_pair(pair, masks, SECOND_CLASSES, None, None, 0.0, (4, 3, 2))
+    shown = read_pair(pair, masks, SECOND_CLASSES, (4, 3, 2))
     assert all(
         np.array_equal(shown.images[i], read_picture(pair.files[i], (4, 3, 2))) for i in (0, 1)
     )
