@@ -15,7 +15,7 @@ from datasets.labels import COLOR_DISTANCE, NEAR_COLORS, inspect_label
 from datasets.pairs import Pair
 from tools.checking.class_map import ClassMap
 from tools.checking.findings import Entry, relative
-from tools.checking.scan import FolderScan, scan_dataset
+from tools.checking.scan import SplitScan, scan_dataset
 from utils.errors import DataError, OptionError
 from utils.files import atomic_path, write_json
 from utils.parallel import ParallelMap
@@ -108,10 +108,7 @@ def convert_pair(pair: Pair, out: Path, rules: Rules) -> str:
     """Write one pair below ``out``; return why it was left out, or an empty text."""
     try:
         headers = [read_header(path) for path in (pair.image1, pair.image2)]
-        images = [
-            read_raster(path, header)
-            for path, header in zip((pair.image1, pair.image2), headers, strict=True)
-        ]
+        images = [read_raster(path) for path in (pair.image1, pair.image2)]
         labels = _convert_labels(pair, rules) if pair.labels else {}
     except (DataError, ValueError) as error:
         return str(error)
@@ -185,7 +182,7 @@ def _write_image(target: Path, source: Path, header: Header, values: np.ndarray)
         shutil.copyfile(source, temporary)
 
 
-def _usable_pairs(scan: FolderScan) -> tuple[list[Pair], list[Entry]]:
+def _usable_pairs(scan: SplitScan) -> tuple[list[Pair], list[Entry]]:
     """Pairs whose partners are certain, and the entries of the names that are not."""
     broken = [entry for kind, entry in scan.found if kind in BROKEN_NAMES]
     stems = {Path(file).stem for entry in broken for file in entry.files}

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from datasets.classes import ClassList, is_binary
-from datasets.images import DTYPES, Header, file_bits, open_image, read_header, read_raster
+from datasets.images import DTYPES, Header, open_image, read_header, read_raster
 from datasets.labels import BINARY, COLOR_DISTANCE, LabelReading, inspect_label
 from datasets.pairs import Pair
 from datasets.statistics import BandSums, sum_bands
@@ -150,7 +150,7 @@ def _inspect_image(path: Path, decode: bool) -> tuple[FileReport, np.ndarray | N
         size = (header.height, header.width)
         mode = header.mode or f"{header.bands} bands"
         file = FileReport(path, header.format, mode, header.bits, size, header)
-        return file, read_raster(path, header) if decode and header.dtype in DTYPES else None
+        return file, read_raster(path) if decode and header.dtype in DTYPES else None
     except (DataError, OSError, ValueError) as error:
         return FileReport(path, error=_reason(error, path)), None
 
@@ -171,7 +171,7 @@ def _inspect_label_file(
 
 def _describe(path: Path, image: Image.Image) -> FileReport:
     size = (image.height, image.width)
-    return FileReport(path, image.format or "", image.mode, file_bits(path, image), size)
+    return FileReport(path, image.format or "", image.mode, read_header(path).bits, size)
 
 
 def _fingerprint(values: np.ndarray, header: Header) -> Fingerprint:
