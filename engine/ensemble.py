@@ -1,17 +1,30 @@
 """Which checkpoints form an ensemble, and whether they may."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 from datasets.bands import RGB, Bands, union
-from datasets.classes import semantic_classes
 from datasets.images import read_header, require_bands
+from datasets.task import Task
 from engine.metrics import RANKS
 from models.checkpoint import Checkpoint, open_checkpoint
+from utils.dist import print0
 from utils.errors import CheckpointError, DataError
 
 LATEST = "_latest"
+
+
+def choose_ensemble(paths: Sequence[Path] | None, folder: Path, task: Task) -> list[Checkpoint]:
+    """Open the named checkpoints, or else the best of every run in a folder.
+
+    Raises:
+        CheckpointError: there is none, one cannot be read, or is of other classes than the data.
+    """
+    checkpoints = [open_checkpoint(p) for p in paths] if paths else find_best_checkpoints(folder)
+    for checkpoint in checkpoints:
+        check_classes(checkpoint, task)
+    return checkpoints
 
 
 def find_best_checkpoints(folder: Path) -> list[Checkpoint]:
@@ -37,59 +50,8 @@ def find_best_checkpoints(folder: Path) -> list[Checkpoint]:
     return sorted(best.values(), key=lambda checkpoint: checkpoint.path)
 
 
-def choose_ensemble(paths: Sequence[Path] | None, folder: Path, classes: dict) -> list[Checkpoint]:
-    """Open the named checkpoints, or else the best of every run in a folder.
-
-    Raises:
-        CheckpointError: as `find_best_checkpoints` and `open_ensemble`.
-    """
-    if paths:
-        return open_ensemble(paths, classes)
-    return _of_one_kind(find_best_checkpoints(folder), classes)
-
-
-def seen_in_training(checkpoint: Checkpoint, ids: Collection[str]) -> int:
-    """Return how many of these pairs (``train/<stem>``) a checkpoint was trained on.
-
-    Foreign checkpoints do not say what they were trained on; for them it is 0.
-    """
-    return len(set(checkpoint.info.get("split", {}).get("train", ())) & set(ids))
-
-
-def warn_of_leakage(
-    checkpoints: Sequence[Checkpoint], ids: Collection[str], say: Callable[[str], None]
-) -> None:
-    """Say which checkpoints were trained on pairs that scores are taken on."""
-    for checkpoint in checkpoints:
-        seen = seen_in_training(checkpoint, ids)
-        if seen:
-            say(
-                f"warning: leakage: {checkpoint.path} was trained on {seen} of the {len(ids)} "
-                "validation pairs; scores on them will be too high"
-            )
-
-
-def open_ensemble(paths: Sequence[Path], classes: dict) -> list[Checkpoint]:
-    """Open checkpoints and check that they speak of the same classes as the data set.
-
-    Args:
-        paths: checkpoint files.
-        classes: the data set's class list, as `datasets.ClassList.to_dict` gives it.
-
-    Raises:
-        CheckpointError: a file cannot be used, or its class list is another.
-    """
-    return _of_one_kind([open_checkpoint(path) for path in paths], classes)
-
-
-def _of_one_kind(checkpoints: list[Checkpoint], classes: dict) -> list[Checkpoint]:
-    for checkpoint in checkpoints:
-        check_classes(checkpoint, classes)
-    return checkpoints
-
-
-def check_classes(checkpoint: Checkpoint, classes: dict) -> None:
-    """Raise unless a checkpoint was trained on this class list.
+def check_classes(checkpoint: Checkpoint, task: Task) -> None:
+    """Raise unless a checkpoint was trained on these classes.
 
     Foreign checkpoints carry no list; of them only the number of classes can be checked. Of change
     masks the names mean nothing.
@@ -97,35 +59,46 @@ def check_classes(checkpoint: Checkpoint, classes: dict) -> None:
     Raises:
         CheckpointError: the lists differ, or one of both knows change alone.
     """
-    expected = list(classes["names"])
-    wanted = semantic_classes(len(expected) - 1)
-    if bool(checkpoint.config.num_classes) != bool(wanted):
+    found, wanted = checkpoint.config.num_classes, task.semantic_classes
+    if bool(found) != bool(wanted):
         there, here = ("change alone", "classes") if wanted else ("classes", "change masks alone")
         note = " (a set without labels needs a classes.json of two entries)" if wanted else ""
         raise CheckpointError(
             f"{checkpoint.path}: predicts {there}, the data set has {here}{note}; leave this "
             "checkpoint out, check --data-root, or train from it with --pretrain-from"
         )
-    trained_on = checkpoint.info.get("classes", {}).get("names")
-    if trained_on is None:
-        if checkpoint.config.num_classes != wanted:
-            raise CheckpointError(
-                f"{checkpoint.path}: predicts {checkpoint.config.num_classes} classes, the data "
-                f"set has {len(expected) - 1}; check --data-root"
-            )
-    elif wanted and list(trained_on) != expected:
+    names = list(task.classes.names)
+    trained_on = list(checkpoint.info.get("classes", {}).get("names", names))
+    if wanted and trained_on != names:
         raise CheckpointError(
             f"{checkpoint.path}: trained on the classes {', '.join(trained_on)}; the data set has "
-            f"{', '.join(expected)}; check --data-root or leave this checkpoint out"
+            f"{', '.join(names)}; check --data-root or leave this checkpoint out"
         )
+    if found != wanted:
+        raise CheckpointError(
+            f"{checkpoint.path}: predicts {found} classes, the data set has {wanted}; check "
+            "--data-root"
+        )
+
+
+def warn_of_leakage(checkpoints: Sequence[Checkpoint], ids: Collection[str]) -> None:
+    """Say which checkpoints were trained on pairs that scores are taken on (``train/<stem>``).
+
+    Foreign checkpoints do not tell what they were trained on.
+    """
+    for checkpoint in checkpoints:
+        seen = len(set(checkpoint.info.get("split", {}).get("train", ())) & set(ids))
+        if seen:
+            print0(
+                f"warning: leakage: {checkpoint.path} was trained on {seen} of the {len(ids)} "
+                "validation pairs; scores on them will be too high"
+            )
 
 
 def bands_to_read(checkpoints: Sequence[Checkpoint], image: Path) -> Bands:
     """Return the bands that an ensemble needs of every image, each model some of them.
 
-    Args:
-        checkpoints: the ensemble.
-        image: a file of the data set, whose header must offer them.
+    ``image`` is a file of the data set, whose header must offer them.
 
     Raises:
         CheckpointError: a foreign checkpoint of other than three bands, of which nothing is known;
@@ -134,17 +107,17 @@ def bands_to_read(checkpoints: Sequence[Checkpoint], image: Path) -> Bands:
             models read it as RGB and others its bands.
     """
     header = read_header(image)
-    for checkpoint in checkpoints:
-        bands = checkpoint.config.imagery.bands
+    chosen = [checkpoint.config.imagery.bands for checkpoint in checkpoints]
+    for checkpoint, bands in zip(checkpoints, chosen, strict=True):
         if len(bands.numbers) != checkpoint.config.in_channels:
             raise CheckpointError(
                 f"{checkpoint.path}: takes {checkpoint.config.in_channels} bands, but does not say "
                 "which and how they are normalised; train it with this project"
             )
-        if bands.bits != checkpoints[0].config.imagery.bands.bits:
+        if bands.bits != chosen[0].bits:
             raise CheckpointError(
                 f"{checkpoint.path}: trained on {bands.bits}-bit images, {checkpoints[0].path} on "
-                f"{checkpoints[0].config.imagery.bands.bits}-bit ones; leave one out"
+                f"{chosen[0].bits}-bit ones; leave one out"
             )
         try:
             require_bands(image, header, bands)
@@ -154,7 +127,6 @@ def bands_to_read(checkpoints: Sequence[Checkpoint], image: Path) -> Bands:
                 f"{checkpoint.path} does not fit the data: {reason}; name other --checkpoints, or "
                 "check --data-root"
             ) from error
-    chosen = [checkpoint.config.imagery.bands for checkpoint in checkpoints]
     together = union(chosen)
     if len(set(chosen)) > 1 and max(together.numbers) > header.bands > 1:
         apart = next(bands for bands in chosen if bands != chosen[0])
@@ -167,36 +139,33 @@ def bands_to_read(checkpoints: Sequence[Checkpoint], image: Path) -> Bands:
 
 def describe(checkpoint: Checkpoint) -> str:
     """Return one line about a checkpoint, for the list a script prints before it works."""
-    config = checkpoint.config
+    config, info = checkpoint.config, checkpoint.info
     parts = [config.model, config.backbone] + (["lightweight"] if config.lightweight else [])
     if config.imagery.bands != RGB:
         parts.append(str(config.imagery.bands))
-    title, score = _rank_text(checkpoint.info)
-    best = "best " if "training" in checkpoint.info else ""  # a latest file is of a later epoch
-    note = f", epoch {checkpoint.info['epoch']}, {best}{title} {100 * score:.2f}" if title else ""
-    protocol = checkpoint.info.get("split", {}).get("protocol")
-    if note and protocol:
-        note += f" on split {protocol}"
-    return f"{checkpoint.path}  ({' '.join(parts)}{note})"
+    if _rank(info):
+        title, score = _rank(info)
+        best = "best " if "training" in info else ""  # a latest file is of a later epoch
+        on = f" on split {info['split']['protocol']}" if "split" in info else ""
+        parts[-1] += f", epoch {info.get('epoch')}, {best}{title} {100 * score:.2f}{on}"
+    return f"{checkpoint.path}  ({' '.join(parts)})"
 
 
 def describe_all(checkpoints: Sequence[Checkpoint]) -> str:
     """Return a line about each checkpoint, and one more where their scores do not compare."""
     lines = [f"  {describe(checkpoint)}" for checkpoint in checkpoints]
-    scored = [c.info for c in checkpoints if _rank_text(c.info)[0]]
+    scored = [checkpoint.info for checkpoint in checkpoints if _rank(checkpoint.info)]
     if len({frozenset(info.get("split", {}).get("val", ())) for info in scored}) > 1:
         lines.append("  note: these scores are on different validation pairs and do not compare")
     return "\n".join(lines)
 
 
-def _score(checkpoint: Checkpoint) -> float:
-    return _rank_text(checkpoint.info)[1] or 0.0
-
-
-def _rank_text(info: dict[str, Any]) -> tuple[str, float | None]:
-    """Return title and value of the score that ranks a checkpoint; nothing of a foreign one."""
+def _rank(info: dict[str, Any]) -> tuple[str, float] | None:
+    """Return title and value of the score that ranks a checkpoint; None of a foreign one."""
     metrics = info.get("metrics", {})
-    for name, title in RANKS.items():
-        if name in metrics:
-            return title, metrics[name]
-    return "", None
+    return next(((title, metrics[name]) for name, title in RANKS.items() if name in metrics), None)
+
+
+def _score(checkpoint: Checkpoint) -> float:
+    rank = _rank(checkpoint.info)
+    return rank[1] if rank else 0.0

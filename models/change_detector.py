@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from datasets.bands import RGB_IMAGERY, Imagery
+from datasets.bands import MAX_BANDS, RGB_IMAGERY, Bands, Imagery
+from datasets.classes import MAX_CLASSES
 from models.encoder import Encoder, build_encoder
 from models.heads import HEADS
 from utils.errors import OptionError
@@ -36,11 +37,10 @@ class ModelConfig:
         num_classes: semantic classes; with 0 there is no semantic head, and the change branch
             stands alone.
         in_channels: bands that the encoder takes.
-        imagery: which bands of the files these are, and their statistics; a dict of its attributes
-            is taken as well.
+        imagery: which bands of the files these are, and their statistics, or a dict of these.
 
     Raises:
-        TypeError, ValueError: the imagery's values make no sense.
+        TypeError, ValueError: the values make no sense.
     """
 
     model: str = "pspnet"
@@ -55,6 +55,8 @@ class ModelConfig:
             object.__setattr__(self, "imagery", Imagery(**self.imagery))
         if not isinstance(self.imagery, Imagery):
             raise TypeError(f"imagery {self.imagery!r} is not bands, mean and std")
+        if not (0 <= self.num_classes < MAX_CLASSES and 1 <= self.in_channels <= MAX_BANDS):
+            raise ValueError(f"{self.num_classes} classes of {self.in_channels} bands")
 
     def to_dict(self) -> dict:
         """Return plain values, as checkpoints store them."""
@@ -80,16 +82,26 @@ class ChangeDetector(nn.Module):
             else None
         )
         self.change_head = change_head(channels, 1, config.lightweight)
+        for name in ("mean", "std"):
+            values = torch.tensor(getattr(config.imagery, name)).view(1, -1, 1, 1)
+            self.register_buffer(name, values, persistent=False)
+        self._channels: tuple[int, ...] | None = None
+
+    def read_from(self, bands: Bands) -> None:
+        """Take batches of these bands, the model's among them, instead of its very own."""
+        chosen = tuple(bands.numbers.index(n) for n in self.config.imagery.bands.numbers)
+        self._channels = None if chosen == tuple(range(len(bands.numbers))) else chosen
 
     def forward(self, image1: torch.Tensor, image2: torch.Tensor) -> ChangeOutput:
         """Predict the classes of both dates and the change between them.
 
         Args:
-            image1: (N, bands, H, W) float, normalised; any H and W.
+            image1: (N, bands, H, W) uint8 or uint16, or float that is normalised already; any H, W.
             image2: the same shape, the second date.
         """
         # Both dates as one batch: larger kernels, and batch norm sees both seasons at once.
-        images = pad_to_multiple(torch.cat([image1, image2]), SIZE_MULTIPLE)
+        images = torch.cat([self._normalize(image1), self._normalize(image2)])
+        images = pad_to_multiple(images, SIZE_MULTIPLE)
         features = self.encoder(images)
         features1, features2 = features.chunk(2)
         semantic_logits1 = semantic_logits2 = None
@@ -98,6 +110,17 @@ class ChangeDetector(nn.Module):
             semantic_logits1, semantic_logits2 = semantic_logits.chunk(2)
         change_logits = _to_size(self.change_head((features1 - features2).abs()), images, image1)
         return ChangeOutput(semantic_logits1, semantic_logits2, change_logits.squeeze(1))
+
+    def _normalize(self, images: torch.Tensor) -> torch.Tensor:
+        """Return (images − mean) / std of the model's bands in float32, in channels-last memory."""
+        if images.is_floating_point():
+            return images
+        if self._channels is not None:
+            # A list as index would be copied to the GPU, which waits for all its queued work.
+            chosen = [images[:, channel].to(torch.float32) for channel in self._channels]
+            images = torch.stack(chosen, dim=-1).movedim(-1, 1)
+        images = images.to(torch.float32, memory_format=torch.channels_last)
+        return images.sub_(self.mean).div_(self.std)
 
     def parameter_groups(self, lr: float, head_factor: float = 10.0) -> list[dict]:
         """Return optimiser groups: the backbone at ``lr``, everything new at ``head_factor`` × it.
@@ -113,11 +136,7 @@ class ChangeDetector(nn.Module):
 def build_model(
     config: ModelConfig, weights: dict[str, torch.Tensor] | None = None
 ) -> ChangeDetector:
-    """Build a model, with random heads.
-
-    Args:
-        config: what to build.
-        weights: backbone weights, as `models.encoder.build_encoder` takes them.
+    """Build a model with random heads; ``weights`` are as `build_encoder` takes them.
 
     Raises:
         OptionError: an unknown model or backbone.

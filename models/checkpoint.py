@@ -1,5 +1,7 @@
-"""Models: `build_model` from a configuration, `load_model` from a checkpoint."""
+"""Checkpoints: what one of ours holds, checked once when it is read, and the model in it."""
 
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -7,7 +9,7 @@ import torch
 
 from models.change_detector import ChangeDetector, ModelConfig, build_model
 from models.published import convert_published, is_published
-from utils.errors import CheckpointError
+from utils.errors import CheckpointError, OptionError
 from utils.tensor_files import read_checkpoint, unwrap_state_dict
 
 
@@ -18,7 +20,7 @@ class Checkpoint(NamedTuple):
         path: the file.
         config: how to build the model.
         tensors: its state dict, under our names.
-        info: the rest: classes, split, epoch, metrics, training state; empty for foreign files.
+        info: the rest, as `OF_RUN` and `TO_RESUME` list it; empty for foreign files.
     """
 
     path: Path
@@ -30,15 +32,34 @@ class Checkpoint(NamedTuple):
         """Build the model on a device, in eval mode.
 
         Raises:
-            CheckpointError: the tensors do not fill the model.
+            CheckpointError: there is no such model, or the tensors do not fill it.
         """
-        model = build_model(self.config)
+        try:
+            model = build_model(self.config)
+        except OptionError as error:
+            raise CheckpointError(f"{self.path}: {error}") from error
+        self.fill(model)
+        return model.to(device=device, memory_format=torch.channels_last).eval()
+
+    def fill(self, model: ChangeDetector) -> None:
+        """Load the weights into a model of this very configuration.
+
+        Raises:
+            CheckpointError: the tensors do not fill it.
+        """
         try:
             model.load_state_dict(self.tensors)
         except RuntimeError as error:
-            reason = str(error).splitlines()[1].strip()[:200]
-            raise CheckpointError(f"{self.path}: does not fit {self.config}: {reason}") from error
-        return model.to(device=device, memory_format=torch.channels_last).eval()
+            config, reason = self.config, str(error).splitlines()[-1].strip()[:200]
+            raise CheckpointError(
+                f"{self.path}: does not fit {config.model} of {config.backbone} for "
+                f"{config.num_classes} classes: {reason}"
+            ) from error
+
+
+def load_model(path: Path | str, device: torch.device | str = "cpu") -> ChangeDetector:
+    """Rebuild the model of a checkpoint; errors as `open_checkpoint` and `Checkpoint.build`."""
+    return open_checkpoint(path).build(device)
 
 
 def open_checkpoint(path: Path | str) -> Checkpoint:
@@ -50,15 +71,18 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
     path = Path(path)
     state = read_checkpoint(path)
     tensors = unwrap_state_dict(state, path)
-    if isinstance(state.get("config"), dict) and "format" in state:
-        info = {key: value for key, value in state.items() if key not in ("config", "model")}
+    if "format" in state:
+        form = WEIGHTS | OF_RUN | (TO_RESUME if "training" in state else {})
+        fault = next(_faults(state, form), None)
         try:
+            if fault:
+                raise ValueError(f"{fault} is missing or no such value")
             config = ModelConfig(**state["config"])
         except (TypeError, ValueError) as error:
             raise CheckpointError(
-                f"{path}: of another version of this project ({error})"
+                f"{path}: of another version of this project, or changed ({error})"
             ) from error
-        return Checkpoint(path, config, tensors, info)
+        return Checkpoint(path, config, tensors, {k: state[k] for k in state if k not in WEIGHTS})
     if is_published(tensors):
         config, tensors = convert_published(tensors, path)
         return Checkpoint(path, config, tensors, {})
@@ -68,10 +92,78 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
     )
 
 
-def load_model(path: Path | str, device: torch.device | str = "cpu") -> ChangeDetector:
-    """Rebuild the model of a checkpoint on a device, in eval mode.
+NUMBER = (int, float)
 
-    Raises:
-        CheckpointError: as `open_checkpoint`, or the tensors do not fill the model.
-    """
-    return open_checkpoint(path).build(device)
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _are_scores(value: Any) -> bool:
+    return isinstance(value, dict) and not any(
+        _faults(score, [NUMBER] if str(name).startswith("class_iou") else NUMBER, "score")
+        for name, score in value.items()
+    )
+
+
+def _is_file_name(value: Any) -> bool:
+    # It becomes a path; a file from elsewhere must not lead out of the folders of a run.
+    return isinstance(value, str) and bool(re.fullmatch(r"\w[\w.+-]{,200}", value))
+
+
+# What a checkpoint of ours holds. [form] is a list, {str: form} a dict of any names, a tuple gives
+# alternatives, a function tells; ABSENT is what older checkpoints, or those of no run, lack.
+ABSENT = object()
+
+WEIGHTS = {
+    "format": int,
+    "config": {
+        **{"model": str, "backbone": str, "lightweight": bool},
+        **{"num_classes": _is_count, "in_channels": _is_count},
+        "imagery": (
+            ABSENT,
+            {"bands": {"numbers": [int], "bits": int}, "mean": [NUMBER], "std": [NUMBER]},
+        ),
+    },
+    "model": {str: torch.Tensor},
+}
+OF_RUN = {
+    "classes": (ABSENT, {"names": [str], "colors": [[int]]}),
+    "split": (ABSENT, {"protocol": str, "train": [str], "val": [str]}),
+    "labelled_dates": (ABSENT, {str: [int]}),
+    "run": (ABSENT, _is_file_name),
+    "epoch": (ABSENT, _is_count),
+    "metrics": (ABSENT, _are_scores),
+}
+TO_RESUME = {
+    **{key: form[1] for key, form in OF_RUN.items() if key != "labelled_dates"},
+    "training": {
+        "optimizer": {"state": dict, "param_groups": [dict]},
+        **{"scheduler": dict, "scaler": dict},
+        **{"epoch": _is_count, "step": _is_count, "validated": bool},
+        "losses": {"sums": {str: NUMBER}, "batches": _is_count},
+        "best": (None, _are_scores),
+        "rows": [{"epoch": int}],
+        "rng": [{"cpu": torch.Tensor}],
+    },
+    "options": {str: (None, bool, int, float, str, [(int, float, str)])},
+    "best_file": (None, _is_file_name),
+}
+
+
+def _faults(value: Any, form: Any, name: str = "") -> Iterator[str]:
+    """Yield the names of the parts of a value that are not of their form."""
+    if isinstance(form, tuple):
+        if all(any(_faults(value, each, name)) for each in form):
+            yield from _faults(value, form[-1], name)
+    elif isinstance(form, dict) and isinstance(value, dict):
+        for key, part in (dict.fromkeys(value, form[str]) if str in form else form).items():
+            yield from _faults(value.get(key, ABSENT), part, f"{name}.{key}".strip("."))
+    elif isinstance(form, list) and isinstance(value, list | tuple):
+        for i, part in enumerate(value):
+            yield from _faults(part, form[0], f"{name}[{i}]")
+    elif isinstance(form, type):
+        if not isinstance(value, form) or (isinstance(value, bool) and form is not bool):
+            yield name
+    elif not form(value) if callable(form) else value is not form:
+        yield name

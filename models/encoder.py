@@ -64,13 +64,7 @@ class Encoder(nn.Module):
 def build_encoder(
     backbone: str, in_channels: int = 3, weights: dict[str, torch.Tensor] | None = None
 ) -> Encoder:
-    """Build an encoder by its timm name.
-
-    Args:
-        backbone: ``hrnet_w18`` … ``hrnet_w64``, or any timm model with feature maps.
-        in_channels: bands of the input image.
-        weights: ImageNet weights, as `models.pretrained.find_pretrained` returns them; None for
-            random initialisation.
+    """Build an encoder by its timm name, with ImageNet's weights of `find_pretrained` or random.
 
     Raises:
         OptionError: no such backbone in timm, or it has no feature maps at any image size.
@@ -90,36 +84,26 @@ def build_encoder(
         else:
             body = load_timm_backbone(backbone, weights, in_channels, **options)
         if not is_hrnet(body):
-            _try_forward(body, in_channels)
+            # Plain vision transformers are built without complaint, then refuse most image sizes.
+            with torch.no_grad():
+                body.eval()(torch.zeros(1, in_channels, 96, 160))
+            body.train()
     except (RuntimeError, AttributeError, AssertionError, TypeError) as error:
         raise OptionError(
             f"--backbone {backbone}: timm gives no feature maps for it ({error}); choose a "
             "convolutional or hierarchical backbone"
         ) from error
     if is_hrnet(body):
-        _use_bilinear_fusion(body)
+        # The published network interpolates bilinearly where timm repeats the nearest value.
+        for module in body.modules():
+            if isinstance(module, nn.Upsample):
+                module.mode, module.align_corners = "bilinear", True
     return Encoder(body)
-
-
-def _try_forward(body: nn.Module, in_channels: int) -> None:
-    # Plain vision transformers are built without complaint, then refuse most image sizes.
-    body.eval()
-    with torch.no_grad():
-        body(torch.zeros(1, in_channels, 96, 160))
-    body.train()
 
 
 def is_hrnet(body: nn.Module) -> bool:
     """Tell whether a timm backbone is a high-resolution network."""
     return isinstance(body, timm.models.hrnet.HighResolutionNet)
-
-
-def _use_bilinear_fusion(body: nn.Module) -> None:
-    # The published network interpolates bilinearly where timm repeats the nearest value.
-    for module in body.modules():
-        if isinstance(module, nn.Upsample):
-            module.mode = "bilinear"
-            module.align_corners = True
 
 
 def _projection(channels: int, width: int) -> nn.Module:

@@ -1,12 +1,14 @@
 """Folding batch norm into the convolution before it: fewer passes over memory at inference."""
 
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections import defaultdict
+from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 # They tell what folding does not change.
 _READS_OF_SHAPE = frozenset(
@@ -17,7 +19,7 @@ _READS_OF_SHAPE = frozenset(
 )
 
 
-def fold_batch_norm(model: nn.Module, *example: torch.Tensor) -> int:
+def fold_batch_norm(model: nn.Module, *example: Tensor) -> int:
     """Fold every batch norm that directly follows a convolution, in place.
 
     The pairs are found by running the model once and watching which convolution's output each
@@ -31,9 +33,23 @@ def fold_batch_norm(model: nn.Module, *example: torch.Tensor) -> int:
     Returns:
         The number of folded pairs.
     """
-    pairs = _find_pairs(model, example)
-    for conv_name, norm_name in pairs:
-        conv, norm = model.get_submodule(conv_name), model.get_submodule(norm_name)
+    with torch.no_grad(), _Readers() as readers:
+        readers.note(model(*example), reader=None)
+    # By the tensor that a call reads. A module of two names cannot be replaced under one of them.
+    convs, norms = defaultdict(list), defaultdict(list)
+    for name, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, nn.Conv2d):
+            convs[id(module.weight)].append(name)
+        elif isinstance(module, nn.BatchNorm2d) and module.track_running_stats:
+            norms[id(module.running_mean)].append(name)
+    feeding = [reader for found in readers.of_weight.values() for reader in set(found)]
+    folded = 0
+    for weight, found in readers.of_weight.items():
+        names = (convs[weight], norms[found[0]] if found else [])
+        only = len(set(found)) == 1 and feeding.count(found[0]) == 1
+        if not only or [len(each) for each in names] != [1, 1]:
+            continue
+        conv, norm = (model.get_submodule(name) for [name] in names)
         conv.weight, conv.bias = fuse_conv_bn_weights(
             conv.weight,
             conv.bias,
@@ -44,76 +60,37 @@ def fold_batch_norm(model: nn.Module, *example: torch.Tensor) -> int:
             norm.bias,
         )
         # timm's batch norms may carry their activation with them.
-        model.set_submodule(norm_name, getattr(norm, "act", None) or nn.Identity())
-    return len(pairs)
+        model.set_submodule(names[1][0], getattr(norm, "act", None) or nn.Identity())
+        folded += 1
+    return folded
 
 
-def _find_pairs(model: nn.Module, example: tuple[torch.Tensor, ...]) -> list[tuple[str, str]]:
-    """Return names of convolutions and the one batch norm that each always feeds, and it alone."""
-    outputs: dict[int, tuple[str, torch.Tensor]] = {}  # keeps tensors alive, so ids stay unique
-    feeds: dict[str, list[str]] = {}
-    fed_by: dict[str, set[str | None]] = {}
+class _Readers(TorchFunctionMode):
+    """Notes who reads the outputs of convolutions.
 
-    def saw_conv(name: str, output: torch.Tensor) -> None:
-        outputs[id(output)] = (name, output)
-        feeds.setdefault(name, [])
+    Attributes:
+        of_weight: by the id of a convolution's weight, for each read the id of the running mean of
+            the batch norm that reads, or None for anything else.
+    """
 
-    def saw_norm(name: str, value: torch.Tensor) -> None:
-        source = outputs[id(value)][0] if id(value) in outputs else None
-        fed_by.setdefault(name, set()).add(source)
-        if source is not None:
-            feeds[source].append(name)
-
-    hooks = []
-    # A module of two names counts as two: replacing it under one of them would not be enough.
-    for name, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, nn.Conv2d):
-            hooks.append(
-                module.register_forward_hook(lambda m, i, output, n=name: saw_conv(n, output))
-            )
-        elif isinstance(module, nn.BatchNorm2d) and module.track_running_stats:
-            hooks.append(module.register_forward_pre_hook(lambda m, i, n=name: saw_norm(n, i[0])))
-    try:
-        with torch.no_grad(), _Reads(outputs) as reads:
-            result = model(*example)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    reads.note(result)
-    return [
-        (conv, norm)
-        for norm, sources in fed_by.items()
-        for conv in sources
-        # A batch norm reads its input once; any further read is somebody else's.
-        if len(sources) == 1
-        and conv is not None
-        and set(feeds[conv]) == {norm}
-        and reads.count[conv] == len(feeds[conv])
-    ]
-
-
-class _Reads(TorchFunctionMode):
-    """Counts how often the outputs of each convolution are read."""
-
-    def __init__(self, outputs: Mapping[int, tuple[str, torch.Tensor]]) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.count: Counter[str] = Counter()
-        self._outputs = outputs
+        self.of_weight: dict[int, list[int | None]] = {}
+        self._outputs: dict[int, tuple[Tensor, int]] = {}  # keeps tensors alive: ids stay unique
 
-    def note(self, value: object) -> None:
-        """Count the outputs of convolutions in a value: a tensor, or containers of tensors."""
-        if isinstance(value, torch.Tensor):
-            if id(value) in self._outputs:
-                self.count[self._outputs[id(value)][0]] += 1
-        elif isinstance(value, Mapping):
-            self.note(list(value.values()))
-        elif isinstance(value, list | tuple):
-            for part in value:
-                self.note(part)
+    def note(self, value: object, reader: int | None) -> None:
+        """Note a read of all outputs in a value: a tensor, or containers of tensors."""
+        for leaf in tree_leaves(value):
+            if id(leaf) in self._outputs:
+                self.of_weight[self._outputs[id(leaf)][1]].append(reader)
 
     def __torch_function__(
         self, func: Callable, types: object, args: tuple = (), kwargs: dict | None = None
     ) -> object:
         if func not in _READS_OF_SHAPE:
-            self.note((args, kwargs))
-        return func(*args, **(kwargs or {}))
+            self.note((args, kwargs), id(args[1]) if func is F.batch_norm else None)
+        result = func(*args, **(kwargs or {}))
+        if func is torch.conv2d:
+            self._outputs[id(result)] = (result, id(args[1]))
+            self.of_weight.setdefault(id(args[1]), [])
+        return result

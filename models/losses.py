@@ -1,47 +1,37 @@
 """The training loss: named terms and their weights."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from utils.dist import all_mean
+
 # Total = 2·change + semantic1 + semantic2, as published (SenseEarth 2020, 1st place).
 TERM_WEIGHTS = {"change": 2.0, "semantic1": 1.0, "semantic2": 1.0}
+CHANGED_PIXEL_WEIGHT = 2.0
 
 # Class weights of the published recipe for SECOND's six classes: water, ground, low vegetation,
 # tree, building, playground. The report puts their gain at about one point of Score.
 SECOND_CLASS_NAMES = ("water", "ground", "low vegetation", "tree", "building", "playground")
-
 SECOND_CLASS_WEIGHTS = (2.0, 1.0, 2.0, 2.0, 1.0, 1.0)
-
-CHANGED_PIXEL_WEIGHT = 2.0
 
 
 class ChangeCriterion(nn.Module):
     """Semantic cross-entropy on each date and weighted binary cross-entropy on the change.
 
-    Args:
-        num_classes: number of semantic classes C.
-        class_weights: C weights of the cross-entropy; ones when not given.
-        mean_over_ranks: averages a tensor over processes, so that the loss of many is the loss of
-            their batches taken as one.
+    ``class_weights`` are the cross-entropy's, one for each of ``num_classes``; ones when not given.
     """
 
-    def __init__(
-        self,
-        num_classes: int,
-        class_weights: Sequence[float] | None = None,
-        mean_over_ranks: Callable[[torch.Tensor], torch.Tensor] = lambda value: value,
-    ) -> None:
+    def __init__(self, num_classes: int, class_weights: Sequence[float] | None = None) -> None:
         super().__init__()
-        self.mean_over_ranks = mean_over_ranks
         weights = torch.ones(num_classes) if class_weights is None else torch.tensor(class_weights)
         self.register_buffer("class_weights", weights.float())
 
     def forward(
         self,
-        output: "tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor]",
+        output: tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor],
         label1: torch.Tensor | None,
         label2: torch.Tensor | None,
         change_mask: torch.Tensor,
@@ -64,48 +54,37 @@ class ChangeCriterion(nn.Module):
             zip(semantic_logits, (label1, label2), strict=True), start=1
         ):
             if logits is not None and label is not None:
-                terms[f"semantic{date}"] = self._semantic_loss(logits, label)
+                terms[f"semantic{date}"] = semantic_loss(logits, label, self.class_weights)
         terms["total"] = sum(TERM_WEIGHTS[name] * value for name, value in terms.items())
         return terms
-
-    def _semantic_loss(self, logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-        return semantic_loss(logits, label, self.class_weights, self.mean_over_ranks)
 
 
 def default_class_weights(
     class_names: Sequence[str], pseudo_labels: bool
 ) -> tuple[float, ...] | None:
-    """Return the recipe's class weights, or None for ones.
-
-    The published weights are for SECOND's classes and ground-truth labels; pseudo labels and other
-    class lists take ones.
-    """
+    """Return the published weights, of SECOND's classes and ground truth; None for ones."""
     published = tuple(class_names) == SECOND_CLASS_NAMES and not pseudo_labels
     return SECOND_CLASS_WEIGHTS if published else None
 
 
 def semantic_loss(
-    logits: torch.Tensor,
-    label: torch.Tensor,
-    class_weights: torch.Tensor,
-    mean_over_ranks: Callable[[torch.Tensor], torch.Tensor] = lambda value: value,
+    logits: torch.Tensor, label: torch.Tensor, class_weights: torch.Tensor
 ) -> torch.Tensor:
     """Cross-entropy over labelled pixels, averaged by class weight; 0 where none is labelled.
+
+    Every process must call it: the mean of their losses is that of one with all their pixels.
 
     Args:
         logits: (N, C, H, W); computed in float32.
         label: (N, H, W) integer, 0 = ignored, 1..C.
         class_weights: (C,).
-        mean_over_ranks: averages the weights' sum over processes; the mean of their losses is then
-            that of one process with all their pixels.
     """
     target = label.long() - 1
     total = F.cross_entropy(
         logits.float(), target, weight=class_weights, ignore_index=-1, reduction="sum"
     )
     labelled = target >= 0
-    weight_sum = (class_weights[target.clamp(min=0)] * labelled).sum()
-    weight_sum = mean_over_ranks(weight_sum)
+    weight_sum = all_mean((class_weights[target.clamp(min=0)] * labelled).sum())
     return total / weight_sum.clamp(min=torch.finfo(torch.float32).tiny)
 
 

@@ -8,18 +8,14 @@ import timm
 import torch
 from torch import nn
 
-from utils.errors import CheckpointError
+from utils.errors import CheckpointError, first_line
 from utils.tensor_files import read_state_dict
 
 SUFFIXES = (".pth", ".safetensors")
 
 
 def find_pretrained(backbone: str, folder: Path) -> dict[str, torch.Tensor]:
-    """Return the ImageNet weights of a backbone: a file of the user's, else timm's own.
-
-    Args:
-        backbone: timm's name of it.
-        folder: where ``<backbone>.pth`` or ``<backbone>.safetensors`` may lie.
+    """Return a backbone's ImageNet weights: ``FOLDER/<backbone>.pth`` or .safetensors, or timm's.
 
     Raises:
         CheckpointError: the file is damaged or holds more than tensors, or there is none and
@@ -34,7 +30,7 @@ def find_pretrained(backbone: str, folder: Path) -> dict[str, torch.Tensor]:
     except Exception as error:  # the hub client's errors share no base class
         raise CheckpointError(
             f"--pretrained: no file {Path(folder) / backbone}.pth (or .safetensors), and timm's "
-            f"weights could not be fetched ({_reason(error)}); put the ImageNet weights of "
+            f"weights could not be fetched ({first_line(error)}); put the ImageNet weights of "
             f"{backbone} at that path, or train without --pretrained"
         ) from error
 
@@ -46,12 +42,7 @@ def load_timm_backbone(
 
     timm does the loading, since it knows how each family's files are laid out (classifier
     dropped, official names translated, first convolution adapted to other band counts).
-
-    Args:
-        backbone: timm's name of it.
-        weights: a state dict under timm's or the official names.
-        in_channels: bands of the input image.
-        options: further arguments of `timm.create_model`.
+    ``options`` are further ones of `timm.create_model`.
 
     Raises:
         CheckpointError: the weights leave a tensor of the backbone untrained, or are those of a
@@ -70,7 +61,7 @@ def load_timm_backbone(
         )
     except (RuntimeError, KeyError, ValueError, AttributeError, TypeError) as error:
         raise CheckpointError(
-            f"pretrained weights do not fit {backbone} ({_reason(error)}); use weights of this "
+            f"pretrained weights do not fit {backbone} ({first_line(error)}); use weights of this "
             "very backbone"
         ) from error
     # timm sums or repeats the bands of the first convolution where their number differs.
@@ -118,8 +109,3 @@ def _check_filled(
 def _fingerprint(value: torch.Tensor) -> tuple[int, float, float]:
     value = value.detach().float()
     return (value.numel(), value.min().item(), value.max().item()) if value.numel() else (0, 0, 0)
-
-
-def _reason(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0][:160]}"

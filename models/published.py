@@ -4,7 +4,7 @@ They are bare state dicts with names ``backbone.*``, ``head.*`` (semantics) and 
 (change), some with a ``module.`` prefix. Their change head predicts *unchanged*.
 """
 
-from typing import Any
+from pathlib import Path
 
 import timm
 import torch
@@ -21,7 +21,7 @@ def is_published(tensors: dict[str, torch.Tensor]) -> bool:
 
 
 def convert_published(
-    tensors: dict[str, torch.Tensor], path: Any = "checkpoint"
+    tensors: dict[str, torch.Tensor], path: Path
 ) -> tuple[ModelConfig, dict[str, torch.Tensor]]:
     """Return the configuration of a published checkpoint and its tensors under our names.
 
@@ -30,15 +30,16 @@ def convert_published(
     """
     try:
         config = _infer_config(tensors)
-    except KeyError as error:
+    except (KeyError, IndexError, ValueError) as error:
         raise CheckpointError(
-            f"{path}: looks like a published checkpoint, but {error.args[0]} is missing"
+            f"{path}: looks like a published checkpoint, but its tensors do not ({error.args[0]})"
         ) from error
-    converted = {_rename(name): value for name, value in tensors.items()}
-    for name in _last_layer(converted, "change_head."):
-        # sigmoid(−x) = 1 − sigmoid(x): the sign turns "unchanged" into "changed".
-        converted[name] = -converted[name]
-    return config, converted
+    # sigmoid(−x) = 1 − sigmoid(x): the sign of the last layer turns "unchanged" into "changed".
+    last_layer = "head_bin.conv5.5." if config.model == "pspnet" else "head_bin.head.4."
+    return config, {
+        _rename(name): -value if name.startswith(last_layer) else value
+        for name, value in tensors.items()
+    }
 
 
 def _infer_config(tensors: dict[str, torch.Tensor]) -> ModelConfig:
@@ -60,32 +61,18 @@ def _infer_backbone(tensors: dict[str, torch.Tensor]) -> str:
         config = timm.models.hrnet.cfg_cls[name]
         if config["stage4"]["num_channels"][0] != width:
             continue
-        depth_matches = all(
-            f"backbone.layer1.{config['stage1']['num_blocks'][0] - 1}.conv1.weight" in tensors
-            and f"backbone.{stage}.{config[stage]['num_modules'] - 1}.branches.0."
-            f"{config[stage]['num_blocks'][0] - 1}.conv1.weight"
-            in tensors
-            and f"backbone.{stage}.{config[stage]['num_modules']}.branches.0.0.conv1.weight"
-            not in tensors
-            for stage in ("stage2", "stage3", "stage4")
-        )
-        if depth_matches:
+        last = [f"layer1.{config['stage1']['num_blocks'][0] - 1}"]
+        beyond = []
+        for stage in ("stage2", "stage3", "stage4"):
+            modules, blocks = config[stage]["num_modules"], config[stage]["num_blocks"][0]
+            last.append(f"{stage}.{modules - 1}.branches.0.{blocks - 1}")
+            beyond.append(f"{stage}.{modules}.branches.0.0")
+        has = {block: f"backbone.{block}.conv1.weight" in tensors for block in last + beyond}
+        if all(map(has.get, last)) and not any(map(has.get, beyond)):
             return name
     raise KeyError(f"an HRNet of width {width}")
 
 
 def _rename(name: str) -> str:
-    for old, new in _PREFIXES.items():
-        if name.startswith(old):
-            return new + name.removeprefix(old)
-    return name
-
-
-def _last_layer(tensors: dict[str, torch.Tensor], prefix: str) -> list[str]:
-    """Return weight and bias names of the 1×1 classifier: the only biased convolution there."""
-    weights = [n for n, v in tensors.items() if n.startswith(prefix) and v.dim() == 4]
-    return [n for w in weights for n in (w, w.replace(".weight", ".bias")) if _has_bias(w, tensors)]
-
-
-def _has_bias(weight: str, tensors: dict[str, torch.Tensor]) -> bool:
-    return weight.replace(".weight", ".bias") in tensors
+    part, dot, rest = name.partition(".")
+    return _PREFIXES.get(part + dot, part + dot) + rest

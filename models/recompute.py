@@ -25,9 +25,9 @@ def checkpoint_activations(model: ChangeDetector) -> None:
     """
     body = model.encoder.body
     if is_hrnet(body):
-        stages = (body.layer1, body.stage2, body.stage3, body.stage4)
-        for block in (child for stage in stages for child in stage.children()):
-            block.forward = _recomputing(block, block.forward)
+        for stage in (body.layer1, body.stage2, body.stage3, body.stage4):
+            for block in stage.children():
+                block.forward = _recomputing(block, block.forward)
         return
     try:
         body.set_grad_checkpointing(True)

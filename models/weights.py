@@ -1,6 +1,5 @@
 """With which weights a new run starts: random ones, ImageNet's, or another run's."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -10,7 +9,11 @@ from torch import nn
 from models.change_detector import ChangeDetector, ModelConfig, build_model
 from models.checkpoint import Checkpoint, open_checkpoint
 from models.pretrained import find_pretrained
+from utils.dist import print0
 from utils.errors import CheckpointError
+
+SEMANTIC_HEAD = "semantic_head"
+RGB_CHANNELS = 3
 
 
 def start_model(
@@ -18,16 +21,10 @@ def start_model(
     pretrain_from: Path | None,
     pretrained: bool,
     pretrained_dir: Path | None,
-    say: Callable[[str], None] = print,
 ) -> ChangeDetector:
-    """Build the model of a new run.
+    """Build the model of a new run: from another run's checkpoint, or else a random one.
 
-    Args:
-        config: what to build.
-        pretrain_from: checkpoint of another run to start from.
-        pretrained: start the backbone from ImageNet weights, without ``pretrain_from``.
-        pretrained_dir: as `models.pretrained.find_pretrained` takes it.
-        say: told what of another run's weights is used.
+    ``pretrained`` starts the backbone from ImageNet's weights, of `find_pretrained`.
 
     Raises:
         CheckpointError: the weights cannot be read, or do not fit.
@@ -37,7 +34,7 @@ def start_model(
         model = build_model(config)
         checkpoint = open_checkpoint(pretrain_from)
         skipped = transfer_weights(model, checkpoint)
-        say(f"starting from {pretrain_from}{_changes(config, checkpoint.config, skipped)}")
+        print0(f"starting from {pretrain_from}{_changes(config, checkpoint.config, skipped)}")
         return model
     weights = find_pretrained(config.backbone, pretrained_dir) if pretrained else None
     return build_model(config, weights)
@@ -52,11 +49,6 @@ def _changes(config: ModelConfig, source: ModelConfig, skipped: list[str]) -> st
     return text
 
 
-SEMANTIC_HEAD = "semantic_head"
-
-RGB_CHANNELS = 3
-
-
 def transfer_weights(model: nn.Module, checkpoint: Checkpoint) -> list[str]:
     """Load a checkpoint of the same architecture into a model.
 
@@ -65,8 +57,7 @@ def transfer_weights(model: nn.Module, checkpoint: Checkpoint) -> list[str]:
     model of three bands is to take another number, the first convolution is adapted as timm adapts
     ImageNet's: summed for one band, else repeated over the bands and scaled.
 
-    Returns:
-        Names of the layers that start anew, or ``semantic_head``.
+    Returns the names of the layers that start anew, or ``semantic_head``.
 
     Raises:
         CheckpointError: the architecture differs, or the number of bands other than from three.
@@ -85,40 +76,28 @@ def transfer_weights(model: nn.Module, checkpoint: Checkpoint) -> list[str]:
     if unmatched:
         name = min(unmatched)
         raise CheckpointError(f"{checkpoint.path}: tensors are missing or unknown, {name} first")
-    tensors = checkpoint.tensors
-    if checkpoint.config.in_channels != model.config.in_channels:
-        tensors = _adapt_bands(checkpoint, model.config.in_channels, own)
-    fitting = {
-        name: value
-        for name, value in tensors.items()
-        if name in own and own[name].shape == value.shape
-    }
-    model.load_state_dict(fitting, strict=False)
+    tensors = _adapted(checkpoint, model.config.in_channels, own)
+    tensors = {n: value for n, value in tensors.items() if own[n].shape == value.shape}
+    model.load_state_dict(tensors, strict=False)
     if without_head:
         return [SEMANTIC_HEAD] if model.config.num_classes else []
-    return sorted({name.rsplit(".", 1)[0] for name in own if name not in fitting})
+    return sorted({name.rsplit(".", 1)[0] for name in own if name not in tensors})
 
 
-def _adapt_bands(
+def _adapted(
     checkpoint: Checkpoint, bands: int, own: dict[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
-    """Return the checkpoint's tensors with input convolutions for another number of bands."""
+    """Return the tensors of the model's names, input convolutions for its number of bands."""
+    tensors = {name: value for name, value in checkpoint.tensors.items() if name in own}
+    if checkpoint.config.in_channels == bands:
+        return tensors
     if checkpoint.config.in_channels != RGB_CHANNELS:
         raise CheckpointError(
             f"{checkpoint.path}: takes {checkpoint.config.in_channels} bands, this run {bands}; "
             "only models of three bands are adapted to others: use as many --bands"
         )
-    return {
-        name: adapt_input_conv(bands, value)
-        if name in own and _is_input(name, value, own[name], bands)
-        else value
-        for name, value in checkpoint.tensors.items()
-    }
-
-
-def _is_input(name: str, there: torch.Tensor, here: torch.Tensor, bands: int) -> bool:
-    return (
-        name.startswith("encoder.body.")
-        and there.dim() == here.dim() == 4
-        and (there.shape[1], here.shape[1]) == (RGB_CHANNELS, bands)
-    )
+    for name, value in tensors.items():
+        channels = [tensor.shape[1:2] for tensor in (value, own[name]) if tensor.dim() == 4]
+        if name.startswith("encoder.body.") and channels == [(RGB_CHANNELS,), (bands,)]:
+            tensors[name] = adapt_input_conv(bands, value)
+    return tensors

@@ -1,6 +1,7 @@
 """The command line: options that are fields of a dataclass, and one clear line for an error."""
 
 import argparse
+import contextlib
 import dataclasses
 import difflib
 import importlib
@@ -9,7 +10,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TextIO, TypeVar
 
 from utils.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError, first_line, one_line
 
@@ -165,6 +166,7 @@ def run(main: Callable[[], object]) -> None:
     for a run of several processes one of which was killed. With ``--debug`` on the command line the
     traceback is shown instead.
     """
+    sys.stdout = _Unbreakable(sys.stdout)
     try:
         main()
     except UserError as error:
@@ -187,10 +189,31 @@ def run(main: Callable[[], object]) -> None:
         _end_readers()
 
 
+class _Unbreakable:
+    """Standard output whose reader may go away, as ``| head`` does: the work is not ended by it."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            return self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 def _known_failure(error: Exception) -> str | None:
     """Return what to say of an error of torch's that is no fault of this program; else None."""
     # By name: importing torch's compiler takes a second. Its other errors are faults of a model.
     kinds = {kind.__name__ for kind in type(error).__mro__}
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}; check the path, its permissions and limits"
     if "ShortenTraceback" in kinds:
         return (
             f"compiling failed ({first_line(error)}); remove torch's inductor cache, where a "

@@ -1,6 +1,9 @@
 """Checkpoints: written atomically, read without running code that a file might carry."""
 
+import os
 import pickle
+import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from utils.files import atomic_path
 FORMAT = 1
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
+_PREFIXES = re.compile(r"^(module\.|_orig_mod\.)+")  # of parallel and of compiled models
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -41,11 +45,12 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         CheckpointError: no such file, a damaged file, or a pickle that holds more than that.
     """
     path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):  # says no to impossible names as well
         raise CheckpointError(f"{path}: no such checkpoint; check the path")
     try:
         if path.suffix == ".safetensors":
             return load_file(path, device="cpu")
+        _check_archive(path)  # torch looks at no checksum
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "Unsupported operand" not in str(error) or _is_pickle(path):
@@ -71,7 +76,7 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
 
 
 def unwrap_state_dict(state: dict[str, Any], path: Path) -> dict[str, torch.Tensor]:
-    """Return a checkpoint's tensors by name: out of its wrapper, without ``module.`` prefixes.
+    """Return a checkpoint's tensors by name: out of its wrapper, without prefixes of wrappers.
 
     Raises:
         CheckpointError: there are no tensors in it.
@@ -80,13 +85,20 @@ def unwrap_state_dict(state: dict[str, Any], path: Path) -> dict[str, torch.Tens
         if isinstance(state.get(wrapper), dict):
             state = state[wrapper]
     tensors = {
-        str(name).removeprefix("module."): value
+        _PREFIXES.sub("", str(name)): value
         for name, value in state.items()
         if isinstance(value, torch.Tensor)
     }
     if not tensors:
         raise CheckpointError(f"{path}: no tensors in it; this is not a model checkpoint")
     return tensors
+
+
+def _check_archive(path: Path) -> None:
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if archive.testzip():
+                raise ValueError("wrong checksum")
 
 
 def _is_pickle(path: Path) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from datasets.classes import CLASSES_FILE, ClassList
-from datasets.images import open_image, read_header, read_bands
+from datasets.images import open_image, read_bands, read_header
 from datasets.labels import inspect_label
 from datasets.pairs import IMAGE_SUFFIXES, files_by_stem, require_partners
 from tools.checking.class_map import ClassMap

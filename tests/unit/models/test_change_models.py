@@ -1,10 +1,8 @@
-"""Models without classes: heads, losses, scores, panels."""
+"""Models without classes: heads, losses, scores."""
 
 import json
 from pathlib import Path
-from typing import ClassVar
 
-import numpy as np
 import pytest
 import torch
 
@@ -13,7 +11,6 @@ from datasets.dataset import ChangeDetectionDataset
 from datasets.loaders import evaluation_loader
 from datasets.pairs import index_pairs
 from engine.metrics import compute_change_metrics, metrics_from_dict
-from engine.panels import CHANGE_TITLES, panel_writer, validation_panels
 from engine.predictor import VIEWS, Predictor, decode
 from engine.training import evaluate
 from models.change_detector import ModelConfig, build_model
@@ -85,34 +82,6 @@ def test_scores_equal_their_definitions():
     assert not any(OF_CLASSES.search(name) for name in metrics.to_dict())
     assert metrics_from_dict(metrics.to_dict()) == metrics
     assert compute_change_metrics(torch.zeros(2, 2)).f1 == 0
-
-
-def test_panels_of_the_log_show_the_prediction(binary_root):
-    class Log:
-        shows_images = True
-        images: ClassVar = []
-
-        def add_image(self, *image: object) -> None:
-            self.images.append(image)
-
-    dataset = ChangeDetectionDataset(index_pairs(binary_root / "val"), CHANGE_CLASSES)
-    predictor = Predictor([small_model()])
-    panel_writer(Log(), predictor, dataset, CHANGE_CLASSES)(7)
-    ((name, picture, epoch),) = Log.images
-    samples = [dataset[i] for i in range(4)]
-    maps = [decode(predictor(s["image1"][None], s["image2"][None]))[0][0] for s in samples]
-    assert (name, epoch) == ("validation", 7)
-    assert np.array_equal(picture, validation_panels(samples, maps, None, CHANGE_CLASSES))
-    others = [1 - each for each in maps]
-    assert not np.array_equal(picture, validation_panels(samples, others, None, CHANGE_CLASSES))
-
-
-def test_panels_show_one_map(binary_root):
-    dataset = ChangeDetectionDataset(index_pairs(binary_root / "val")[:2], CHANGE_CLASSES)
-    samples = [dataset[0], dataset[1]]
-    maps = [sample["change_mask"] for sample in samples]
-    panels = validation_panels(samples, maps, None, CHANGE_CLASSES, cell=32)
-    assert len(CHANGE_TITLES) * 32 < panels.shape[1] < (len(CHANGE_TITLES) + 1) * 32 + 40
 
 
 # --- processes ------------------------------------------------------------------------------
