@@ -181,7 +181,7 @@ def describe_pairs(outdir: Path) -> str:
 
 def draw_overview(data: Path, outdir: Path) -> None:
     """Draw images, labels, pseudo masks and predictions of a few pairs."""
-    from datasets.images import read_rgb
+    from datasets.images import read_bands
     from datasets.labels import read_label
     from datasets.pairs import index_pairs
     from datasets.task import load_classes
@@ -196,8 +196,8 @@ def draw_overview(data: Path, outdir: Path) -> None:
     for split, masks in (("train", "train"), ("val", "test")):
         rows[split] = [
             [
-                read_rgb(pair.image1),
-                read_rgb(pair.image2),
+                read_bands(pair.image1),
+                read_bands(pair.image2),
                 mask(pair.label1),
                 mask(pair.label2),
                 mask(outdir / "masks" / masks / "im1" / f"{pair.name}.png"),

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from datasets.classes import CLASSES_FILE, ClassList
-from datasets.images import open_image, read_header, read_rgb
+from datasets.images import open_image, read_bands, read_header
 from datasets.labels import inspect_label
 from datasets.pairs import IMAGE_SUFFIXES, files_by_stem, require_partners
 from tools.checking.class_map import ClassMap
@@ -236,7 +236,7 @@ def read_tile(
     scene: SceneFiles, read_mask: MaskReader, size: int, rng: np.random.Generator, tries: int = 4
 ) -> Tile:
     """Read a scene and cut a random square of it, of several the one whose class is known best."""
-    image, truth = read_rgb(scene.image), read_mask(scene.mask)
+    image, truth = read_bands(scene.image), read_mask(scene.mask)
     best, best_known = (0, 0), -1
     for _ in range(tries):
         top, left = (int(rng.integers(side - size + 1)) for side in truth.shape)
