@@ -1,6 +1,7 @@
-"""Change masks without classes: how a data set of them is recognised, and how they are read."""
+"""What the labels of a data set are: classes of both dates, of one, or change masks."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,76 @@ from datasets.images import open_image
 from datasets.labels import WHITE
 from datasets.pairs import SPLIT_FOLDERS, Pair, label_folders
 from utils.errors import DataError
-from utils.pictures import CHANGE_MASKS
+from utils.pictures import CHANGE_MASKS, Palette
 
 LOOKED_AT, OPENED = 8, 64  # labels of one folder: that show change, and at the most
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the labels of a data set are.
+
+    Attributes:
+        classes: the class list; one of a single class stands for change masks.
+        labelled_dates: the dates whose classes ``training`` and ``validation`` pairs label, empty
+            lists for change masks; {} where the pairs are not known.
+    """
+
+    classes: ClassList
+    labelled_dates: dict[str, list[int]] = field(default_factory=dict)
+
+    @property
+    def is_binary(self) -> bool:
+        """Whether labels say what changed and nothing else."""
+        return self.classes.is_binary
+
+    @property
+    def num_classes(self) -> int:
+        """C, *unchanged* not counted."""
+        return self.classes.num_classes
+
+    @property
+    def semantic_classes(self) -> int:
+        """Classes that a model has to tell apart; 0 for change masks."""
+        return 0 if self.is_binary else self.num_classes
+
+    @property
+    def label_keys(self) -> tuple[str, ...]:
+        """Keys in a sample of what the maps of a model are compared with, in their order."""
+        return ("change_mask",) if self.is_binary else ("label1", "label2")
+
+    @property
+    def mask_folders(self) -> tuple[str, ...]:
+        """Folders that predicted masks go to: one per date, or one of change masks."""
+        return (CHANGE_MASKS,) if self.is_binary else ("im1", "im2")
+
+    @property
+    def palette(self) -> Palette | None:
+        """Colours of written masks; None for change masks, which are grey, 0 and 255."""
+        return None if self.is_binary else self.classes.colors
+
+
+def load_task(root: Path) -> Task:
+    """Return what the labels of a data set are, as far as the folder tells.
+
+    Raises:
+        DataError: as `read_classes`.
+    """
+    return Task(load_classes(root))
+
+
+def load_classes(root: Path) -> ClassList:
+    """Return the class list of ``root/classes.json``; without that file the data speaks.
+
+    Labels that are change masks (`find_change_masks`) have the binary list, all others SECOND's.
+
+    Raises:
+        DataError: as `read_classes`.
+    """
+    path = Path(root) / CLASSES_FILE
+    if path.exists():
+        return read_classes(path)
+    return CHANGE_CLASSES if find_change_masks(Path(root)) else SECOND_CLASSES
 
 
 def find_change_masks(root: Path) -> str:
@@ -71,32 +139,19 @@ def _holds_masks(folder: Path) -> bool:
     return certain > 0
 
 
-def load_classes(root: Path) -> ClassList:
-    """Return the class list of ``root/classes.json``; without that file the data speaks.
-
-    Labels that are change masks (`find_change_masks`) have the binary list, all others SECOND's.
-
-    Raises:
-        DataError: as `read_classes`.
-    """
-    path = Path(root) / CLASSES_FILE
-    if path.exists():
-        return read_classes(path)
-    return CHANGE_CLASSES if find_change_masks(Path(root)) else SECOND_CLASSES
+def with_dates(task: Task, train_pairs: Sequence[Pair], val_pairs: Sequence[Pair]) -> Task:
+    """Return the task with the dates that labelled pairs, one at least of each kind, tell."""
+    dates = {
+        name: [] if task.is_binary else list(pairs[0].labelled_dates)
+        for name, pairs in (("training", train_pairs), ("validation", val_pairs))
+    }
+    return replace(task, labelled_dates=dates)
 
 
-def missing_labels(
-    root: Path, classes: ClassList, train_pairs: Sequence[Pair], val_pairs: Sequence[Pair]
-) -> list[str]:
-    """Say in a line each what a data set's labels leave out: classes, or a date.
-
-    Args:
-        root: of the data set.
-        classes: its class list.
-        train_pairs: labelled pairs to train on, one at least.
-        val_pairs: labelled pairs to validate on, one at least.
-    """
-    if classes.is_binary:
+def missing_labels(task: Task, train_pairs: Sequence[Pair], val_pairs: Sequence[Pair]) -> list[str]:
+    """Say in a line each what a data set's labels leave out: classes, or a date."""
+    if task.is_binary:
+        root = train_pairs[0].image1.parents[2]
         reason = find_change_masks(root) or "the class list names one class"
         return [f"binary change labels ({reason}): the change branch is trained alone"]
     differ = train_pairs[0].labelled_dates != val_pairs[0].labelled_dates
@@ -110,19 +165,3 @@ def missing_labels(
         )
         if len(pairs[0].labelled_dates) == 1
     ]
-
-
-def labelled_dates(
-    classes: ClassList, train_pairs: Sequence[Pair], val_pairs: Sequence[Pair]
-) -> dict[str, list[int]]:
-    """Return the dates whose classes a run learns and is scored on; none of a binary list.
-
-    Args:
-        classes: the class list.
-        train_pairs: as for `missing_labels`.
-        val_pairs: as for `missing_labels`.
-    """
-    return {
-        name: [] if classes.is_binary else list(pairs[0].labelled_dates)
-        for name, pairs in (("training", train_pairs), ("validation", val_pairs))
-    }

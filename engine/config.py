@@ -24,6 +24,7 @@ from utils.cli import (
     natural,
     non_negative_float,
     option,
+    options,
     positive_float,
     positive_int,
     seed,
@@ -60,68 +61,44 @@ def usable_cores() -> int:
     return max(1, min(8, own))
 
 
-@dataclass(frozen=True, kw_only=True)
+@options(DATA)
 class DataConfig:
     """Where the data is."""
 
     data_root: Path = option(
         DATA_ROOT,
-        DATA,
         "folder with train/{im1,im2,label1,label2} or, for change alone, train/{im1,im2,label}, "
         "val/…",
-        type=Path,
         metavar="DIR",
         shown="data/dataset",
     )
 
 
-@dataclass(frozen=True, kw_only=True)
+@options(DATA)
 class SplitConfig:
     """How training and validation pairs are divided."""
 
     split: str | None = option(
         None,
-        DATA,
         "the protocol that divides the pairs",
         choices=tuple(PROTOCOLS),
         shown="--val-list if given, ROOT/val if it has labels, else every 10th training name",
     )
-    val_list: Path | None = option(
-        None, DATA, "lists: names of the validation pairs, one a line", type=Path, metavar="FILE"
-    )
+    val_list: Path | None = option(None, "lists: names of the validation pairs, one a line")
     train_list: Path | None = option(
-        None,
-        DATA,
-        "lists: names of the training pairs",
-        type=Path,
-        metavar="FILE",
-        shown="all that --val-list leaves",
+        None, "lists: names of the training pairs", shown="all that --val-list leaves"
     )
     val_fraction: float | None = option(
-        None,
-        DATA,
-        "random: fraction to validate on, 0 to 1",
-        type=fraction,
-        metavar="P",
-        shown=VAL_FRACTION,
+        None, "random: fraction to validate on, 0 to 1", fraction, metavar="P", shown=VAL_FRACTION
     )
     folds: int | None = option(
-        None, DATA, "k-fold: parts to make", type=positive_int, metavar="K", shown=FOLDS
+        None, "k-fold: parts to make", positive_int, metavar="K", shown=FOLDS
     )
     fold: int | None = option(
-        None,
-        DATA,
-        "k-fold: part to validate on, 0 to K - 1; the others are trained on",
-        type=natural,
-        metavar="N",
+        None, "k-fold: part to validate on, 0 to K - 1; the others are trained on", natural
     )
     split_seed: int | None = option(
-        None,
-        DATA,
-        "random and k-fold: decides who goes where",
-        type=seed,
-        metavar="N",
-        shown=SPLIT_SEED,
+        None, "random and k-fold: decides who goes where", seed, shown=SPLIT_SEED
     )
 
     def __post_init__(self) -> None:
@@ -136,143 +113,111 @@ class SplitConfig:
 SPLIT_FIELDS = tuple(field.name for field in fields(SplitConfig))
 
 
-@dataclass(frozen=True, kw_only=True)
+@options(BANDS)
 class BandConfig:
     """Which bands of the images are used, and their statistics."""
 
     bands: tuple[int, ...] = option(
         RGB.numbers,
-        BANDS,
         "how many of the files' bands to use, the first N; or the numbers of some, from 1, in that "
         "order: 4,3,2, or 4, for the fourth alone",
-        type=band_numbers,
+        band_numbers,
         metavar="N|B,B,…",
         shown="3, red, green and blue",
         fixed=True,
     )
     band_statistics: Path | None = option(
         None,
-        BANDS,
         "JSON with mean and standard deviation of each band of the files: check_data.py's "
         'report.json, or {"mean": […], "std": […]}',
-        type=Path,
-        metavar="FILE",
         shown="ImageNet's for 8-bit RGB, else measured on up to 100 training pairs, or the resumed "
         "run's",
     )
 
 
-@dataclass(frozen=True, kw_only=True)
+@options(MODEL)
 class ModelOptions:
     """What is trained, and from which weights."""
 
-    model: str = option("pspnet", MODEL, "kind of heads", choices=MODELS, fixed=True)
+    model: str = option("pspnet", "kind of heads", choices=MODELS, fixed=True)
     backbone: str = option(
         "hrnet_w18",
-        MODEL,
         "hrnet_w18, w30, w32, w40, w44, w48, w64, hrnet_w18_small, hrnet_w18_small_v2, or any timm "
         "encoder",
         metavar="NAME",
         fixed=True,
     )
-    lightweight: bool = option(
-        False, MODEL, "depthwise-separable convolutions in the heads", fixed=True
-    )
+    lightweight: bool = option(False, "depthwise-separable convolutions in the heads", fixed=True)
     pretrained: bool = option(
         False,
-        MODEL,
         "start from ImageNet weights: --pretrained-dir/<backbone>.{pth,safetensors}, else timm's "
         "own",
     )
     pretrained_dir: Path = option(
         REPO / "data" / "pretrained_models",
-        MODEL,
         "folder of ImageNet weights",
-        type=Path,
         metavar="DIR",
         shown="data/pretrained_models",
     )
     pretrain_from: Path | None = option(
-        None,
-        MODEL,
-        "start from the weights of this checkpoint, of the same model and backbone",
-        type=Path,
-        metavar="FILE",
+        None, "start from the weights of this checkpoint, of the same model and backbone"
     )
 
 
-@dataclass(frozen=True, kw_only=True)
+@options(TRAINING)
 class TrainingOptions:
     """How to train."""
 
-    epochs: int = option(30, TRAINING, "passes", type=positive_int, metavar="N", fixed=True)
+    epochs: int = option(30, "passes", positive_int, fixed=True)
     batch_size: int = option(
-        8,
-        TRAINING,
-        "pairs per optimiser step, over all GPUs together",
-        type=positive_int,
-        metavar="N",
-        fixed=True,
+        8, "pairs per optimiser step, over all GPUs together", positive_int, fixed=True
     )
     lr: float = option(
         1.5e-4,
-        TRAINING,
         "encoder's learning rate; heads take ten times it",
-        type=positive_float,
+        positive_float,
         metavar="RATE",
         shown="1.5e-4",
         fixed=True,
     )
     weight_decay: float = option(
-        1e-4,
-        TRAINING,
-        "L2 penalty",
-        type=non_negative_float,
-        metavar="RATE",
-        shown="1e-4",
-        fixed=True,
+        1e-4, "L2 penalty", non_negative_float, metavar="RATE", shown="1e-4", fixed=True
     )
     class_weights: tuple[float, ...] | None = option(
         None,
-        TRAINING,
         "weight of each class in the semantic loss",
-        type=weight_list,
+        weight_list,
         metavar="W,W,…",
         shown="2,1,2,2,1,1 for SECOND, ones for other class lists and with pseudo labels",
         fixed=True,
     )
     crop_size: int | None = option(
         None,
-        TRAINING,
         "train on random squares of this side",
-        type=positive_int,
+        positive_int,
         metavar="PIXELS",
         shown="whole images, all of one size",
         fixed=True,
     )
     use_pseudo_label: bool = option(
-        False, TRAINING, "train semantics on OUTDIR/masks/train, which label.py writes", fixed=True
+        False, "train semantics on OUTDIR/masks/train, which label.py writes", fixed=True
     )
     pseudo_label_root: Path | None = option(
         None,
-        TRAINING,
         "--use-pseudo-label: other folder of masks, with im1 and im2",
-        type=Path,
         metavar="DIR",
         shown="OUTDIR/masks/train",
         fixed=True,
     )
     checkpoint_every: int | None = option(
         None,
-        TRAINING,
         "also save the state within an epoch, every so many steps",
-        type=positive_int,
+        positive_int,
         metavar="STEPS",
         shown="after each epoch, and when Ctrl-C or a signal asks the run to end",
     )
     resume: str | None = option(
         None,
-        TRAINING,
         "go on from this checkpoint, or from this model's latest in OUTDIR/models, if any",
         nargs="?",
         const="auto",
@@ -280,112 +225,92 @@ class TrainingOptions:
     )
     accumulate: int = option(
         1,
-        TRAINING,
         "split each batch into N parts that go through the model one after the other, where memory "
         "is short",
-        type=positive_int,
-        metavar="N",
+        positive_int,
         fixed=True,
     )
     checkpoint_activations: bool = option(
-        False, TRAINING, "compute the encoder's activations twice instead of storing them"
+        False, "compute the encoder's activations twice instead of storing them"
     )
-    compile: bool = option(False, TRAINING, "compile the training step (minutes, once per run)")
+    compile: bool = option(False, "compile the training step (minutes, once per run)")
     cache: str = option(
         "off",
-        TRAINING,
         "keep decoded images and labels, in shared memory or in OUTDIR/cache, so that nothing is "
         "decoded twice",
         choices=("ram", "disk", "off"),
     )
-    seed: int = option(0, TRAINING, "of all random draws", type=seed, metavar="N", fixed=True)
-    tensorboard: bool = option(True, TRAINING, "write TensorBoard scalars")
+    seed: int = option(0, "of all random draws", seed, fixed=True)
+    tensorboard: bool = option(True, "write TensorBoard scalars")
 
 
-@dataclass(frozen=True, kw_only=True)
+@options(VALIDATION)
 class ValidationOptions:
     """How train.py validates."""
 
-    val_batch_size: int = option(
-        16, VALIDATION, "pairs read at a time", type=positive_int, metavar="N"
-    )
-    tta: bool = option(False, VALIDATION, "average six flipped and turned views", fixed=True)
-    load_from: Path | None = option(
-        None, VALIDATION, "evaluate this checkpoint and return", type=Path, metavar="FILE"
-    )
+    val_batch_size: int = option(16, "pairs read at a time", positive_int)
+    tta: bool = option(False, "average six flipped and turned views", fixed=True)
+    load_from: Path | None = option(None, "evaluate this checkpoint and return")
     save_mask: bool = option(
-        False, VALIDATION, "write the best model's validation masks to OUTDIR/masks/val/{im1,im2}"
+        False, "write the best model's validation masks to OUTDIR/masks/val/{im1,im2}"
     )
 
 
-@dataclass(frozen=True, kw_only=True)
+@options(ENSEMBLE)
 class EnsembleOptions:
     """Which models predict, and how fast."""
 
     checkpoints: tuple[Path, ...] | None = option(
         None,
-        ENSEMBLE,
         "checkpoints, of this project or of the published implementation",
-        type=Path,
         nargs="+",
-        metavar="FILE",
         shown="the best of every run in OUTDIR/models",
     )
-    test_batch_size: int = option(
-        16, ENSEMBLE, "pairs read at a time", type=positive_int, metavar="N"
-    )
+    test_batch_size: int = option(16, "pairs read at a time", positive_int)
     compile: str = option(
         "auto",
-        SPEED,
         "compile the models, a minute per model; auto does so on a GPU for many pairs of one size",
         choices=("auto", "on", "off"),
+        group=SPEED,
     )
     overwrite: bool = option(
         False,
-        RESTART,
         "make all masks again",
         shown="skip those that the same checkpoints and options have made from the same files",
+        group=RESTART,
     )
 
 
-@dataclass(frozen=True, kw_only=True)
+@options(RUN)
 class RunOptions:
     """Where to write and what to run on."""
 
-    outdir: Path = option(
-        OUTDIR, RUN, "where models, logs and masks go", type=Path, metavar="DIR", shown="outdir"
-    )
+    outdir: Path = option(OUTDIR, "where models, logs and masks go", metavar="DIR", shown="outdir")
     device: str = option(
         "auto",
-        RUN,
         "auto, cpu, cuda, cuda:1, mps",
         metavar="NAME",
         shown="auto, CUDA if there is any, else cpu",
     )
     amp: str = option(
         "auto",
-        RUN,
         "number format of forward passes; auto takes bf16 where the hardware has it",
         choices=("auto", "bf16", "fp16", "off"),
         fixed=True,
     )
     workers: int | None = option(
         None,
-        RUN,
         "reader processes per GPU",
-        type=natural,
-        metavar="N",
+        natural,
         shown="its share of the cores, at most 8; 1 on a CPU",
     )
     nproc: int | None = option(
         None,
-        RUN,
         "processes on this machine",
-        type=positive_int,
-        metavar="N",
+        positive_int,
         shown="one per visible GPU, 1 without; torchrun decides by itself",
     )
-    debug: bool = option(False, RUN, "show the traceback of an error")
+    debug: bool = option(False, "show the traceback of an error")
 
     def reader_workers(self, device_type: str) -> int:
         """Return how many readers each process needs: without a GPU the cores are busy anyway."""
@@ -431,7 +356,7 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-@dataclass(frozen=True, kw_only=True)
+@options(VOTING)
 class LabelConfig(RunOptions, EnsembleOptions, SplitConfig, DataConfig):
     """The options of label.py.
 
@@ -441,20 +366,18 @@ class LabelConfig(RunOptions, EnsembleOptions, SplitConfig, DataConfig):
 
     vote: str = option(
         "hard",
-        VOTING,
         "hard: each model votes for the class that both dates agree on; soft: the models' mean "
         "probabilities decide",
         choices=("hard", "soft"),
     )
     min_confidence: float = option(
         0.0,
-        VOTING,
         "probability, 0 to 1, below which a soft vote leaves a pixel unlabelled",
-        type=fraction,
+        fraction,
         metavar="P",
         shown="0",
     )
-    tta: bool = option(True, VOTING, "average six flipped and turned views per model")
+    tta: bool = option(True, "average six flipped and turned views per model")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -462,7 +385,7 @@ class LabelConfig(RunOptions, EnsembleOptions, SplitConfig, DataConfig):
             raise OptionError("--min-confidence needs --vote soft")
 
 
-@dataclass(frozen=True, kw_only=True)
+@options(PREDICTION)
 class TestConfig(RunOptions, EnsembleOptions, SplitConfig, DataConfig):
     """The options of test.py.
 
@@ -474,17 +397,16 @@ class TestConfig(RunOptions, EnsembleOptions, SplitConfig, DataConfig):
 
     split: str = option(
         "test",
-        DATA,
         "test: ROOT/val, the challenge's test set; val: the validation pairs of a training without "
         "--split; a protocol: its validation pairs",
         choices=("test", "val", *PROTOCOLS),
+        group=DATA,
     )
-    tta: bool = option(False, PREDICTION, "average six flipped and turned views")
+    tta: bool = option(False, "average six flipped and turned views")
     time_limit: float | None = option(
         None,
-        PREDICTION,
         "drop views when the whole script would take longer (the challenge allowed 400 s)",
-        type=positive_float,
+        positive_float,
         metavar="SECONDS",
     )
 

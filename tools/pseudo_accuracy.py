@@ -21,7 +21,7 @@ trains on them.
 def parse_args(argv: list[str] | None = None) -> Namespace:
     """Parse the command line."""
     parser = cli.make_parser(__doc__, EPILOG)
-    config.add_data_args(parser, split=False)
+    cli.add_options(parser, config.DataConfig, ["data_root"])
     parser.add_argument(
         "--masks",
         type=Path,

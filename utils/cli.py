@@ -1,6 +1,7 @@
 """The command line: options that are fields of a dataclass, and one clear line for an error."""
 
 import argparse
+import contextlib
 import dataclasses
 import difflib
 import importlib
@@ -8,7 +9,8 @@ import multiprocessing
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn, TypeVar
+from pathlib import Path
+from typing import Any, NoReturn, TextIO, TypeVar
 
 from utils.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError, first_line, one_line
 
@@ -45,19 +47,32 @@ def make_parser(description: str, epilog: str = "") -> Parser:
     )
 
 
-def option(default: Any, group: str, about: str, **settings: Any) -> Any:
+def options(group: str) -> Callable[[type[Config]], type[Config]]:
+    """Make a class a frozen dataclass whose `option` fields are one group of the help text."""
+
+    def decorate(cls: type[Config]) -> type[Config]:
+        for field in vars(cls).values():
+            if isinstance(field, dataclasses.Field):
+                field.metadata = {"group": group, **field.metadata}
+        return dataclasses.dataclass(frozen=True, kw_only=True)(cls)
+
+    return decorate
+
+
+def option(default: Any, about: str, kind: Callable | None = None, **settings: Any) -> Any:
     """Return a dataclass field that is an option of the command line.
 
     Args:
         default: also shown in the help text, unless it is None, False or ``shown`` is given.
-        group: title of the help group.
         about: help text.
-        settings: what ``add_argument`` takes (``type``, ``metavar``, ``choices``, ``nargs``, …);
-            ``shown``, the default in words; ``fixed``, whether a resumed run must share the value.
+        kind: parses the value, and names it by `METAVARS`; a path needs none.
+        settings: what ``add_argument`` takes (``metavar``, ``choices``, ``nargs``, …); ``shown``,
+            the default in words; ``fixed``, whether a resumed run must share the value; ``group``,
+            another one than the class's.
     """
-    return dataclasses.field(
-        default=default, metadata={"group": group, "about": about, "settings": settings}
-    )
+    own = {"group": settings.pop("group")} if "group" in settings else {}
+    metadata = {"about": about, "kind": kind, "settings": settings, **own}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def is_fixed(field: dataclasses.Field) -> bool:
@@ -99,14 +114,18 @@ def parse(config_class: type[Config], argv: Sequence[str], about: str = "") -> C
 def _add(
     group: argparse.ArgumentParser | argparse._ArgumentGroup, field: dataclasses.Field
 ) -> None:
-    settings = dict(field.metadata["settings"])
+    settings, kind = dict(field.metadata["settings"]), field.metadata["kind"]
     settings.pop("fixed", None)
     about, shown = field.metadata["about"], settings.pop("shown", None)
     if isinstance(field.default, bool):
         settings["action"] = argparse.BooleanOptionalAction if field.default else "store_true"
         shown = shown or ("on" if field.default else None)
-    elif shown is None and field.default is not None:
+    elif shown is None:
         shown = field.default
+    if "Path" in str(field.type):
+        settings = {"type": Path, "metavar": "FILE", **settings}
+    elif kind:
+        settings = {"type": kind, "metavar": METAVARS.get(kind), **settings}
     if shown is not None:
         about = f"{about} (default: {shown})"
     name = f"--{field.name.replace('_', '-')}"
@@ -147,6 +166,7 @@ def run(main: Callable[[], object]) -> None:
     for a run of several processes one of which was killed. With ``--debug`` on the command line the
     traceback is shown instead.
     """
+    sys.stdout = _Unbreakable(sys.stdout)
     try:
         main()
     except UserError as error:
@@ -169,10 +189,31 @@ def run(main: Callable[[], object]) -> None:
         _end_readers()
 
 
+class _Unbreakable:
+    """Standard output whose reader may go away, as ``| head`` does: the work is not ended by it."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            return self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 def _known_failure(error: Exception) -> str | None:
     """Return what to say of an error of torch's that is no fault of this program; else None."""
     # By name: importing torch's compiler takes a second. Its other errors are faults of a model.
     kinds = {kind.__name__ for kind in type(error).__mro__}
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}; check the path, its permissions and limits"
     if "ShortenTraceback" in kinds:
         return (
             f"compiling failed ({first_line(error)}); remove torch's inductor cache, where a "
@@ -252,3 +293,6 @@ def _number(text: str, kind: type, valid: Callable[[Any], bool], expected: str) 
     if value is None or not valid(value):
         raise argparse.ArgumentTypeError(f"{text!r} is not {expected}")
     return value
+
+
+METAVARS = {positive_int: "N", natural: "N", seed: "N"}

@@ -9,7 +9,6 @@ import logging
 import os
 import signal
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -31,7 +30,7 @@ from utils.errors import (
     OptionError,
     UserError,
 )
-from utils.signals import heeded_signals
+from utils.signals import heeded_signals, when_gone
 
 # Set for processes that `launch` started: its process number, and when the user started it.
 LAUNCHED, STARTED = "SCD_LAUNCHED", "SCD_STARTED"
@@ -209,7 +208,7 @@ def joined(device: str) -> Iterator[torch.device]:
         yield chosen
         return
     if LAUNCHED in os.environ:
-        _end_with_launcher(int(os.environ[LAUNCHED]))
+        when_gone(int(os.environ[LAUNCHED]), _end_gently)
     # Numbers and objects go from host to host over gloo, without waiting for the GPUs' work.
     backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
     try:
@@ -298,14 +297,7 @@ def report_failure(message: str) -> bool:
     return True
 
 
-def _end_with_launcher(launcher: int) -> None:
-    """Ask this process to end once its launcher has been killed, as nobody else would then."""
-
-    def watch() -> None:
-        while os.getppid() == launcher:
-            time.sleep(1)
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(GRACE_S)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+def _end_gently() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(GRACE_S)
+    os._exit(1)

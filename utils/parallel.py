@@ -2,12 +2,14 @@
 
 import ctypes
 import multiprocessing
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 
 from utils.errors import UserError
+from utils.signals import when_gone
 
 
 class ParallelMap:
@@ -45,6 +47,7 @@ class ParallelMap:
 
 def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to report
+    when_gone(os.getppid(), lambda: os._exit(1))
     keep_freed_memory()  # of every mask: faulting it in again took a fourth of the time
 
 

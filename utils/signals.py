@@ -1,6 +1,10 @@
 """Signals that ask a program to end, and how a run takes them."""
 
+import os
 import signal
+import threading
+import time
+from collections.abc import Callable
 from typing import Any
 
 # What schedulers, shells and users send; Windows has not all of them.
@@ -44,3 +48,19 @@ class StopRequest:
         if number == signal.SIGINT and self.signal is not None:
             raise KeyboardInterrupt
         self.signal = number
+
+
+def when_gone(parent: int, end: Callable[[], None]) -> None:
+    """Call ``end`` in a thread once the process ``parent`` has ended, as nobody else would then.
+
+    Args:
+        parent: number of the process that started this one.
+        end: ends this process.
+    """
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        end()
+
+    threading.Thread(target=watch, daemon=True).start()

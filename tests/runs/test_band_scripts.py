@@ -144,7 +144,7 @@ def test_images_are_copies_where_all_bands_are_equal(tmp_path):
         else:
             Image.fromarray(array).save(path)
         report = inspect_pair(Pair("a", path, path), SECOND_CLASSES)
-        return report.fingerprints[0].digest
+        return report.images[0].digest
 
     assert digest("a.npy", values) == digest("b.npy", values) != digest("c.npy", other)
     rgb = digest("rgb.png", values[..., :3])
@@ -163,7 +163,7 @@ def test_alpha_of_16_bits_does_not_hide_a_copy(tmp_path):
         save_raster(path, values)
         assert read_header(path).has_alpha
         report = inspect_pair(Pair("a", path, path), SECOND_CLASSES)
-        digests.add(report.fingerprints[0].digest)
+        digests.add(report.images[0].digest)
     assert len(digests) == 1
 
 
