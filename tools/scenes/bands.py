@@ -5,27 +5,22 @@ from collections.abc import Sequence
 import numpy as np
 
 GREY = np.array([0.3, 0.59, 0.11], np.float32)  # of red, green, blue
-
 # Near infrared that each class 0..6 reflects, 0..1: water hardly any, plants most.
 INFRARED = np.array([0, 0.04, 0.3, 0.6, 0.5, 0.35, 0.3], np.float32)
-
 STEPS = 12  # 16-bit values per 8-bit one: like reflectances, they use a small part of the range
 
 
 def sense(
     image: np.ndarray, truth: np.ndarray, bands: int, bits: int, seed: Sequence[int]
 ) -> np.ndarray:
-    """Return a scene in other bands or another depth.
+    """Return an RGB scene, (H, W, 3) uint8, as (H, W, bands) uint8 or uint16.
 
     Args:
-        image: (H, W, 3) uint8 RGB.
+        image: the scene.
         truth: (H, W) uint8 class of every pixel, 1..6.
         bands: 1 grey, 3 RGB, 4 RGB and near infrared.
         bits: 8 or 16.
         seed: decides the noise.
-
-    Returns:
-        (H, W, bands) uint8 or uint16.
     """
     rng = np.random.default_rng(seed)
     values = image.astype(np.float32)

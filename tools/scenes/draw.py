@@ -5,27 +5,22 @@ bends them into the image, so that streets are neither straight nor parallel to 
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 WATER, GROUND, LOW_VEGETATION, TREE, BUILDING, PLAYGROUND = range(1, 7)
-
 Color = tuple[int, int, int]
-
 Points = np.ndarray  # (N, 2) float, ground coordinates
-
 Rng = np.random.Generator
-
-UNIT_BORDER = np.array(
+UNIT_BORDER = np.array(  # (16, 2), around the unit square
     [(t / 4, 0) for t in range(4)]
     + [(1, t / 4) for t in range(4)]
     + [(1 - t / 4, 1) for t in range(4)]
     + [(0, 1 - t / 4) for t in range(4)]
-)  # (16, 2), around the unit square
-
+)
 SUPERSAMPLING = 2  # drawn at twice the size, so that edges are smooth once reduced
 
 
@@ -78,13 +73,24 @@ class Plot:
         """The plot without a strip of ``margin`` pixels along its border."""
         return Plot(self.u0 + margin, self.v0 + margin, self.u1 - margin, self.v1 - margin)
 
+    def split(self, share: float) -> tuple[Points, tuple["Plot", "Plot"]]:
+        """Cut across the longer side: both ends of the cut, and what lies on its two sides."""
+        if self.size[0] > self.size[1]:
+            at = self.u0 + share * self.size[0]
+            ends = np.array([[at, self.v0], [at, self.v1]])
+            return ends, (replace(self, u1=at), replace(self, u0=at))
+        at = self.v0 + share * self.size[1]
+        ends = np.array([[self.u0, at], [self.u1, at]])
+        return ends, (replace(self, v1=at), replace(self, v0=at))
+
 
 class Canvas:
     """What lies where at one date: albedo, and per pixel class, elevation and tree density."""
 
-    def __init__(self, frame: Frame, sun: tuple[float, float], color: Color) -> None:
+    def __init__(self, frame: Frame, sun: tuple[float, float], color: Color, date: int) -> None:
         size = (frame.width * SUPERSAMPLING, frame.height * SUPERSAMPLING)
         self.frame = frame
+        self.date = date  # 0 or 1
         self.sun = np.array(sun)
         self.base_color = color
         self._albedo = Image.new("RGB", size, color)

@@ -1,6 +1,7 @@
 """Land uses of a procedural aerial scene: fields, woods, houses, halls, ponds, courts, roads."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -22,41 +23,40 @@ from tools.scenes.draw import (
 )
 
 Point = tuple[float, float]
-
 CROPS = ((98, 124, 62), (122, 136, 74), (80, 110, 56), (138, 142, 86), (110, 126, 60))
-
 MEADOWS = ((104, 124, 72), (90, 116, 66), (118, 130, 82))
-
 SOILS = ((150, 126, 98), (130, 106, 84), (170, 150, 120), (142, 112, 84))
-
 PAVEMENTS = ((150, 148, 144), (128, 128, 130), (166, 160, 150))
-
 RAW_GROUNDS = ((188, 168, 138), (176, 158, 134), (198, 184, 160))
-
 ROADS = ((122, 122, 124), (106, 106, 110), (140, 136, 130))
-
 DIRT_ROADS = ((170, 152, 122),)
-
 WATERS = ((46, 72, 86), (56, 80, 72), (40, 60, 94), (66, 88, 84))
-
 TILE_ROOFS = ((164, 88, 68), (134, 76, 62), (104, 100, 104), (176, 112, 84), (122, 96, 82))
-
 FLAT_ROOFS = ((196, 194, 190), (92, 116, 148), (214, 210, 202), (122, 124, 130), (168, 84, 72))
-
 COURTS = ((186, 78, 62), (74, 132, 84), (70, 104, 158), (196, 104, 66))
-
 PAINT = (226, 224, 216)
 
 
-def draw_road(canvas: Canvas, start: Points, end: Points, width: float, color: Color) -> None:
-    """A street from ``start`` to ``end`` (each (2,)), with a dashed line if it is wide enough."""
+@dataclass(frozen=True)
+class Road:
+    """A street between two points ``ends`` (2, 2), and the dates 0 and 1 at which it exists."""
+
+    ends: Points
+    width: float
+    color: Color
+    dates: tuple[bool, bool]
+
+
+def draw_road(canvas: Canvas, road: Road) -> None:
+    """Draw a street, with a dashed line if it is wide enough."""
+    (start, end), width = road.ends, road.width
     axis = start + np.linspace(0, 1, 13)[:, None] * (end - start)
     length = np.linalg.norm(end - start)
     along = (end - start) / length
     side = np.array([-along[1], along[0]]) * width / 2
-    canvas.fill(np.concatenate([axis + side, (axis - side)[::-1]]), GROUND, color)
+    canvas.fill(np.concatenate([axis + side, (axis - side)[::-1]]), GROUND, road.color)
     if width >= 6:
-        canvas.lines(np.stack([axis - 0.9 * side, axis + 0.9 * side]), scale(color, 1.3))
+        canvas.lines(np.stack([axis - 0.9 * side, axis + 0.9 * side]), scale(road.color, 1.3))
         dashes = np.arange(0, length, 9.0)[:, None] + (0, 4)
         canvas.lines(start + dashes[..., None] * along, PAINT)
 
@@ -69,27 +69,27 @@ def _rows(canvas: Canvas, plot: Plot, color: Color, step: float, along_u: bool) 
     canvas.lines(np.stack([ends, side] if along_u else [side, ends], axis=2), color)
 
 
-def _crop(canvas: Canvas, plot: Plot, rng: Rng, style: Rng, date: int) -> None:
+def _crop(canvas: Canvas, plot: Plot, rng: Rng, style: Rng) -> None:
     color = pick(style, CROPS, 12)
     canvas.fill(plot.outline(), LOW_VEGETATION, color, trees=0.005)
     _rows(canvas, plot, scale(color, 0.9), rng.uniform(2.5, 4.5), bool(rng.integers(2)))
 
 
-def _soil(canvas: Canvas, plot: Plot, rng: Rng, style: Rng, date: int) -> None:
+def _soil(canvas: Canvas, plot: Plot, rng: Rng, style: Rng) -> None:
     color = pick(style, SOILS, 12)
     canvas.fill(plot.outline(), GROUND, color)
     _rows(canvas, plot, scale(color, 0.92), rng.uniform(2, 4), bool(rng.integers(2)))
 
 
-def _meadow(canvas: Canvas, plot: Plot, rng: Rng, style: Rng, date: int) -> None:
+def _meadow(canvas: Canvas, plot: Plot, rng: Rng, style: Rng) -> None:
     canvas.fill(plot.outline(), LOW_VEGETATION, pick(style, MEADOWS), trees=rng.uniform(0.01, 0.1))
 
 
-def _forest(canvas: Canvas, plot: Plot, rng: Rng, style: Rng, date: int) -> None:
+def _forest(canvas: Canvas, plot: Plot, rng: Rng, style: Rng) -> None:
     canvas.fill(plot.outline(), LOW_VEGETATION, pick(style, ((74, 90, 54),)), trees=0.97)
 
 
-def _raw_ground(canvas: Canvas, plot: Plot, rng: Rng, style: Rng, date: int) -> None:
+def _raw_ground(canvas: Canvas, plot: Plot, rng: Rng, style: Rng) -> None:
     color = pick(style, RAW_GROUNDS)
     canvas.fill(plot.outline(), GROUND, color)
     for _ in range(4):
@@ -99,7 +99,7 @@ def _raw_ground(canvas: Canvas, plot: Plot, rng: Rng, style: Rng, date: int) -> 
     canvas.line(ends, scale(color, 0.86), 1)
 
 
-def _residential(canvas: Canvas, plot: Plot, rng: Rng, style: Rng, date: int) -> None:
+def _residential(canvas: Canvas, plot: Plot, rng: Rng, style: Rng) -> None:
     canvas.fill(plot.outline(), LOW_VEGETATION, pick(style, MEADOWS), trees=rng.uniform(0.1, 0.3))
     lane = pick(style, PAVEMENTS)
     step = rng.uniform(15, 19)
@@ -112,7 +112,9 @@ def _residential(canvas: Canvas, plot: Plot, rng: Rng, style: Rng, date: int) ->
             length, depth = rng.uniform(9.5, 13), rng.uniform(7, 9.5)
             angle = rng.integers(2) * np.pi / 2 + rng.normal(0, 0.06)
             fate, hipped, color = rng.random(), rng.random() < 0.5, pick(style, TILE_ROOFS)
-            if fate < 0.08 * (1 - date) or fate > 1 - 0.08 * date:  # built, or pulled down
+            if (
+                fate < 0.08 * (1 - canvas.date) or fate > 1 - 0.08 * canvas.date
+            ):  # built, or pulled down
                 continue
             canvas.fill(rectangle(u, v + depth / 2 + 2, 3, depth), GROUND, lane)
             _pitched_roof(canvas, rectangle(u, v, length, depth, angle), color, hipped)
@@ -132,7 +134,7 @@ def _pitched_roof(canvas: Canvas, corners: Points, color: Color, hipped: bool) -
     canvas.line([start, end], scale(color, 1.25))
 
 
-def _industrial(canvas: Canvas, plot: Plot, rng: Rng, style: Rng, date: int) -> None:
+def _industrial(canvas: Canvas, plot: Plot, rng: Rng, style: Rng) -> None:
     canvas.fill(plot.outline(), GROUND, pick(style, PAVEMENTS))
     u, v = plot.center
     share = rng.uniform(0.45, 0.72)
@@ -182,14 +184,14 @@ def _blob(rng: Rng, u: float, v: float, radius_u: float, radius_v: float) -> Poi
     return np.stack([np.cos(angle), np.sin(angle)], 1) * radius + (u, v)
 
 
-def _pond(canvas: Canvas, plot: Plot, rng: Rng, style: Rng, date: int) -> None:
+def _pond(canvas: Canvas, plot: Plot, rng: Rng, style: Rng) -> None:
     canvas.fill(plot.outline(), LOW_VEGETATION, pick(style, MEADOWS), trees=0.08)
     outline = _blob(rng, *plot.center, plot.size[0] * 0.45, plot.size[1] * 0.45)
     canvas.fill((outline - plot.center) * 1.07 + plot.center, GROUND, pick(style, SOILS))
     canvas.fill(outline, WATER, pick(style, WATERS))
 
 
-def _sports(canvas: Canvas, plot: Plot, rng: Rng, style: Rng, date: int) -> None:
+def _sports(canvas: Canvas, plot: Plot, rng: Rng, style: Rng) -> None:
     base = ((LOW_VEGETATION, MEADOWS), (GROUND, PAVEMENTS))[rng.integers(2)]
     canvas.fill(plot.outline(), base[0], pick(style, base[1]), trees=0.04)
     turned = plot.size[1] > plot.size[0]
@@ -239,17 +241,8 @@ def _markings(canvas: Canvas, corners: Points) -> None:
     canvas.line([(a + b) / 2, (c + d) / 2], PAINT)
 
 
-LAND_USES: dict[str, Callable[..., None]] = {
-    "crop": _crop,
-    "soil": _soil,
-    "meadow": _meadow,
-    "forest": _forest,
-    "raw ground": _raw_ground,
-    "residential": _residential,
-    "industrial": _industrial,
-    "pond": _pond,
-    "sports": _sports,
-}
-
-"""Name -> ``draw(canvas, plot, rng, style, date)``: ``rng`` settles the shapes, ``style`` the
-colours, ``date`` (0 or 1) which of the single houses stand."""
+# Name -> draw(canvas, plot, rng, style): rng settles the shapes, style the colours.
+LAND_USES: dict[str, Callable[[Canvas, Plot, Rng, Rng], None]] = {
+    "crop": _crop, "soil": _soil, "meadow": _meadow, "forest": _forest, "raw ground": _raw_ground,
+    "residential": _residential, "industrial": _industrial, "pond": _pond, "sports": _sports,
+}  # fmt: skip
