@@ -15,6 +15,7 @@ from utils import cli
 from utils.errors import OptionError
 
 MIN_SIDE = 32
+MAX_CHANGED = 0.9
 EPILOG = """examples:
   python tools/compose_pairs.py --images city/images --masks city/masks --out data/composed
   … --val-scenes "tile7_*"            validate on the scenes of one tile
@@ -38,7 +39,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     about = "JSON list of classes, or a folder with a classes.json (default: classes.json in or "
     add("--classes", type=Path, metavar="FILE", help=about + "above --images)")
     about = "value, or colour as #rrggbb or r,g,b, of pixels without a class; may be repeated"
-    add("--ignore", action="append", type=_ignored, default=[], metavar="VALUE", help=about)
+    add("--ignore", action="append", default=[], metavar="VALUE", help=about)
     about = 'JSON: what foreign values and colours stand for; "unchanged" for no class'
     add("--class-map", type=Path, metavar="FILE", help=about)
     group = parser.add_argument_group("pairs")
@@ -46,9 +47,15 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     add("--out", type=Path, required=True, metavar="ROOT", help="folder to write")
     add("--train-pairs", type=cli.natural, default=400, metavar="N", help="(default: 400)")
     add("--val-pairs", type=cli.natural, default=100, metavar="N", help="(default: 100)")
-    add("--size", type=_side, default=256, metavar="PIXELS", help="side of a pair (default: 256)")
+    add(
+        "--size",
+        type=cli.positive_int,
+        default=256,
+        metavar="PIXELS",
+        help="side of a pair (default: 256)",
+    )
     about = "mean share of the pixels that change, above 0 up to 0.9 (default: 0.2)"
-    add("--changed", type=_share, default=0.2, metavar="P", help=about)
+    add("--changed", type=cli.positive_float, default=0.2, metavar="P", help=about)
     about = "strength of light, noise, blur and misregistration (default: 1)"
     add("--nuisance", type=cli.non_negative_float, default=1.0, metavar="X", help=about)
     add("--seed", type=cli.natural, default=0, metavar="N", help="of all draws (default: 0)")
@@ -63,36 +70,15 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     group.add_argument("--overwrite", action="store_true", help=about)
     group.add_argument("--debug", action="store_true", help="show the traceback of an error")
     args = parser.parse_args(argv)
+    if args.size < MIN_SIDE:
+        raise OptionError(f"--size {args.size}: at least {MIN_SIDE} pixels")
+    if args.changed > MAX_CHANGED:
+        raise OptionError(f"--changed {args.changed}: at most {MAX_CHANGED}")
     if args.train_pairs + args.val_pairs == 0:
         raise OptionError("nothing to write: --train-pairs and --val-pairs are both 0")
     if args.ignore and args.class_map:
         raise OptionError('--ignore and --class-map: map those values to "unchanged" in the map')
     return args
-
-
-def _side(text: str) -> int:
-    side = cli.positive_int(text)
-    if side < MIN_SIDE:
-        raise ArgumentTypeError(f"{text!r}: at least {MIN_SIDE} pixels")
-    return side
-
-
-def _ignored(text: str) -> int | tuple[int, int, int]:
-    """255, #ff8000 or 255,128,0."""
-    text = text.strip()
-    if re.fullmatch(r"#[0-9a-fA-F]{6}", text):
-        return tuple(bytes.fromhex(text[1:]))
-    channels = [int(part) for part in text.split(",")] if re.fullmatch(r"[\d, ]+", text) else []
-    if len(channels) in (1, 3) and max(channels) <= 255:
-        return channels[0] if len(channels) == 1 else tuple(channels)
-    raise ArgumentTypeError(f"{text!r}: neither a value 0 to 255 nor a colour #rrggbb or r,g,b")
-
-
-def _share(text: str) -> float:
-    share = cli.positive_float(text)
-    if share > 0.9:
-        raise ArgumentTypeError(f"{text!r}: at most 0.9")
-    return share
 
 
 def _pattern(text: str) -> str:

@@ -17,6 +17,7 @@ from tools.composing.source import (
     check_scene,
     find_classes,
     find_scenes,
+    ignoring,
     read_tile,
     split_scenes,
 )
@@ -51,8 +52,10 @@ def compose_set(args: Namespace) -> None:
         OptionError: the folder to write holds something else.
     """
     classes = find_classes(args.classes, args.images)
-    class_map = load_class_map(args.class_map, classes, classes) if args.class_map else None
-    read_mask = MaskReader(classes, tuple(args.ignore), class_map)
+    if args.class_map:
+        read_mask = MaskReader(classes, load_class_map(args.class_map, classes, classes))
+    else:
+        read_mask = MaskReader(classes, ignoring(classes, args.ignore))
     scenes = find_scenes(args.images, args.masks, args.scene_pattern)
     pairs = {"train": args.train_pairs, "val": args.val_pairs}
     # Scenes named for validation are kept out of training even where no pair is made of them.

@@ -7,18 +7,14 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from datasets.classes import CLASSES_FILE, ClassList, classes_file, read_classes
 from datasets.images import open_image, read_header, read_rgb
-from datasets.labels import inspect_label
 from datasets.pairs import IMAGE_SUFFIXES, files_by_stem, require_partners
-from tools.checking.class_map import ClassMap
+from tools.checking.class_map import ClassMap, parse_class_map
 from tools.composing.regions import Tile
 from tools.scenes.folders import SPLITS
 from utils.errors import DataError
-
-Color = tuple[int, int, int]
 
 TILE_TRIES = 4  # squares that are looked at before one of a scene is cut
 
@@ -41,17 +37,10 @@ class SceneFiles:
 
 @dataclass(frozen=True)
 class MaskReader:
-    """Reads masks as (H, W) uint8: 1..C, and 0 where the class is not known.
-
-    Attributes:
-        classes: what indices and colours mean; 0 is kept for *unchanged*.
-        ignore: values and colours of pixels without a class.
-        class_map: meaning of foreign values and colours; what it maps to 0 is not known.
-    """
+    """Reads masks as (H, W) uint8: 1..C, and 0 where the class is not known."""
 
     classes: ClassList
-    ignore: tuple[int | Color, ...] = ()
-    class_map: ClassMap | None = None
+    class_map: ClassMap
 
     def __call__(self, path: Path) -> np.ndarray:
         """Read a mask.
@@ -59,52 +48,33 @@ class MaskReader:
         Raises:
             DataError: the file cannot be decoded, or has a value or colour without a meaning.
         """
-        image = open_image(path)
-        if self.class_map is not None:
-            try:
-                return self.class_map.apply(image)
-            except ValueError as error:
-                raise DataError(f"{path}: {error}") from error
-        if image.mode == "RGBA":
-            image = image.convert("RGB")  # as in labels, transparency says nothing
-        if image.mode not in ("1", "L", "P", "RGB"):
+        try:
+            return self.class_map.apply(open_image(path))
+        except ValueError as error:
             raise DataError(
-                f"{path}: mode {image.mode} is no mask format; save class indices as an 8-bit grey "
-                "or palette PNG, or class colours as RGB"
-            )
-        values = np.array(image)
-        ignored = self._ignored(image, values)
-        values[ignored] = self.classes.colors[1] if image.mode == "RGB" else 1
-        cleaned = Image.fromarray(values)
-        if image.mode == "P":
-            cleaned.putpalette(image.getpalette("RGB"), "RGB")
-        reading = inspect_label(cleaned, self.classes)
-        if reading.mask is None:
-            raise DataError(
-                f"{path}: {reading.format}, {reading.detail}; list every class in {CLASSES_FILE}, "
-                "name values without a class with --ignore, or give a --class-map"
-            )
-        if not reading.mask.all():
-            raise DataError(
-                f"{path}: {np.count_nonzero(reading.mask == 0)} pixels have value or colour 0, "
-                f"{self.classes.names[0]!r}, which is no class; pass --ignore 0 (or its colour) "
-                'where the class is not known, or a --class-map like {"0": "building", …} where '
-                "classes count from 0"
-            )
-        return np.where(ignored, 0, reading.mask).astype(np.uint8)
+                f"{path}: {error}; {CLASSES_FILE}, --ignore or --class-map say what values and "
+                f"colours mean, and 0 is {self.classes.names[0]!r}, which is no class"
+            ) from error
 
-    def _ignored(self, image: Image.Image, values: np.ndarray) -> np.ndarray:
-        colors = {entry for entry in self.ignore if not isinstance(entry, int)}
-        if image.mode == "RGB":
-            ignored = np.zeros(values.shape[:2], dtype=bool)
-            for color in colors:
-                ignored |= (values == color).all(axis=-1)
-            return ignored
-        numbers = [entry for entry in self.ignore if isinstance(entry, int)]
-        if image.mode == "P":
-            palette = np.reshape(image.getpalette("RGB"), (-1, 3)).tolist()
-            numbers += [i for i, color in enumerate(palette) if tuple(color) in colors]
-        return np.isin(values, numbers)
+
+def ignoring(classes: ClassList, ignore: Sequence[str]) -> ClassMap:
+    """Return the meaning of masks that hold classes, where some values and colours mean none.
+
+    Args:
+        classes: what indices and colours mean; 0 is kept for *unchanged*.
+        ignore: values, colours and names of pixels whose class is not known. A class goes by its
+            value and its colour alike.
+
+    Raises:
+        DataError: one of ``ignore`` is neither.
+    """
+    ignored = parse_class_map("--ignore", dict.fromkeys(ignore, 0), classes, classes)
+    values, colors = dict(ignored.values), dict(ignored.colors)
+    for index, color in enumerate(classes.colors):
+        unknown = index in ignored.values or color in ignored.colors
+        if index or unknown:
+            values[index] = colors[color] = 0 if unknown else index
+    return ClassMap(values, colors)
 
 
 def find_classes(path: Path | None, images: Path) -> ClassList:
