@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 
 from tools.composing.nuisance import disturb
@@ -16,33 +17,17 @@ CLOSE_ENOUGH = 0.05  # of the share to be changed
 
 @dataclass(frozen=True)
 class Recipe:
-    """How pairs are composed.
+    """How pairs are composed."""
 
-    Attributes:
-        changed: mean share of the pixels of known class that change, 0..1; a pair's own share is
-            0.5 to 1.5 times it.
-        objects: share of the pastes that are one connected region of a class; others are parcels.
-        distractors: mean number of pastes per pair that keep every pixel's class.
-        feather: pixels beyond its edge up to which a paste shows; 0 gives hard edges.
-        nuisance: strength of what differs between the dates without being a change; 1 is usual, 0
-            leaves unchanged pixels equal.
-        size: side of the tiles that pairs are made of, in pixels.
-    """
-
-    changed: float = 0.2
-    objects: float = 0.5
-    distractors: float = 3.0
-    feather: int = 2
-    nuisance: float = 1.0
-    size: int = 256
+    changed: float = 0.2  # mean share of the known pixels; a pair's own is 0.5 to 1.5 times it
+    objects: float = 0.5  # share of pastes that are one connected region; others are parcels
+    distractors: float = 3.0  # mean number of pastes per pair that keep every pixel's class
+    feather: int = 2  # pixels beyond its edge up to which a paste shows; 0 gives hard edges
+    nuisance: float = 1.0  # strength; 0 leaves unchanged pixels equal
+    size: int = 256  # side of a pair, in pixels
 
 
-@dataclass(frozen=True)
-class Donor:
-    """A tile that regions are taken from, and how much darker than the scene it is, (3,)."""
-
-    tile: Tile
-    tone: np.ndarray
+Donor = tuple[Tile, np.ndarray]  # regions are taken from it; and how much darker it is, (3,)
 
 
 def compose_pair(
@@ -53,17 +38,12 @@ def compose_pair(
     Both dates start as ``scene``. Regions of the donors are pasted into one date or the other
     until the share of pixels that differ in class is reached; other pastes keep the class of every
     pixel. Pixels without a known class, of the scene or of a donor, are neither pasted nor pasted
-    over, so ``truth1`` and ``truth2`` are 0 in the same pixels.
-
-    Args:
-        scene: the place.
-        donors: one or more other scenes of the same size.
-        seed: decides every draw.
-        recipe: how much of what.
+    over, so ``truth1`` and ``truth2`` are 0 in the same pixels. All tiles are of one size, and
+    ``seed`` decides every draw.
     """
     rng = np.random.default_rng(seed)
     light = _light(scene)
-    sources = [Donor(turned(donor, rng), light - _light(donor)) for donor in donors]
+    sources = [(turned(donor, rng), light - _light(donor)) for donor in donors]
     dates = [Tile(scene.image.astype(np.float32), scene.truth.copy()) for _ in range(2)]
 
     def paste(area: float, change: bool) -> None:
@@ -91,42 +71,39 @@ def _paste_region(
     date: Tile, donor: Donor, area: float, change: bool, rng: np.random.Generator, recipe: Recipe
 ) -> None:
     """Paste at most ``area`` pixels: where classes differ, or where they are the same."""
-    region = draw_region(donor.tile, area, rng, recipe.objects)
-    if region is None:
+    tile, tone = donor
+    region = draw_region(tile.truth, area, rng, recipe.objects)
+    if not region.any():
         return
-    height, width = region.mask.shape
+    left, top, width, height = cv2.boundingRect(region.astype(np.uint8))
 
     def window(truth: np.ndarray, top: int, left: int) -> np.ndarray:
         return truth[top : top + height, left : left + width]
 
-    source = window(donor.tile.truth, region.top, region.left)
-    best, best_count, best_place = region.mask, 0, (0, 0)
+    region, source = window(region, top, left), window(tile.truth, top, left)
+    best, best_count, best_place = region, 0, (0, 0)
     for _ in range(PLACES):
         room = date.truth.shape[0] - height + 1, date.truth.shape[1] - width + 1
         place = int(rng.integers(room[0])), int(rng.integers(room[1]))
         target = window(date.truth, *place)
-        fits = region.mask & ((target != source) & (target > 0) if change else target == source)
+        fits = region & ((target != source) & (target > 0) if change else target == source)
         count = np.count_nonzero(fits)
         if count > best_count:
             # A change takes the whole region along: its parts of equal class are distractors.
-            best, best_count = (region.mask & (target > 0) if change else fits), count
+            best, best_count = (region & (target > 0) if change else fits), count
             best_place = place
-        if 2 * count > np.count_nonzero(region.mask):
+        if 2 * count > np.count_nonzero(region):
             break
     if best_count < MIN_AREA:
         return
     feather = int(rng.integers(1, recipe.feather + 1)) if recipe.feather else 0
     # Towards the light of the scene, by a share of the way: a paste must not be told by its tone.
-    tint = np.float32(rng.uniform(0, 1)) * donor.tone
-    rows, columns = (  # within the region, and `feather` pixels around it where the frame has them
-        np.arange(max(at - feather, 0), min(at + side + feather, whole)) - at
-        for at, side, whole in zip(best_place, best.shape, date.truth.shape, strict=True)
-    )
-    opacity = feather_edge(np.pad(best, feather), feather)[
-        np.ix_(rows + feather, columns + feather)
-    ]
-    patch = donor.tile.image.take(region.top + rows, axis=0, mode="clip")
-    patch = np.clip(patch.take(region.left + columns, axis=1, mode="clip") + tint, 0, 255)
-    there = np.ix_(best_place[0] + rows, best_place[1] + columns)
-    date.image[there] += opacity[..., None] * (patch - date.image[there])
-    window(date.truth, *best_place)[best] = source[best]
+    tint = np.float32(rng.uniform(0, 1)) * tone
+    placed = np.zeros(date.truth.shape, dtype=bool)
+    window(placed, *best_place)[:] = best
+    rows, columns = (np.arange(side) for side in placed.shape)
+    patch = tile.image.take(rows + top - best_place[0], axis=0, mode="clip")
+    patch = patch.take(columns + left - best_place[1], axis=1, mode="clip")
+    opacity = feather_edge(placed, feather)[..., None]
+    date.image[:] += opacity * (np.clip(patch + tint, 0, 255) - date.image)
+    date.truth[placed] = source[best]

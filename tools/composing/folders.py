@@ -31,8 +31,6 @@ from utils.text import progress
 RECORD_FILE = "composed.json"  # also tells composed folders from others
 DONORS = 2  # other scenes per pair, where there are so many
 
-Splits = dict[str, list[SceneFiles]]
-
 
 @dataclass(frozen=True)
 class Job:
@@ -52,10 +50,8 @@ def compose_set(args: Namespace) -> None:
         OptionError: the folder to write holds something else.
     """
     classes = find_classes(args.classes, args.images)
-    if args.class_map:
-        read_mask = MaskReader(classes, load_class_map(args.class_map, classes, classes))
-    else:
-        read_mask = MaskReader(classes, ignoring(classes, args.ignore))
+    foreign = args.class_map and load_class_map(args.class_map, classes, classes)
+    read_mask = MaskReader(classes, foreign or ignoring(classes, args.ignore))
     scenes = find_scenes(args.images, args.masks, args.scene_pattern)
     pairs = {"train": args.train_pairs, "val": args.val_pairs}
     # Scenes named for validation are kept out of training even where no pair is made of them.
@@ -93,8 +89,8 @@ def plan_pairs(
     """
     if pairs[split] and len(scenes) < 2:
         raise DataError(
-            f"{split}: {len(scenes)} scenes, but a pair needs 2, a place and another to paste from; "
-            f"change --val-scenes, add scenes, or pass --{split}-pairs 0"
+            f"{split}: {len(scenes)} scenes, but a pair needs 2, a place and another to paste "
+            f"from; change --val-scenes, add scenes, or pass --{split}-pairs 0"
         )
     number = SPLITS.index(split)
     order = np.random.default_rng((seed, number)).permutation(len(scenes))
@@ -111,7 +107,9 @@ def plan_pairs(
     return jobs
 
 
-def check_scenes(splits: Splits, read_mask: MaskReader, size: int, workers: int) -> None:
+def check_scenes(
+    splits: dict[str, list[SceneFiles]], read_mask: MaskReader, size: int, workers: int
+) -> None:
     """Read every mask once, so that nothing is written before all of them are known to be good.
 
     Raises:

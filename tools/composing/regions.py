@@ -23,15 +23,6 @@ class Tile:
     truth: np.ndarray
 
 
-@dataclass(frozen=True)
-class Region:
-    """A part of a donor: ``mask`` (h, w) bool, its upper left corner at (``top``, ``left``)."""
-
-    mask: np.ndarray
-    top: int
-    left: int
-
-
 def turned(tile: Tile, rng: np.random.Generator) -> Tile:
     """Flip and turn a tile at random; one that is not square by 180 degrees only."""
     height, width = tile.truth.shape
@@ -41,25 +32,17 @@ def turned(tile: Tile, rng: np.random.Generator) -> Tile:
 
 
 def draw_region(
-    donor: Tile, area: float, rng: np.random.Generator, objects: float = 0.5
-) -> Region | None:
-    """Choose a part of a tile, of ``area`` pixels at the most; None where no class is known.
+    truth: np.ndarray, area: float, rng: np.random.Generator, objects: float
+) -> np.ndarray:
+    """Choose a part of a tile, of ``area`` pixels at the most, as a (H, W) bool mask.
 
     With a chance of ``objects`` it is one connected region of a class, or a part of one; else it is
-    a parcel with whatever classes there are.
+    a parcel with whatever classes there are. All False where no class is known.
     """
-    mask = donor.truth > 0
-    if rng.random() < objects:
-        mask = class_object(donor.truth, rng)
-        if np.count_nonzero(mask) > area:
-            mask = _part_of(mask, area, rng)
-    else:
-        mask &= parcel(mask.shape, area, rng)
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    if not len(rows):
-        return None
-    top, left = int(rows[0]), int(columns[0])
-    return Region(mask[top : rows[-1] + 1, left : columns[-1] + 1], top, left)
+    if rng.random() >= objects:
+        return (truth > 0) & parcel(truth.shape, area, rng)
+    mask = class_object(truth, rng)
+    return _part_of(mask, area, rng) if np.count_nonzero(mask) > area else mask
 
 
 def parcel(shape: tuple[int, int], area: float, rng: np.random.Generator) -> np.ndarray:

@@ -21,16 +21,10 @@ TILE_TRIES = 4  # squares that are looked at before one of a scene is cut
 
 @dataclass(frozen=True)
 class SceneFiles:
-    """One single-date scene on disk.
+    """One single-date scene on disk."""
 
-    Attributes:
-        name: the files' common stem.
-        place: what must not be in two splits; the stem, or the part of it that names the place.
-        image, mask: the files.
-    """
-
-    name: str
-    place: str
+    name: str  # the files' common stem
+    place: str  # what must not be in two splits; the stem, or the part that names the place
     image: Path
     mask: Path
 
@@ -58,12 +52,9 @@ class MaskReader:
 
 
 def ignoring(classes: ClassList, ignore: Sequence[str]) -> ClassMap:
-    """Return the meaning of masks that hold classes, where some values and colours mean none.
+    """Return the meaning of masks that hold class indices or colours, where ``ignore`` means none.
 
-    Args:
-        classes: what indices and colours mean; 0 is kept for *unchanged*.
-        ignore: values, colours and names of pixels whose class is not known. A class goes by its
-            value and its colour alike.
+    ``ignore`` are values, colours and names; a class goes by its value and its colour alike.
 
     Raises:
         DataError: one of ``ignore`` is neither.
@@ -101,10 +92,7 @@ def find_classes(path: Path | None, images: Path) -> ClassList:
 def find_scenes(images: Path, masks: Path, pattern: str | None = None) -> list[SceneFiles]:
     """Pair the image and mask files of two folders by stem.
 
-    Args:
-        images: folder of images.
-        masks: folder of masks.
-        pattern: regular expression for the part of a stem that names the place; None takes all.
+    ``pattern`` is a regular expression for the part of a stem that names the place; None takes all.
 
     Raises:
         DataError: a folder is missing or empty, a file has no partner, a stem is there twice, or
@@ -132,11 +120,8 @@ def split_scenes(
 ) -> dict[str, list[SceneFiles]]:
     """Divide scenes into ``train`` and ``val`` so that no place is in both.
 
-    Args:
-        scenes: what `find_scenes` found.
-        val: share of the scenes to validate on, whole places drawn at random; or stems, places, or
-            patterns with ``*`` of either.
-        seed: decides the draw.
+    ``val`` is the share of the scenes to validate on, whole places drawn at random by ``seed``; or
+    stems, places, or patterns with ``*`` of either.
 
     Raises:
         DataError: a name fits no scene.

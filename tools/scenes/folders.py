@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from utils.errors import OptionError
+from utils.files import remove_leftovers
 
 SPLITS = ("train", "val")
 FOLDERS = ("im1", "im2", "label1", "label2", "label", "truth1", "truth2")
 PAIR_NAME = re.compile(r"\d{5,}\.png")
-LEFTOVER_NAME = re.compile(r"\.\d{5,}\.png\..*\.tmp")  # of a run that was killed
 
 
 def make_room(root: Path, overwrite: bool, records: Sequence[str] = ()) -> None:
@@ -30,13 +30,12 @@ def make_room(root: Path, overwrite: bool, records: Sequence[str] = ()) -> None:
     if root.exists() and not root.is_dir():
         raise OptionError(f"{root}: a file; choose a folder that is empty or does not exist")
     folders = [root / split / name for split in SPLITS for name in FOLDERS]
-    found = [path for folder in folders if folder.is_dir() for path in sorted(folder.iterdir())]
-    pairs = [path for path in found if not path.name.startswith(".")]
+    pairs = [path for folder in folders for path in sorted(folder.glob("[!.]*"))]
     recorded = [root / name for name in records if (root / name).exists()]
     if not overwrite and (pairs or recorded):
         raise OptionError(
-            f"{root}: has {len(pairs)} files of pairs; pass --overwrite to replace generated pairs, "
-            "or choose another folder"
+            f"{root}: has {len(pairs)} files of pairs; pass --overwrite to replace generated "
+            "pairs, or choose another folder"
         )
     truths = {path for path in pairs if path.parent.name == "truth1"}
     foreign = [
@@ -52,10 +51,10 @@ def make_room(root: Path, overwrite: bool, records: Sequence[str] = ()) -> None:
             f"{foreign[0]}: not written by this tool{missing}, nothing was removed; choose another "
             "folder"
         )
-    leftovers = [path for path in found if LEFTOVER_NAME.fullmatch(path.name)]
     # Truth and record go last, so that an interrupted removal still looks like generated pairs.
-    for path in [*leftovers, *sorted(pairs, key=truths.__contains__), *recorded]:
+    for path in [*sorted(pairs, key=truths.__contains__), *recorded]:
         path.unlink()
     for folder in [*folders, *(root / split for split in SPLITS)]:
+        remove_leftovers(folder, age_s=0)
         if folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir()):
             folder.rmdir()

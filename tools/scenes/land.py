@@ -19,6 +19,7 @@ from tools.scenes.draw import (
     as_color,
     pick,
     rectangle,
+    rotation,
     scale,
 )
 
@@ -96,7 +97,7 @@ def _raw_ground(canvas: Canvas, plot: Plot, rng: Rng, style: Rng) -> None:
         u, v = rng.uniform(plot.u0, plot.u1), rng.uniform(plot.v0, plot.v1)
         canvas.shade(_blob(rng, u, v, 2, 6), scale(color, rng.uniform(0.85, 1.1)))
     ends = rng.uniform(0, 1, (4, 2)) * plot.size + (plot.u0, plot.v0)
-    canvas.line(ends, scale(color, 0.86), 1)
+    canvas.lines(ends, scale(color, 0.86), 1)
 
 
 def _residential(canvas: Canvas, plot: Plot, rng: Rng, style: Rng) -> None:
@@ -129,9 +130,9 @@ def _pitched_roof(canvas: Canvas, corners: Points, color: Color, hipped: bool) -
     middle = corners.mean(axis=0)
     for face in ([a, b, end, start], [c, d, start, end], [b, c, end], [d, a, start]):
         outward = (face[0] + face[1]) / 2 - middle
-        light = canvas.facing_sun(outward / np.linalg.norm(outward))
+        light = float(outward / np.linalg.norm(outward) @ canvas.frame.turn @ canvas.sun)
         canvas.shade(np.array(face), scale(color, 1 + 0.3 * light))
-    canvas.line([start, end], scale(color, 1.25))
+    canvas.lines([start, end], scale(color, 1.25))
 
 
 def _industrial(canvas: Canvas, plot: Plot, rng: Rng, style: Rng) -> None:
@@ -157,7 +158,7 @@ def _flat_roof(
     canvas.shade(rectangle(u, v, length - 2, depth - 2), color)
     reach = depth / 2 - 1.5
     for x in u + np.arange(-length / 2 + 4, length / 2 - 2, rng.uniform(4, 7)):
-        canvas.line([(x, v - reach), (x, v + reach)], scale(color, 0.9))
+        canvas.lines([(x, v - reach), (x, v + reach)], scale(color, 0.9))
     for _ in range(3):
         at = rng.uniform(-0.35, 0.35, 2) * (length, depth) + center
         canvas.shade(rectangle(*np.add(at, 0.7), 2.5, 2), scale(color, 0.6))
@@ -169,7 +170,7 @@ def _parked_cars(canvas: Canvas, rng: Rng, plot: Plot) -> None:
     if not len(spaces):
         return
     marks = [[(u + 1.6, plot.v1 - 6), (u + 1.6, plot.v1 - 2)] for u in spaces]
-    canvas.lines(np.array(marks), PAINT)
+    canvas.lines(marks, PAINT)
     for u in spaces:
         if rng.random() < 0.5:
             shade = rng.integers(30, 230)
@@ -206,7 +207,12 @@ def _sports(canvas: Canvas, plot: Plot, rng: Rng, style: Rng) -> None:
         offset = (index + 0.5) / count * length - length / 2
         u = plot.center[0] + offset * np.cos(angle)
         v = plot.center[1] + offset * np.sin(angle)
-        _court(canvas, rectangle(u, v, length / count * 0.86, depth * 0.82, angle), surface, border)
+        court = rectangle(u, v, length / count * 0.86, depth * 0.82, angle)
+        canvas.fill(court, PLAYGROUND, border)
+        center = court.mean(axis=0)
+        inner = (court - center) * 0.78 + center
+        canvas.shade(inner, surface)
+        _markings(canvas, inner)
 
 
 def _stadium(
@@ -214,31 +220,22 @@ def _stadium(
 ) -> None:
     turn = np.linspace(-np.pi / 2, np.pi / 2, 9)
     cap = np.stack([np.cos(turn), np.sin(turn)], 1)
-    rotation = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
 
     def oval(inset: float) -> Points:
         right = cap * (depth / 2 - inset) + (length / 2 - depth / 2, 0)
-        return np.concatenate([right, -right]) @ rotation + center
+        return np.concatenate([right, -right]) @ rotation(angle) + center
 
     canvas.fill(oval(0), PLAYGROUND, pick(style, COURTS[:1]))
     for inset in (1.2, 2.6):
-        canvas.line(oval(inset), PAINT)
+        canvas.lines(oval(inset), PAINT)
     canvas.shade(oval(4.5), (86, 138, 74))
     _markings(canvas, rectangle(*center, length - depth, depth - 13, angle))
 
 
-def _court(canvas: Canvas, corners: Points, surface: Color, border: Color) -> None:
-    center = corners.mean(axis=0)
-    canvas.fill(corners, PLAYGROUND, border)
-    inner = (corners - center) * 0.78 + center
-    canvas.shade(inner, surface)
-    _markings(canvas, inner)
-
-
 def _markings(canvas: Canvas, corners: Points) -> None:
     a, b, c, d = corners
-    canvas.line([a, b, c, d, a], PAINT)
-    canvas.line([(a + b) / 2, (c + d) / 2], PAINT)
+    canvas.lines([a, b, c, d, a], PAINT)
+    canvas.lines([(a + b) / 2, (c + d) / 2], PAINT)
 
 
 # Name -> draw(canvas, plot, rng, style): rng settles the shapes, style the colours.

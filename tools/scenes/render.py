@@ -4,6 +4,7 @@ Everything here but the trees is a nuisance: it changes the image between the da
 class of a pixel.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +21,10 @@ SKY_LIGHT = np.array([0.46, 0.50, 0.60], np.float32)  # what a shadow leaves of 
 # Per class 0..6: strength of coarse and fine texture, relative to the colour.
 COARSE_TEXTURE = np.array([0, 0.03, 0.06, 0.10, 0.05, 0.02, 0.02], np.float32)
 FINE_TEXTURE = np.array([0, 0.015, 0.05, 0.07, 0.10, 0.025, 0.025], np.float32)
+GREY = np.array([0.3, 0.59, 0.11], np.float32)  # of red, green, blue
+# Near infrared that each class 0..6 reflects, 0..1: water hardly any, plants most.
+INFRARED = np.array([0, 0.04, 0.3, 0.6, 0.5, 0.35, 0.3], np.float32)
+STEPS = 12  # 16-bit values per 8-bit one: like reflectances, they use a small part of the range
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,32 @@ def photograph(rng: Rng, radiance: np.ndarray) -> np.ndarray:
     noise = rng.standard_normal(image.shape, np.float32)
     image += np.float32(rng.uniform(0.006, 0.02)) * noise
     return (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
+
+
+def sense(
+    image: np.ndarray, truth: np.ndarray, bands: int, bits: int, seed: Sequence[int]
+) -> np.ndarray:
+    """Return an RGB scene, (H, W, 3) uint8, as (H, W, bands) uint8 or uint16.
+
+    Args:
+        image: the scene.
+        truth: (H, W) uint8 class of every pixel, 1..6.
+        bands: 1 grey, 3 RGB, 4 RGB and near infrared.
+        bits: 8 or 16.
+        seed: decides the noise.
+    """
+    rng = np.random.default_rng(seed)
+    values = image.astype(np.float32)
+    grey = values @ GREY
+    if bands == 1:
+        values = grey[..., None]
+    elif bands == 4:
+        infrared = 255 * INFRARED[truth] * (0.7 + 0.6 * grey / 255)
+        infrared += 4 * rng.standard_normal(truth.shape, np.float32)
+        values = np.concatenate([values, np.clip(infrared, 0, 255)[..., None]], axis=-1)
+    if bits == 8:
+        return np.rint(values).astype(np.uint8)
+    return (values * STEPS + rng.integers(0, STEPS, values.shape)).astype(np.uint16)
 
 
 def _grow_trees(

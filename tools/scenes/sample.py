@@ -8,8 +8,8 @@ import numpy as np
 
 from datasets.classes import SECOND_CLASSES
 from datasets.images import save_raster
-from tools.scenes.bands import sense
 from tools.scenes.folders import SPLITS
+from tools.scenes.render import sense
 from tools.scenes.scene import make_scene
 from utils.parallel import ParallelMap
 from utils.pictures import save_change_mask, save_image
@@ -18,24 +18,15 @@ from utils.text import progress
 
 @dataclass(frozen=True)
 class SampleSet:
-    """What sample data to write.
-
-    Attributes:
-        train_pairs, val_pairs: how many.
-        height, width: of a scene in pixels, at least 32.
-        seed: the same seed writes the same bytes.
-        label_format: ``rgb`` in the palette of SECOND, ``index``, or ``binary``, change masks in
-            ``label`` instead of label1 and label2.
-        bands, bits: as `tools.scenes.bands.sense` takes them.
-    """
+    """What sample data to write: the same seed, the same bytes."""
 
     train_pairs: int
     val_pairs: int
-    height: int
+    height: int  # pixels, at least 32
     width: int
     seed: int
-    label_format: str = "rgb"
-    bands: int = 3
+    label_format: str = "rgb"  # of SECOND; index; binary: change masks instead of label1, label2
+    bands: int = 3  # as `sense` takes them
     bits: int = 8
 
 

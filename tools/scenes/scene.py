@@ -130,7 +130,7 @@ def _plan_parcel(rng: Rng, lot: Plot) -> _Parcel:
     margin = rng.uniform(2, 4.5)  # keeps objects off the streets
     hedge = 0.6 if rng.random() < 0.2 else 0.0
     styles = (style, style_after if restyled else style)
-    plot = lot.shrink(margin)
+    plot = Plot(lot.u0 + margin, lot.v0 + margin, lot.u1 - margin, lot.v1 - margin)
     return _Parcel(lot, plot, hedge, (before, after), (shape, shape_after), styles)
 
 

@@ -11,14 +11,10 @@ from utils.errors import DataError
 
 
 def measure_pseudo_labels(data_root: Path, masks: Path) -> dict[str, float]:
-    """Return ``coverage`` and ``accuracy`` over the pixels the ground truth leaves unlabelled.
+    """Return ``coverage`` and ``accuracy`` where the labels of ``data_root/train`` say nothing.
 
-    They are the share of these pixels that got a class, and the share of the right ones among
-    them; 0..1.
-
-    Args:
-        data_root: data set whose ``train`` folder has ``truth1`` and ``truth2``.
-        masks: folder of pseudo masks, with ``im1`` and ``im2``.
+    They are the share of these pixels that got a class in the pseudo masks ``masks/{im1,im2}``, and
+    the share of the right ones among them, by ``truth1`` and ``truth2``; 0..1.
 
     Raises:
         DataError: a mask or a truth file is missing, unreadable or of another size than its label,
