@@ -17,7 +17,7 @@ from tests.helpers.faults import in_second_epoch, interrupt
 from tests.helpers.interruptions import EPOCHS, VARIANTS, Whole
 from tests.helpers.runs import best_files, train_options
 from tests.helpers.script_runs import Run, train_argv
-from tools.scenes.scene import write_sample_data
+from tools.scenes.sample import SampleSet, write_sample_data
 
 TRAIN_PAIRS, VAL_PAIRS, SIDE = 12, 4, 64
 LABEL_FOLDERS = ("label1", "label2", "truth1", "truth2")
@@ -27,7 +27,7 @@ LABEL_FOLDERS = ("label1", "label2", "truth1", "truth2")
 def sample_root(tmp_path_factory) -> Path:
     """12 training and 4 validation pairs of 64 x 64 pixels with RGB labels. Read only."""
     root = tmp_path_factory.mktemp("sample_root")
-    write_sample_data(root, TRAIN_PAIRS, VAL_PAIRS, SIDE, SIDE, seed=0)
+    write_sample_data(root, SampleSet(TRAIN_PAIRS, VAL_PAIRS, SIDE, SIDE, 0))
     return root
 
 
@@ -76,7 +76,7 @@ def write_pairs(tmp_path) -> Callable[[dict[str, tuple[int, int]]], Path]:
 def bands_root(tmp_path_factory) -> Path:
     """8 training and 4 validation pairs of four 16-bit bands. Read only."""
     folder = tmp_path_factory.mktemp("bands") / "root"
-    write_sample_data(folder, 8, 4, 64, 64, 0, bands=4, bits=16)
+    write_sample_data(folder, SampleSet(8, 4, 64, 64, 0, bands=4, bits=16))
     return folder
 
 
@@ -84,7 +84,7 @@ def bands_root(tmp_path_factory) -> Path:
 def binary_root(tmp_path_factory) -> Path:
     """12 training and 4 validation pairs with change masks in ``label``. Read only."""
     root = tmp_path_factory.mktemp("binary_root")
-    write_sample_data(root, TRAIN_PAIRS, VAL_PAIRS, SIDE, SIDE, seed=0, label_format="binary")
+    write_sample_data(root, SampleSet(TRAIN_PAIRS, VAL_PAIRS, SIDE, SIDE, 0, "binary"))
     return root
 
 
