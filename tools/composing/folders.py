@@ -57,8 +57,8 @@ def compose_set(args: Namespace) -> None:
     # Scenes named for validation are kept out of training even where no pair is made of them.
     val = args.val_scenes if args.val_pairs or isinstance(args.val_scenes, list) else 0.0
     splits = split_scenes(scenes, val, args.seed)
-    jobs = [job for split in SPLITS for job in plan_pairs(split, splits[split], pairs, args.seed)]
     used = {split: members for split, members in splits.items() if pairs[split]}
+    jobs = [job for s in used for job in plan_pairs(s, used[s], pairs[s], args.seed)]
     check_scenes(used, read_mask, args.size, args.workers)
     make_room(args.out, args.overwrite, (CLASSES_FILE, RECORD_FILE))
     recipe = Recipe(changed=args.changed, nuisance=args.nuisance, size=args.size)
@@ -77,9 +77,7 @@ def compose_set(args: Namespace) -> None:
     print(f"written to {args.out}; now: python tools/check_data.py {args.out}")
 
 
-def plan_pairs(
-    split: str, scenes: Sequence[SceneFiles], pairs: dict[str, int], seed: int
-) -> list[Job]:
+def plan_pairs(split: str, scenes: Sequence[SceneFiles], pairs: int, seed: int) -> list[Job]:
     """Choose the place and the donors of every pair of a split, each place about as often.
 
     Pair i depends on (seed, split, i) and the scenes alone.
@@ -87,7 +85,7 @@ def plan_pairs(
     Raises:
         DataError: too few scenes.
     """
-    if pairs[split] and len(scenes) < 2:
+    if len(scenes) < 2:
         raise DataError(
             f"{split}: {len(scenes)} scenes, but a pair needs 2, a place and another to paste "
             f"from; change --val-scenes, add scenes, or pass --{split}-pairs 0"
@@ -95,11 +93,10 @@ def plan_pairs(
     number = SPLITS.index(split)
     order = np.random.default_rng((seed, number)).permutation(len(scenes))
     jobs = []
-    for index in range(pairs[split]):
+    for index in range(pairs):
         place = scenes[order[index % len(scenes)]]
-        others = [scene for scene in scenes if scene is not place]
-        elsewhere = [scene for scene in others if scene.place != place.place]
-        others = elsewhere or others  # one place only: another part of it
+        others = [scene for scene in scenes if scene.place != place.place]
+        others = others or [s for s in scenes if s is not place]  # another part of the one place
         rng = np.random.default_rng((seed, number, index, 0))
         picked = rng.choice(len(others), min(DONORS, len(others)), replace=False)
         members = (place, *(others[i] for i in picked))

@@ -113,9 +113,7 @@ def _residential(canvas: Canvas, plot: Plot, rng: Rng, style: Rng) -> None:
             length, depth = rng.uniform(9.5, 13), rng.uniform(7, 9.5)
             angle = rng.integers(2) * np.pi / 2 + rng.normal(0, 0.06)
             fate, hipped, color = rng.random(), rng.random() < 0.5, pick(style, TILE_ROOFS)
-            if (
-                fate < 0.08 * (1 - canvas.date) or fate > 1 - 0.08 * canvas.date
-            ):  # built, or pulled down
+            if (fate < 0.08, fate > 0.92)[canvas.date]:  # yet to be built, or pulled down
                 continue
             canvas.fill(rectangle(u, v + depth / 2 + 2, 3, depth), GROUND, lane)
             _pitched_roof(canvas, rectangle(u, v, length, depth, angle), color, hipped)
@@ -142,39 +140,32 @@ def _industrial(canvas: Canvas, plot: Plot, rng: Rng, style: Rng) -> None:
     halls = 1 + int(min(plot.size) > 34 and rng.random() < 0.6)
     for hall in range(halls):
         shift = (hall - (halls - 1) / 2) * plot.size[0] / 2
-        length, depth = plot.size[0] / halls * 0.8, plot.size[1] * share
-        color = pick(style, FLAT_ROOFS, 12)
-        _flat_roof(
-            canvas, rng, (u + shift, v - plot.size[1] * (0.42 - share / 2)), length, depth, color
-        )
+        center = u + shift, v - plot.size[1] * (0.42 - share / 2)
+        size = plot.size[0] / halls * 0.8, plot.size[1] * share
+        _flat_roof(canvas, rng, center, size, pick(style, FLAT_ROOFS, 12))
     _parked_cars(canvas, rng, plot)
 
 
-def _flat_roof(
-    canvas: Canvas, rng: Rng, center: Point, length: float, depth: float, color: Color
-) -> None:
-    u, v = center
+def _flat_roof(canvas: Canvas, rng: Rng, center: Point, size: Point, color: Color) -> None:
+    (u, v), (length, depth) = center, size
     canvas.fill(rectangle(u, v, length, depth), BUILDING, scale(color, 1.15), elevation=5)
     canvas.shade(rectangle(u, v, length - 2, depth - 2), color)
     reach = depth / 2 - 1.5
     for x in u + np.arange(-length / 2 + 4, length / 2 - 2, rng.uniform(4, 7)):
         canvas.lines([(x, v - reach), (x, v + reach)], scale(color, 0.9))
     for _ in range(3):
-        at = rng.uniform(-0.35, 0.35, 2) * (length, depth) + center
+        at = rng.uniform(-0.35, 0.35, 2) * size + center
         canvas.shade(rectangle(*np.add(at, 0.7), 2.5, 2), scale(color, 0.6))
         canvas.shade(rectangle(*at, 2.5, 2), scale(color, 1.25))
 
 
 def _parked_cars(canvas: Canvas, rng: Rng, plot: Plot) -> None:
     spaces = np.arange(plot.u0 + 3, plot.u1 - 2, 3.2)
-    if not len(spaces):
-        return
-    marks = [[(u + 1.6, plot.v1 - 6), (u + 1.6, plot.v1 - 2)] for u in spaces]
-    canvas.lines(marks, PAINT)
+    for u in spaces:
+        canvas.lines([(u + 1.6, plot.v1 - 6), (u + 1.6, plot.v1 - 2)], PAINT)
     for u in spaces:
         if rng.random() < 0.5:
-            shade = rng.integers(30, 230)
-            car = as_color(shade + rng.integers(-20, 21, 3))
+            car = as_color(rng.integers(30, 230) + rng.integers(-20, 21, 3))
             canvas.shade(rectangle(u, plot.v1 - 4, 1.6, 3.2), car)
 
 

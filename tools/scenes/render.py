@@ -98,14 +98,10 @@ def photograph(rng: Rng, radiance: np.ndarray) -> np.ndarray:
 def sense(
     image: np.ndarray, truth: np.ndarray, bands: int, bits: int, seed: Sequence[int]
 ) -> np.ndarray:
-    """Return an RGB scene, (H, W, 3) uint8, as (H, W, bands) uint8 or uint16.
+    """Return an RGB scene, (H, W, 3) uint8, as (H, W, bands) uint8 or uint16, of 8 or 16 ``bits``.
 
-    Args:
-        image: the scene.
-        truth: (H, W) uint8 class of every pixel, 1..6.
-        bands: 1 grey, 3 RGB, 4 RGB and near infrared.
-        bits: 8 or 16.
-        seed: decides the noise.
+    One band is grey, three are RGB, four RGB and near infrared, which ``truth`` decides, the class
+    of every pixel; ``seed`` decides the noise.
     """
     rng = np.random.default_rng(seed)
     values = image.astype(np.float32)

@@ -63,6 +63,16 @@ def test_light_keeps_type_and_range_and_changes_half_the_images(dtype, top):
         assert 2000 < max(one.max() for one in changed) < 6000
 
 
+def test_light_is_brightness_contrast_and_balance():
+    image = np.random.default_rng(1).integers(5000, 9000, (16, 16, 3)).astype(np.uint16)
+    for seed in range(20):
+        changed = change_light(image, np.random.default_rng(seed)).astype(float)
+        for band in range(3):
+            slope, offset = np.polyfit(image[..., band].ravel(), changed[..., band].ravel(), 1)
+            assert 0.75 < slope < 1.27
+            assert np.abs(changed[..., band] - (slope * image[..., band] + offset)).max() < 1
+
+
 def test_light_differs_between_the_dates_and_follows_from_the_seed(bands_root):
     dataset = ChangeDetectionDataset(
         index_pairs(bands_root / "train")[:1],
