@@ -63,7 +63,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     about = "share of the scenes like 0.2, names with commas and *, or a file of them, one a line "
     add("--val-scenes", type=_scenes, default="0.2", metavar="LIST", help=about + "(default: 0.2)")
     about = "part of a file name that names the place (default: all of it)"
-    add("--scene-pattern", type=_pattern, metavar="REGEX", help=about)
+    add("--scene-pattern", default=".*", metavar="REGEX", help=about)
     group = parser.add_argument_group("run")
     config.add_processes_arg(group, "that compose pairs")
     about = "replace composed pairs that are in ROOT"
@@ -79,14 +79,6 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     if args.ignore and args.class_map:
         raise OptionError('--ignore and --class-map: map those values to "unchanged" in the map')
     return args
-
-
-def _pattern(text: str) -> str:
-    try:
-        re.compile(text)
-    except re.error as error:
-        raise ArgumentTypeError(f"{text!r} is no regular expression: {error}") from error
-    return text
 
 
 def _scenes(text: str) -> float | list[str]:

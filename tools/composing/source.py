@@ -14,7 +14,7 @@ from datasets.pairs import IMAGE_SUFFIXES, files_by_stem, require_partners
 from tools.checking.class_map import ClassMap, parse_class_map
 from tools.composing.regions import Tile
 from tools.scenes.folders import SPLITS
-from utils.errors import DataError
+from utils.errors import DataError, OptionError
 
 TILE_TRIES = 4  # squares that are looked at before one of a scene is cut
 
@@ -89,15 +89,20 @@ def find_classes(path: Path | None, images: Path) -> ClassList:
     return classes
 
 
-def find_scenes(images: Path, masks: Path, pattern: str | None = None) -> list[SceneFiles]:
+def find_scenes(images: Path, masks: Path, pattern: str = ".*") -> list[SceneFiles]:
     """Pair the image and mask files of two folders by stem.
 
-    ``pattern`` is a regular expression for the part of a stem that names the place; None takes all.
+    ``pattern`` is a regular expression for the part of a stem that names the place.
 
     Raises:
         DataError: a folder is missing or empty, a file has no partner, a stem is there twice, or
             the pattern is not in a stem.
+        OptionError: the pattern is no regular expression.
     """
+    try:
+        place = re.compile(pattern)
+    except re.error as error:
+        raise OptionError(f"--scene-pattern {pattern!r}: {error}; correct the regex") from error
     for folder, option in ((images, "--images"), (masks, "--masks")):
         if not folder.is_dir():
             raise DataError(f"{folder}: no such folder; correct {option}")
@@ -108,7 +113,7 @@ def find_scenes(images: Path, masks: Path, pattern: str | None = None) -> list[S
     require_partners(image_files, mask_files, images, masks)
     scenes = []
     for stem in sorted(image_files):
-        match = re.search(pattern or ".*", stem)
+        match = place.search(stem)
         if not (match and match[0]):
             raise DataError(f"{image_files[stem]}: --scene-pattern {pattern!r} is not in its name")
         scenes.append(SceneFiles(stem, match[0], image_files[stem], mask_files[stem]))

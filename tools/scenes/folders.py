@@ -16,12 +16,8 @@ def make_room(root: Path, overwrite: bool, records: Sequence[str] = ()) -> None:
     """Remove generated pairs from ``root/{train,val}``; other files there are refused.
 
     Only generated pairs have ``truth1``, the class of every pixel. Folders that become empty go
-    too: one without files would count as labels still. Hidden files and what lies elsewhere stay.
-
-    Args:
-        root: need not exist.
-        overwrite: whether pairs may be removed at all.
-        records: files in ``root`` that are written with the pairs; the last tells them from others.
+    too: one without files would count as labels still. Hidden files and what lies elsewhere stay,
+    but for ``records``: files in ``root`` that belong to the pairs. The last must be there.
 
     Raises:
         OptionError: ``root`` has pairs and ``overwrite`` is off, has files of another origin, or

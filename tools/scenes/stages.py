@@ -38,10 +38,7 @@ def run_recipe(
 ) -> tuple[list[Row], dict[str, float]]:
     """Run every stage below ``outdir``; return a row for each, and the pseudo masks' accuracy.
 
-    Args:
-        outdir: takes ``data`` and what the scripts write.
-        sizes: options of make_sample_data.py.
-        epochs: of each training run.
+    ``sizes`` are options of make_sample_data.py.
 
     Raises:
         UserError: a script failed.

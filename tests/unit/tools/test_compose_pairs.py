@@ -108,6 +108,8 @@ def test_workers_and_restart_change_no_byte(composed, city, tmp_path, capsys):
     line = capsys.readouterr().out.splitlines()[0]
     assert re.fullmatch(r"train: 3 pairs of 64 × 64 pixels from 14 scenes, \d+\.\d% changed", line)
     assert not (out / "val").exists()
+    fewer = {name: data for name, data in files_below(out).items() if name.endswith(".png")}
+    assert len(fewer) == 3 * len(FOLDERS) and fewer.items() <= written.items()
     compose(city, out, "--overwrite", "--val-pairs", 0, "--val-scenes", "tile0_*")
     scenes = json.loads((out / RECORD_FILE).read_text())["scenes"]
     assert len(scenes["train"]) == 10 and not any("tile0_" in name for name in scenes["train"])
@@ -205,6 +207,7 @@ def test_bad_sources_are_named_and_nothing_written(own_city, tmp_path, kind, mes
         (["--val-scenes", "tile1_05"], r"val: 1 scenes, but a pair needs 2"),
         (["--val-scenes", "nowhere"], r"'nowhere' fits no scene"),
         (["--scene-pattern", "x"], r"'x' is not in its name"),
+        (["--scene-pattern", "("], r"--scene-pattern '\(': .*correct the regex"),
         (["--train-pairs", "0", "--val-pairs", "0"], r"nothing to write"),
         (["--size", "8"], r"--size 8: at least 32"),
         (["--changed", "1"], r"--changed 1.0: at most 0.9"),
@@ -220,7 +223,7 @@ def test_bad_options_are_named(city, tmp_path, options, message):
 
 @pytest.mark.parametrize(
     "options",
-    [("--changed", "0"), ("--seed", "x"), ("--scene-pattern", "("), ("--val-scenes", ",")],
+    [("--changed", "0"), ("--seed", "x"), ("--val-scenes", ",")],
 )
 def test_bad_values_end_in_usage(city, tmp_path, options, capsys):
     with pytest.raises(SystemExit):
