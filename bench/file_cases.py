@@ -29,7 +29,7 @@ from datasets.task import load_classes
 from engine.labelling import count_votes, hard_votes, merge_labels
 from engine.predictor import VIEWS
 from models.checkpoint import load_model
-from tools.scenes.scene import write_sample_data
+from tools.scenes.sample import SampleSet, write_sample_data
 from utils.errors import OptionError
 from utils.tensor_files import save_checkpoint
 
@@ -228,7 +228,8 @@ def find_pairs(options: Options, folder: Path) -> tuple[Path, list[Pair]]:
     """
     root = folder / "data"
     if options.data_root is None:
-        write_sample_data(root, options.pairs, 0, options.size, options.size, 0, GENERATED_FORMAT)
+        size = options.size
+        write_sample_data(root, SampleSet(options.pairs, 0, size, size, 0, GENERATED_FORMAT))
         return root, index_pairs(root / "train")
     pairs = index_pairs(options.data_root / "train")[: options.pairs]
     if len(pairs) < options.pairs:

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from tests.helpers.interruptions import STEPS, resume, start
 
 import train
 from engine.training import LossReader
-from tests.helpers.interruptions import STEPS, resume, start
 from tests.helpers.processes import ended, error_lines
 from tests.helpers.runs import assert_same_run, best_files, latest_file, train_options
 from utils.errors import NumericalError

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.helpers.interruptions import STEPS, Whole, before_step, resume, start
 
 import engine.run
 import train
 from engine import training
-from tests.helpers.interruptions import STEPS, Whole, before_step, resume, start
 from tests.helpers.processes import (
     ended,
     error_lines,

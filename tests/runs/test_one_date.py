@@ -22,7 +22,7 @@ from models.checkpoint import open_checkpoint
 from models.losses import ChangeCriterion
 from tests.helpers.runs import PREFIX, best_files, latest_file, options, train_options
 from tools import check_data, report
-from tools.pseudo_accuracy import measure_pseudo_labels
+from tools.scenes.truth import measure_pseudo_labels
 from utils.errors import DataError, OptionError
 from utils.tensor_files import read_checkpoint
 

@@ -10,7 +10,7 @@ from datasets.bands import Bands, Imagery
 from engine.config import REPO
 from models.change_detector import ModelConfig
 from tests.unit.models.test_models import small_model
-from tools.scenes.scene import write_sample_data
+from tools.scenes.sample import SampleSet, write_sample_data
 from utils.errors import OptionError, UserError
 from utils.tensor_files import save_checkpoint
 
@@ -126,7 +126,7 @@ def test_what_the_baseline_cannot_run_is_refused(what, options, message, tmp_pat
         save_checkpoint(
             paths[name], {"config": model.config.to_dict(), "model": model.state_dict()}
         )
-    write_sample_data(paths["binary"], 3, 0, 64, 64, 0, "binary")
+    write_sample_data(paths["binary"], SampleSet(3, 0, 64, 64, 0, "binary"))
     with pytest.raises(OptionError, match=message):
         run(what, tmp_path, *(option.format(**paths) for option in options))
 
