@@ -132,14 +132,6 @@ def start_script(
     return Child(folder, _script, name, argv, prepare, env=env)
 
 
-def finish_script(name: str, argv: list[str], folder: Path, prepare: Callable | None = None) -> str:
-    """Run a script that must end well and say nothing on stderr; return what it prints."""
-    with ended(start_script(name, argv, folder, prepare)) as child:
-        assert child.wait() == 0, child.err
-        assert child.error_lines == []
-        return child.out
-
-
 def free_port() -> int:
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
@@ -152,18 +144,27 @@ def rank_envs(size: int) -> list[dict[str, str]]:
     return [{"RANK": str(rank), "LOCAL_RANK": str(rank), **shared} for rank in range(size)]
 
 
+@contextlib.contextmanager
+def started_ranks(
+    name: str, argvs: list[list[str]], folder: Path, prepare: Callable | None = None
+) -> Iterator[list[Child]]:
+    """Start a script in processes that find each other over gloo, each with its own options."""
+    with contextlib.ExitStack() as stack:
+        yield [
+            stack.enter_context(ended(start_script(name, argv, folder / f"rank{i}", prepare, env)))
+            for i, (argv, env) in enumerate(zip(argvs, rank_envs(len(argvs)), strict=True))
+        ]
+
+
 def run_ranks(size: int, folder: Path, work: Callable, *arguments: Any) -> None:
     """Call ``work(rank, *arguments)`` in ``size`` processes that find each other over gloo."""
-    children = [
-        Child(folder / f"rank{rank}", work, rank, *arguments, env=env)
-        for rank, env in enumerate(rank_envs(size))
-    ]
-    try:
+    with contextlib.ExitStack() as stack:
+        children = [
+            stack.enter_context(ended(Child(folder / f"rank{i}", work, i, *arguments, env=env)))
+            for i, env in enumerate(rank_envs(size))
+        ]
         for child in children:
             assert child.wait() == 0, child.err
-    finally:
-        for child in children:
-            child.end()
 
 
 def processes_with(text: str) -> list[int]:
