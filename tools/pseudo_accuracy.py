@@ -8,6 +8,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import importlib
 
+from engine import config
 from utils import cli
 
 EPILOG = """example:

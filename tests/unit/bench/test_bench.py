@@ -11,13 +11,7 @@ from bench.floor import count_work
 from bench.options import Options
 from datasets.bands import Bands, Imagery
 from engine.config import REPO
-<<<<<<< HEAD:tests/unit/tools/test_bench.py
-from models.change_detector import ModelConfig
-from tests.unit.models.test_models import small_model
-from tools.scenes.sample import SampleSet, write_sample_data
-=======
 from models.change_detector import ModelConfig, build_model
->>>>>>> bench:tests/unit/bench/test_bench.py
 from utils.errors import OptionError, UserError
 from utils.tensor_files import save_checkpoint
 
@@ -97,52 +91,6 @@ def test_one_view_on_real_pairs(tmp_path, write_pairs):
     assert str(tmp_path) not in result["command"]
 
 
-<<<<<<< HEAD:tests/unit/tools/test_bench.py
-def test_a_row_names_the_checkpoints_that_ran(tmp_path):
-    path = tmp_path / "some.pth"
-    model = small_model(model="fcn")
-    save_checkpoint(path, {"config": model.config.to_dict(), "model": model.state_dict()})
-    result = run("infer", tmp_path, "--checkpoints", str(path))
-    name = model.config.backbone
-    assert report.title(result) == f"infer, 1 × fcn {name}, batch 2, 6 views, trained, 64²"
-
-
-@pytest.mark.parametrize(
-    ("what", "options", "message"),
-    [
-        ("infer", ["--size", "100"], "--size 100: the baseline takes multiples of 32"),
-        ("infer", ["--checkpoints", "{bands}"], "the baseline reads 8-bit RGB"),
-        ("infer", ["--checkpoints", "{change}"], "the baseline reads 8-bit RGB"),
-        ("label", ["--data-root", "{binary}"], "change masks; the baseline knows classes only"),
-        ("train", ["--data-root", "{binary}"], "change masks; the baseline knows classes only"),
-        ("load", ["--data-root", "{binary}"], "the baseline needs label1 and label2"),
-    ],
-)
-def test_what_the_baseline_cannot_run_is_refused(what, options, message, tmp_path):
-    paths = {name: tmp_path / name for name in ("bands", "change", "binary")}
-    four = Imagery(Bands((1, 2, 3, 4)), (100,) * 4, (50,) * 4)
-    changed = {"bands": {"in_channels": 4, "imagery": four}, "change": {"num_classes": 0}}
-    for name, changes in changed.items():
-        model = small_model(**changes)
-        save_checkpoint(
-            paths[name], {"config": model.config.to_dict(), "model": model.state_dict()}
-        )
-    write_sample_data(paths["binary"], SampleSet(3, 0, 64, 64, 0, "binary"))
-    with pytest.raises(OptionError, match=message):
-        run(what, tmp_path, *(option.format(**paths) for option in options))
-
-
-def test_labels_in_rgb_are_refused(tmp_path, sample_root):
-    with pytest.raises(OptionError, match=r"RGB; the baseline reads labels of indices only"):
-        run("load", tmp_path, "--data-root", str(sample_root))
-
-
-@pytest.mark.parametrize("what", ["train", "load"])
-def test_checkpoints_are_for_predictions(what, capsys):
-    with pytest.raises(SystemExit):
-        compare.parse_args(["--what", what, "--checkpoints", "a.pth"])
-    assert "--checkpoints is for infer and label" in capsys.readouterr().err
-=======
 def test_what_the_baseline_cannot_run_is_refused(tmp_path, sample_root, binary_root):
     imagery = Imagery(Bands((1, 2, 3, 4)), (100,) * 4, (50,) * 4)
     bands = save_model(tmp_path / "bands.pth", in_channels=4, imagery=imagery)
@@ -158,7 +106,6 @@ def test_what_the_baseline_cannot_run_is_refused(tmp_path, sample_root, binary_r
     ):
         with pytest.raises(OptionError, match=message):
             run(what, tmp_path, *options)
->>>>>>> bench:tests/unit/bench/test_bench.py
 
 
 # Floors
