@@ -1,26 +1,78 @@
-"""Voting a class for the pixels that the ground truth leaves unlabelled."""
+"""label.py: an ensemble votes a class for the pixels that the ground truth leaves unlabelled."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 
-from utils.dist import World
-from utils.text import table
+from datasets.pairs import index_voted_pairs, split_pairs
+from datasets.task import load_task
+from engine.config import LabelConfig
+from engine.predict import Job, MaskWriter, open_work
+from engine.predictor import Predictor
+from utils.dist import all_sum, print0
+from utils.text import progress, table
 
 ABSTAIN = 0
+OPTIONS = ("vote", "min_confidence", "tta", "compile")  # that decide the masks
+
+
+def label(config: LabelConfig, device: torch.device) -> "Coverage":
+    """Write pseudo masks for ROOT/train as one of the processes; return what was labelled.
+
+    Raises:
+        UserError: whatever a user can cause.
+    """
+    task = load_task(config.data_root)
+    pairs = index_voted_pairs(config.data_root, task)
+    # The masks are for a student that validates on these.
+    split, _, _ = split_pairs(config.data_root, config.split_options)
+    folder = config.outdir / "masks" / "train"
+    job = Job("labelling", task, pairs, split.val, folder, OPTIONS)
+    loader, predictor = open_work(config, device, job)
+    coverage = Coverage(task.num_classes)
+    for index in loader.batch_sampler.skipped:
+        labels, (mask1, _) = loader.dataset.labels(index), job.read_masks(index)
+        coverage.update(labels["label1"], labels["label2"], mask1)
+    with MaskWriter(folder, task) as writer:
+        for batch in progress(loader, "label"):
+            label1, label2 = batch["label1"], batch["label2"]
+            vote = vote_batch(config, predictor, batch, task.num_classes).cpu()
+            coverage.update(label1, label2, vote)
+            writer.write(batch["name"], merge_labels(label1, vote), merge_labels(label2, vote))
+    coverage.labelled, coverage.voted = all_sum(coverage.labelled), all_sum(coverage.voted)
+    print0(f"{coverage.table(task.classes.names)}\npseudo masks: {folder}")
+    return coverage
+
+
+def vote_batch(
+    config: LabelConfig, predictor: Predictor, batch: Mapping[str, Any], num_classes: int
+) -> torch.Tensor:
+    """Return the ensemble's vote for every pixel of a batch: (N, H, W) uint8, 0 = no class."""
+    images = batch["image1"], batch["image2"]
+    if config.vote == "soft":
+        probs = predictor(*images)
+        return soft_vote(probs.semantic_probs1, probs.semantic_probs2, config.min_confidence)
+    votes = [
+        hard_votes(
+            (probs.semantic_probs1.argmax(dim=1) + 1).to(torch.uint8),
+            (probs.semantic_probs2.argmax(dim=1) + 1).to(torch.uint8),
+        )
+        for probs in predictor.each_model(*images)
+    ]
+    return count_votes(torch.stack(votes), num_classes)
 
 
 def hard_votes(class_maps1: torch.Tensor, class_maps2: torch.Tensor) -> torch.Tensor:
-    """Return each model's vote: the class both dates agree on, else abstention.
+    """Return a model's vote: the class both dates agree on, else abstention.
 
     An unchanged pixel has one class at both dates, so a model that sees two does not know.
 
     Args:
-        class_maps1: (M, …) integer, class 1..C that each of M models sees at the first date.
-        class_maps2: the same at the second date.
+        class_maps1, class_maps2: (…) integer, class 1..C that a model sees at each date.
 
     Returns:
-        (M, …), 1..C, or 0 where a model abstains.
+        (…), 1..C, or 0 where the model abstains.
     """
     return torch.where(class_maps1 == class_maps2, class_maps1, ABSTAIN)
 
@@ -35,8 +87,10 @@ def count_votes(votes: torch.Tensor, num_classes: int) -> torch.Tensor:
     Returns:
         (…) uint8, 0..C.
     """
-    counts = torch.stack([(votes == entry).sum(dim=0) for entry in range(num_classes + 1)])
-    return first_argmax(counts).to(torch.uint8)
+    entries = num_classes + 1
+    # No two ranks are equal: which of equals `argmax` takes depends on the device.
+    ranks = [(votes == entry).sum(dim=0) * entries - entry for entry in range(entries)]
+    return torch.stack(ranks).argmax(dim=0).to(torch.uint8)
 
 
 def soft_vote(
@@ -45,8 +99,7 @@ def soft_vote(
     """Return the likeliest class of an unchanged pixel, or 0 below a confidence.
 
     Args:
-        semantic_probs1: (N, C, H, W) class probabilities at the first date, ensemble mean.
-        semantic_probs2: the same at the second date.
+        semantic_probs1, semantic_probs2: (N, C, H, W) class probabilities at each date.
         min_confidence: the mean probability of both dates a class needs, 0..1.
 
     Returns:
@@ -59,14 +112,6 @@ def soft_vote(
 def merge_labels(label: torch.Tensor, vote: torch.Tensor) -> torch.Tensor:
     """Return the ground truth where it has a class, the vote elsewhere; same shapes, uint8."""
     return torch.where(label > 0, label, vote)
-
-
-def first_argmax(counts: torch.Tensor) -> torch.Tensor:
-    """Argmax over dim 0 that returns the lowest index among equals, on every device."""
-    best = counts.max(dim=0).values
-    position = torch.arange(len(counts), device=counts.device)
-    position = position.view(-1, *[1] * (counts.dim() - 1))
-    return torch.where(counts == best, position, len(counts)).min(dim=0).values
 
 
 class Coverage:
@@ -88,37 +133,15 @@ class Coverage:
             self.labelled += torch.bincount(label.flatten().long(), minlength=entries)
             self.voted += torch.bincount(vote[label == 0].long(), minlength=entries)
 
-    def over(self, world: World) -> "Coverage":
-        """Return the counts of all processes together; every process must call it."""
-        total = Coverage(len(self.labelled) - 1)
-        total.labelled, total.voted = world.sum(self.labelled), world.sum(self.voted)
-        return total
-
-    @property
-    def before(self) -> float:
-        """Share of pixels, both dates, that the ground truth labels; 0..1."""
-        return self.labelled[1:].sum().item() / max(1, self.labelled.sum().item())
-
-    @property
-    def after(self) -> float:
-        """Share of pixels, both dates, that have a class after the vote; 0..1."""
-        covered = self.labelled[1:].sum() + self.voted[1:].sum()
-        return covered.item() / max(1, self.labelled.sum().item())
-
     def table(self, class_names: Sequence[str]) -> str:
         """Return the counts as text, in percent of all pixels of both dates."""
         total = max(1, self.labelled.sum().item())
-
-        def percent(count: torch.Tensor) -> str:
-            return f"{100 * count.item() / total:.2f}"
-
+        counts = torch.stack([self.labelled, self.voted, self.labelled + self.voted])[:, 1:]
+        counts = torch.cat([counts, counts.sum(dim=1, keepdim=True)], dim=1)
         rows = [
-            (name, percent(labelled), percent(voted), percent(labelled + voted))
-            for name, labelled, voted in zip(
-                class_names[1:], self.labelled[1:], self.voted[1:], strict=True
-            )
+            (name, *(f"{100 * count / total:.2f}" for count in column))
+            for name, column in zip((*class_names[1:], "all"), counts.T.tolist(), strict=True)
         ]
-        sums = (self.labelled[1:].sum(), self.voted[1:].sum())
-        rows.append(("all", percent(sums[0]), percent(sums[1]), percent(sums[0] + sums[1])))
-        rows.append(("unlabelled", percent(self.labelled[0]), "", percent(self.voted[0])))
+        left = [f"{100 * counts[0].item() / total:.2f}" for counts in (self.labelled, self.voted)]
+        rows.append(("unlabelled", left[0], "", left[1]))
         return table(("% of pixels", "labelled", "voted", "after"), rows)

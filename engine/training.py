@@ -16,7 +16,7 @@ from engine.data import TrainingData
 from engine.ensemble import choose_ensemble, warn_of_leakage
 from engine.metrics import AnyMetrics, details, summary
 from engine.panels import panel
-from engine.predict import MaskWriter
+from engine.predict import MaskWriter, begin_work
 from engine.predictor import IDENTITY, VIEWS, Predictor
 from engine.run import Run
 from engine.runtime import choose_precision, set_backend_options
@@ -178,6 +178,8 @@ def evaluate_checkpoint(
     )
     folder = config.outdir / "masks" / "val"
     batches = progress(loader, "evaluate")
+    if config.save_mask:  # else test.py --split val would take these masks for its own
+        begin_work(folder, data.task, {"checkpoint": str(checkpoint.path)}, overwrite=True)
     with MaskWriter(folder, data.task) if config.save_mask else nullcontext() as writer:
         on_batch = writer.write if config.save_mask else None
         metrics = evaluate(predictor, batches, data.task, on_batch)

@@ -11,7 +11,7 @@ import label
 import test as predict
 import train
 from datasets.classes import SECOND_CLASSES
-from datasets.images import image_size, open_image, read_rgb
+from datasets.images import image_size, open_image, read_bands
 from datasets.labels import read_label
 from tests.helpers.faults import assert_one_line, run_script
 from tests.helpers.runs import best_files, options, train_options
@@ -33,7 +33,7 @@ def write_bomb(path: Path, side: int) -> Path:
     return path
 
 
-READERS = [image_size, open_image, read_rgb, lambda path: read_label(path, SECOND_CLASSES)]
+READERS = [image_size, open_image, read_bands, lambda path: read_label(path, SECOND_CLASSES)]
 
 
 @pytest.mark.parametrize("reader", READERS)

@@ -18,7 +18,7 @@ import test as predict
 import train
 from datasets import splits
 from datasets.classes import SECOND_CLASSES, ClassList
-from datasets.images import image_size, read_rgb
+from datasets.images import image_size, read_bands
 from datasets.labels import read_label
 from datasets.loaders import SameSizeBatches
 from engine.metrics import compute_metrics
@@ -267,7 +267,7 @@ def test_damaged_images_are_named_errors(tmp_path, file, steps):
     kind, data = file
     path = tmp_path / f"image.{kind}"
     path.write_bytes(mutate(data, steps))
-    readers = (image_size, read_rgb, lambda path: read_label(path, SECOND_CLASSES))
+    readers = (image_size, read_bands, lambda path: read_label(path, SECOND_CLASSES))
     for found in arrays_or_named_errors(path, readers):
         assert found.dtype == np.uint8 and found.ndim in (2, 3)
 
@@ -278,7 +278,7 @@ def test_damaged_images_are_named_errors(tmp_path, file, steps):
 def test_noise_is_no_image(tmp_path, data):
     path = tmp_path / "image.png"
     path.write_bytes(data)
-    for reader in (image_size, read_rgb, lambda path: read_label(path, SECOND_CLASSES)):
+    for reader in (image_size, read_bands, lambda path: read_label(path, SECOND_CLASSES)):
         with pytest.raises(DataError):
             reader(path)
 

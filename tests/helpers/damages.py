@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,23 +12,36 @@ from datasets.classes import SECOND_CLASSES
 from datasets.images import save_raster
 from datasets.task import load_classes
 from tests.helpers.image_files import read, write
-from tools.checking.inspection import inspect_dataset
+from tools.checking.inspection import CheckOptions, inspect_dataset
 
+to_index = SECOND_CLASSES.to_index
 COLORS = np.asarray(SECOND_CLASSES.colors, dtype=np.uint8)
+FOLDERS = ("im1", "im2", "label1", "label2")
 
 
 def kinds(root: Path, **options) -> dict[str, list[str]]:
     """Files by kind of finding."""
-    report = inspect_dataset(root, load_classes(root), **options)
+    report = inspect_dataset(root, load_classes(root), CheckOptions(**options))
     return {
         finding.kind: list(dict.fromkeys(file for entry in finding.entries for file in entry.files))
         for finding in report.findings
     }
 
 
-def indices(root: Path, name: str, split: str = "train") -> list[np.ndarray]:
-    paths = (root / split / f"label{date}" / f"{name}.png" for date in (1, 2))
-    return [SECOND_CLASSES.to_index(read(path)) for path in paths]
+def all_files(kind: str) -> list[str]:
+    """Images or labels of the sample set, in the order of an inspection."""
+    pairs = [("train", i) for i in range(12)] + [("val", i) for i in range(4)]
+    return [f"{split}/{kind}{date}/{i:05d}.png" for split, i in pairs for date in (1, 2)]
+
+
+def edit(path: Path, change) -> None:
+    """Apply a function of its pixels to a file."""
+    write(path, np.ascontiguousarray(change(read(path))))
+
+
+def indices(root: Path, name: str) -> list[np.ndarray]:
+    paths = (root / f"train/label{date}/{name}.png" for date in (1, 2))
+    return [to_index(read(path)) for path in paths]
 
 
 def every_label(root: Path) -> list[Path]:
@@ -37,7 +51,63 @@ def every_label(root: Path) -> list[Path]:
 def rewrite_labels(root: Path, change) -> None:
     """Apply a function of the index mask to every label file."""
     for path in every_label(root):
-        write(path, change(SECOND_CLASSES.to_index(read(path))))
+        edit(path, lambda rgb: change(to_index(rgb)))
+
+
+def write_classes(root: Path, *more: tuple[str, tuple[int, int, int]]) -> None:
+    """List SECOND's classes and more in classes.json."""
+    entries = [*zip(SECOND_CLASSES.names, SECOND_CLASSES.colors, strict=True), *more]
+    text = json.dumps([{"name": name, "color": color} for name, color in entries])
+    (root / "classes.json").write_text(text)
+
+
+def rename_pair(root: Path, old: str, new: str) -> None:
+    for folder in FOLDERS:
+        (root / "train" / folder / f"{old}.png").rename(root / "train" / folder / f"{new}.png")
+
+
+def repaint(kind: str, files: list[str], change):
+    """Return the damage that changes the pixels of some files, each of which is then found."""
+
+    def damage(root):
+        for file in files:
+            edit(root / file, change)
+        return {kind: files}
+
+    damage.__name__ = kind
+    return damage
+
+
+def painted(side: int, color) -> Callable[[np.ndarray], np.ndarray]:
+    """Return a function that paints a square in the corner of a picture."""
+    corner = np.arange(64) < side
+    return lambda rgb: np.where((corner & corner[:, None])[..., None], np.uint8(color), rgb)
+
+
+def smeared(rgb: np.ndarray) -> np.ndarray:
+    noise = np.random.default_rng(0).integers(-8, 9, rgb.shape)
+    return np.clip(rgb + noise, 0, 255).astype(np.uint8)
+
+
+def black_and_white(rgb: np.ndarray) -> np.ndarray:
+    return np.where((rgb == 255).all(axis=-1, keepdims=True), rgb, np.uint8(0))
+
+
+IMAGE, OTHER = "train/im1/00004.png", "train/im1/00005.png"
+LABEL = "train/label2/00003.png"
+LABELS = ["train/label1/00003.png", LABEL]
+
+too_few_bands = repaint("band-count", all_files("im"), lambda rgb: rgb[..., 0] * np.uint16(40))
+grey_image = repaint("mixed-modes", [IMAGE], lambda rgb: rgb[..., 1])
+# The two are equal, but no copies of one another.
+blank = repaint("blank-image", [IMAGE, OTHER], lambda rgb: np.full_like(rgb, 9))
+smear_labels = repaint("label-near-colours", LABELS, smeared)
+black_and_white_label = repaint("label-binary", [LABEL], black_and_white)
+foreign_colors = repaint("label-colours", [LABEL], painted(9, (255, 128, 0)))
+one_index_label = repaint("mixed-formats", [LABEL], to_index)
+sixteen_bit_label = repaint("label-mode", [LABEL], lambda rgb: to_index(rgb).astype(np.uint16))
+same_class = repaint("same-class", LABELS, painted(4, COLORS[4]))
+white_masks = repaint("all-marked", all_files("label"), lambda rgb: np.full_like(rgb[..., 0], 255))
 
 
 def truncate(root):
@@ -51,38 +121,27 @@ def replace_by_text(root):
     return {"unreadable": ["val/label1/00002.png"]}
 
 
-def empty_file(root):
-    (root / "val/im1/00002.png").write_bytes(b"")
-    return {"unreadable": ["val/im1/00002.png"]}
-
-
 def remove_partner(root):
     (root / "train/im2/00005.png").unlink()
-    files = [f"train/{folder}/00005.png" for folder in ("im1", "label1", "label2")]
-    return {"no-partner": files}
+    return {"no-partner": [f"train/{folder}/00005.png" for folder in ("im1", "label1", "label2")]}
 
 
 def remove_label(root):
     (root / "val/label2/00003.png").unlink()
-    return {"no-partner": [f"val/{folder}/00003.png" for folder in ("im1", "im2", "label1")]}
+    return {"no-partner": [f"val/{folder}/00003.png" for folder in FOLDERS[:3]]}
 
 
 def rename_partner(root):
-    for folder in ("im1", "im2", "label1", "label2"):
-        (root / "train" / folder / "00006.png").rename(root / "train" / folder / "b6.png")
+    rename_pair(root, "00006", "b6")
     (root / "train/im2/b6.png").rename(root / "train/im2/B6.png")
-    return {
-        "partner-case": ["train/im2/B6.png"]
-        + [f"train/{folder}/b6.png" for folder in ("im1", "label1", "label2")]
-    }
+    others = [f"train/{folder}/b6.png" for folder in ("im1", "label1", "label2")]
+    return {"partner-case": ["train/im2/B6.png", *others]}
 
 
 def names_alike(root):
-    for folder in ("im1", "im2", "label1", "label2"):
-        (root / "train" / folder / "00006.png").rename(root / "train" / folder / "b6.png")
-        (root / "train" / folder / "00007.png").rename(root / "train" / folder / "B6.png")
-    folders = ("im1", "im2", "label1", "label2")
-    return {"name-case": [f"train/{f}/{name}.png" for f in folders for name in ("B6", "b6")]}
+    rename_pair(root, "00006", "b6")
+    rename_pair(root, "00007", "B6")
+    return {"name-case": [f"train/{f}/{name}.png" for f in FOLDERS for name in ("B6", "b6")]}
 
 
 def same_stem(root):
@@ -101,50 +160,43 @@ def no_labels(root):
     return {"no-labels": ["train"]}
 
 
+def labels_of_one_date(root):
+    shutil.rmtree(root / "train/label2")
+    return {"one-date": ["train/label1"]}
+
+
+def change_masks_in_train(root):
+    """Change masks in both splits, in one file per pair or in one per date."""
+    rewrite_labels(root, lambda mask: (mask > 0).astype(np.uint8) * np.uint8(255))
+    (root / "train/label1").rename(root / "train/label")
+    shutil.rmtree(root / "train/label2")
+    return {"labels-differ": ["train/label", "val/label1", "val/label2"]}
+
+
 def other_size_in_pair(root):
-    path = root / "val/im2/00001.png"
-    write(path, read(path)[:48])
-    return {"size-mismatch": [f"val/{f}/00001.png" for f in ("im1", "im2", "label1", "label2")],
-            "mixed-sizes": ["val/im2/00001.png"]}  # fmt: skip
+    edit(root / "val/im2/00001.png", lambda image: image[:48])
+    files = [f"val/{folder}/00001.png" for folder in FOLDERS]
+    return {"size-mismatch": files, "mixed-sizes": ["val/im2/00001.png"]}
 
 
 def other_size(root):
-    for folder in ("im1", "im2", "label1", "label2"):
-        path = root / "val" / folder / "00001.png"
-        write(path, read(path)[8:56])
+    for folder in FOLDERS:
+        edit(root / "val" / folder / "00001.png", lambda image: image[8:56])
     return {"mixed-sizes": ["val/im1/00001.png", "val/im2/00001.png"]}
 
 
 def sixteen_bits(root):
-    for path in sorted((root / "val").glob("im[12]/*.png")):
-        save_raster(path, read(path).astype(np.uint16) * 40)
-    return {"mixed-depth": [f"val/im{d}/{i:05d}.png" for i in range(4) for d in (1, 2)]}
-
-
-def too_few_bands(root):
-    for path in sorted(root.glob("*/im[12]/*.png")):
-        write(path, read(path)[..., 0].astype(np.uint16) * 40)
-    names = [("train", i) for i in range(12)] + [("val", i) for i in range(4)]
-    return {"band-count": [f"{s}/im{d}/{i:05d}.png" for s, i in names for d in (1, 2)]}
+    files = [file for file in all_files("im") if file.startswith("val")]
+    for file in files:
+        save_raster(root / file, read(root / file).astype(np.uint16) * 40)
+    return {"mixed-depth": files}
 
 
 def values_with_a_fraction(root):
-    path = root / "train/im1/00004.png"
+    path = root / IMAGE
     Image.fromarray(read(path)[..., 0].astype(np.float32)).save(path.with_suffix(".tif"))
     path.unlink()
     return {"bit-depth": ["train/im1/00004.tif"], "mixed-modes": ["train/im1/00004.tif"]}
-
-
-def grey_image(root):
-    path = root / "train/im1/00004.png"
-    write(path, read(path)[..., 1])
-    return {"mixed-modes": ["train/im1/00004.png"]}
-
-
-def blank(root):
-    for name in ("00004", "00005"):  # equal, but no copies of one another
-        write(root / "train/im1" / f"{name}.png", np.full((64, 64, 3), 9, np.uint8))
-    return {"blank-image": ["train/im1/00004.png", "train/im1/00005.png"]}
 
 
 def same_dates(root):
@@ -152,102 +204,32 @@ def same_dates(root):
     return {"same-image": ["train/im1/00004.png", "train/im2/00004.png"]}
 
 
-def smear_labels(root):
-    for date in (1, 2):
-        path = root / f"train/label{date}/00004.png"
-        mask = read(path)
-        noise = np.random.default_rng(0).integers(-8, 9, mask.shape)
-        write(path, np.clip(mask.astype(int) + noise, 0, 255).astype(np.uint8))
-    return {"label-near-colours": ["train/label1/00004.png", "train/label2/00004.png"]}
-
-
 def binary_labels(root):
     """Change masks in a set that lists classes; without the list they would be one of change."""
-    names, colors = SECOND_CLASSES.names, SECOND_CLASSES.colors
-    entries = [{"name": n, "color": c} for n, c in zip(names, colors, strict=True)]
-    (root / "classes.json").write_text(json.dumps(entries))
+    write_classes(root)
     rewrite_labels(root, lambda mask: (mask > 0).astype(np.uint8) * 255)
-    names = [("train", i) for i in range(12)] + [("val", i) for i in range(4)]
-    return {"label-binary": [f"{s}/label{d}/{i:05d}.png" for s, i in names for d in (1, 2)]}
-
-
-def labels_of_one_date(root):
-    shutil.rmtree(root / "train/label2")
-    return {"one-date": ["train/label1"]}
-
-
-def black_and_white_label(root):
-    path = root / "train/label1/00003.png"
-    changed = SECOND_CLASSES.to_index(read(path)) > 0
-    write(path, np.repeat(np.where(changed, 0, 255).astype(np.uint8)[..., None], 3, axis=2))
-    return {"label-binary": ["train/label1/00003.png"]}
+    return {"label-binary": all_files("label")}
 
 
 def foreign_values(root):
     rewrite_labels(root, lambda mask: np.where(mask == 6, 17, mask).astype(np.uint8))
-    files = [path.relative_to(root).as_posix() for path in every_label(root)]
-    having = {file for file in files if 17 in read(root / file)}
-    names = [("train", i) for i in range(12)] + [("val", i) for i in range(4)]
-    listed = [f"{s}/label{d}/{i:05d}.png" for s, i in names for d in (1, 2)]
-    return {"label-values": [file for file in listed if file in having], "class-missing": []}
-
-
-def foreign_colors(root):
-    path = root / "train/label2/00003.png"
-    mask = read(path)
-    mask[:9, :9] = (255, 128, 0)
-    write(path, mask)
-    return {"label-colours": ["train/label2/00003.png"]}
+    having = [file for file in all_files("label") if 17 in read(root / file)]
+    return {"label-values": having, "class-missing": []}
 
 
 def contradicting_palette(root):
-    path = root / "train/label2/00003.png"
-    image = Image.fromarray((SECOND_CLASSES.to_index(read(path)) + 6) % 7)
+    image = Image.fromarray((indices(root, "00003")[1] + 6) % 7)
     image.putpalette(np.roll(COLORS, -1, axis=0).tobytes())
-    image.save(path)
-    assert np.array_equal(np.array(image.convert("RGB")), np.array(Image.open(path).convert("RGB")))
-    return {"label-palette": ["train/label2/00003.png"]}
-
-
-def sixteen_bit_label(root):
-    path = root / "train/label2/00003.png"
-    write(path, SECOND_CLASSES.to_index(read(path)).astype(np.uint16))
-    return {"label-mode": ["train/label2/00003.png"]}
-
-
-def one_index_label(root):
-    path = root / "train/label2/00003.png"
-    write(path, SECOND_CLASSES.to_index(read(path)))
-    return {"mixed-formats": ["train/label2/00003.png"]}
+    assert np.array_equal(np.array(image.convert("RGB")), read(root / LABEL))
+    image.save(root / LABEL)
+    return {"label-palette": [LABEL]}
 
 
 def disagree(root):
-    path = root / "train/label2/00003.png"
-    mask = read(path)
+    mask = read(root / LABEL)
     mask[indices(root, "00003")[0] > 0] = COLORS[0]
-    write(path, mask)
-    return {"labels-disagree": ["train/label1/00003.png", "train/label2/00003.png"]}
-
-
-def change_masks_in_train(root):
-    """Change masks in both splits, in one file per pair or in one per date."""
-    for path in every_label(root):
-        mask = SECOND_CLASSES.to_index(read(path)) > 0
-        target = path if "val" in path.parts else path.parents[1] / "label" / path.name
-        target.parent.mkdir(exist_ok=True)
-        write(target, mask.astype(np.uint8) * np.uint8(255))
-    for folder in ("label1", "label2"):
-        shutil.rmtree(root / "train" / folder)
-    return {"labels-differ": ["train/label", "val/label1", "val/label2"]}
-
-
-def same_class(root):
-    for date in (1, 2):
-        path = root / f"train/label{date}/00003.png"
-        mask = read(path)
-        mask[:4, :4] = COLORS[4]
-        write(path, mask)
-    return {"same-class": ["train/label1/00003.png", "train/label2/00003.png"]}
+    write(root / LABEL, mask)
+    return {"labels-disagree": LABELS}
 
 
 def nothing_changed(root):
@@ -258,56 +240,42 @@ def nothing_changed(root):
 
 def land_cover_as_labels(root):
     for path in every_label(root):
-        truth = read(path.parents[1] / path.parent.name.replace("label", "truth") / path.name)
-        write(path, COLORS[truth])
-    names = [("train", i) for i in range(12)] + [("val", i) for i in range(4)]
-    return {"all-changed": [f"{s}/label{d}/{i:05d}.png" for s, i in names for d in (1, 2)]}
-
-
-def white_masks(root):
-    for path in every_label(root):
-        write(path, np.full((64, 64), 255, np.uint8))
-    names = [("train", i) for i in range(12)] + [("val", i) for i in range(4)]
-    return {"all-marked": [f"{s}/label{d}/{i:05d}.png" for s, i in names for d in (1, 2)]}
+        truth = path.parents[1] / path.parent.name.replace("label", "truth") / path.name
+        write(path, COLORS[read(truth)])
+    return {"all-changed": all_files("label")}
 
 
 def class_never_used(root):
-    entries = [
-        {"name": n, "color": c} for n, c in zip(*SECOND_CLASSES.to_dict().values(), strict=True)
-    ]
-    entries.append({"name": "snow", "color": [1, 2, 3]})
-    (root / "classes.json").write_text(json.dumps(entries))
+    write_classes(root, ("snow", (1, 2, 3)))
     return {"class-missing": []}
 
 
 def exact_leak(root):
-    for folder in ("im1", "im2", "label1", "label2"):
+    for folder in FOLDERS:
         shutil.copy(root / "train" / folder / "00003.png", root / "val" / folder / "00001.png")
     # Other bytes, the same pixels: what counts is the decoded image.
     write(root / "val/im1/00001.png", read(root / "train/im1/00003.png"), compress_level=0)
-    dates = ("im1", "im2")
-    return {
-        "leak-exact": [f"{s}/{d}/0000{n}.png" for d in dates for s, n in (("train", 3), ("val", 1))]
-    }
+    names = ("train/im1/00003", "val/im1/00001", "train/im2/00003", "val/im2/00001")
+    return {"leak-exact": [f"{name}.png" for name in names]}
 
 
 def lossy_leak(root):
-    for folder in ("im1", "im2", "label1", "label2"):
-        (root / "val" / folder / "00001.png").unlink()
-        image = Image.open(root / "train" / folder / "00003.png")
-        suffix = ".jpg" if folder == "im1" else ".png"
-        image.save(root / "val" / folder / f"00001{suffix}", quality=75)
+    for folder in ("im1", "label1", "label2"):
+        shutil.copy(root / "train" / folder / "00003.png", root / "val" / folder / "00001.png")
+    path = root / "val/im1/00001.png"
+    Image.open(path).save(path.with_suffix(".jpg"), quality=75)
+    path.unlink()
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     write(root / "val/im2/00001.png", noise)  # the other date has nothing to do with training
     return {"leak-near": ["val/im1/00001.jpg", "train/im1/00003.png"]}
 
 
 def flipped_leak(root):
-    for folder in ("im1", "im2", "label1", "label2"):
-        turned = np.rot90(read(root / "train" / folder / "00003.png"))[:, ::-1]
-        write(root / "val" / folder / "00001.png", np.ascontiguousarray(turned))
-    return {"leak-near": [f"{s}/im{d}/0000{n}.png" for d in (1, 2)
-                          for s, n in (("val", 1), ("train", 3))]}  # fmt: skip
+    for folder in FOLDERS:
+        shutil.copy(root / "train" / folder / "00003.png", root / "val" / folder / "00001.png")
+        edit(root / "val" / folder / "00001.png", lambda image: np.rot90(image)[:, ::-1])
+    names = ("val/im1/00001", "train/im1/00003", "val/im2/00001", "train/im2/00003")
+    return {"leak-near": [f"{name}.png" for name in names]}
 
 
 def duplicate(root):
@@ -316,18 +284,17 @@ def duplicate(root):
 
 
 def brighter_duplicate(root):
-    image = read(root / "train/im2/00003.png").astype(float)
-    write(root / "train/im1/00008.png", np.clip(image * 0.9 + 12, 0, 255).astype(np.uint8))
+    duplicate(root)
+    edit(root / "train/im1/00008.png", lambda image: (image * 0.9 + 12).astype(np.uint8))
     return {"duplicate-near": ["train/im1/00008.png", "train/im2/00003.png"]}
 
 
 DAMAGES = [
-    truncate, replace_by_text, empty_file, remove_partner, remove_label, rename_partner,
-    names_alike, same_stem, foreign_file, no_labels, other_size_in_pair, other_size, sixteen_bits,
-    grey_image, blank, same_dates, smear_labels, binary_labels, black_and_white_label,
-    labels_of_one_date, change_masks_in_train,
-    foreign_values, foreign_colors, contradicting_palette, sixteen_bit_label, one_index_label,
-    too_few_bands, values_with_a_fraction,
-    disagree, same_class, nothing_changed, land_cover_as_labels, white_masks, class_never_used,
-    exact_leak, lossy_leak, flipped_leak, duplicate, brighter_duplicate,
+    truncate, replace_by_text, remove_partner, remove_label, rename_partner, names_alike, same_stem,
+    foreign_file, no_labels, labels_of_one_date, change_masks_in_train, other_size_in_pair,
+    other_size, sixteen_bits, too_few_bands, values_with_a_fraction, grey_image, blank, same_dates,
+    smear_labels, binary_labels, black_and_white_label, foreign_values, foreign_colors,
+    contradicting_palette, sixteen_bit_label, one_index_label, disagree, same_class,
+    nothing_changed, land_cover_as_labels, white_masks, class_never_used, exact_leak, lossy_leak,
+    flipped_leak, duplicate, brighter_duplicate,
 ]  # fmt: skip

@@ -22,9 +22,9 @@ from tests.helpers.band_models import FOUR, STATISTICS
 from tests.helpers.runs import best_files, latest_file, options, train_options
 from tools import check_data
 from tools.checking.pair_report import inspect_pair
-from tools.composing.source import MaskReader, SceneFiles, check_scene
+from tools.composing.source import MaskReader, SceneFiles, check_scene, ignoring
 from tools.reporting.pairs import read_pair
-from tools.scenes.scene import write_sample_data
+from tools.scenes.sample import SampleSet, write_sample_data
 from utils.errors import DataError, OptionError
 from utils.tensor_files import read_checkpoint, save_checkpoint
 
@@ -144,7 +144,7 @@ def test_images_are_copies_where_all_bands_are_equal(tmp_path):
         else:
             Image.fromarray(array).save(path)
         report = inspect_pair(Pair("a", path, path), SECOND_CLASSES)
-        return report.fingerprints[0].digest
+        return report.images[0].digest
 
     assert digest("a.npy", values) == digest("b.npy", values) != digest("c.npy", other)
     rgb = digest("rgb.png", values[..., :3])
@@ -163,7 +163,7 @@ def test_alpha_of_16_bits_does_not_hide_a_copy(tmp_path):
         save_raster(path, values)
         assert read_header(path).has_alpha
         report = inspect_pair(Pair("a", path, path), SECOND_CLASSES)
-        digests.add(report.fingerprints[0].digest)
+        digests.add(report.images[0].digest)
     assert len(digests) == 1
 
 
@@ -204,7 +204,11 @@ def test_composing_loses_no_band_of_a_tiff(tmp_path):
     options = {"driver": "GTiff", "dtype": "uint8", "photometric": "rgb", "alpha": "unspecified"}
     rasterio.open(image, "w", width=64, height=64, count=4, **options).close()
     with pytest.raises(DataError, match=f"^{image}: 4 bands of uint8; pairs are composed of"):
-        check_scene(SceneFiles("a", "a", image, image), MaskReader(SECOND_CLASSES), 32)
+        check_scene(
+            SceneFiles("a", "a", image, image),
+            MaskReader(SECOND_CLASSES, ignoring(SECOND_CLASSES, [])),
+            32,
+        )
 
 
 def test_composing_from_them_is_refused(bands_root):
@@ -213,13 +217,13 @@ def test_composing_from_them_is_refused(bands_root):
     with pytest.raises(
         DataError, match=f"^{image}: 4 bands of uint16; pairs are composed of 8-bit"
     ):
-        check_scene(scene, MaskReader(SECOND_CLASSES), 32)
+        check_scene(scene, MaskReader(SECOND_CLASSES, ignoring(SECOND_CLASSES, [])), 32)
 
 
 def test_pictures_of_a_report_are_of_the_chosen_bands(bands_root):
     pair = index_pairs(bands_root / "train")[0]
     masks = (pair.label1, pair.label2)
-    shown = read_pair(pair, masks, SECOND_CLASSES, None, None, 0.0, (4, 3, 2))
+    shown = read_pair(pair, masks, SECOND_CLASSES, (4, 3, 2))
     assert all(
         np.array_equal(shown.images[i], read_picture(pair.files[i], (4, 3, 2))) for i in (0, 1)
     )
@@ -227,10 +231,11 @@ def test_pictures_of_a_report_are_of_the_chosen_bands(bands_root):
 
 @pytest.mark.parametrize(("bands", "bits"), [(1, 8), (1, 16), (3, 16), (4, 8)])
 def test_sample_data_of_other_bands(bands, bits, tmp_path):
-    write_sample_data(tmp_path, 1, 0, 48, 48, 3, bands=bands, bits=bits)
+    sample = SampleSet(1, 0, 48, 48, 3, bands=bands, bits=bits)
+    write_sample_data(tmp_path, sample)
     image = read_raster(tmp_path / "train" / "im2" / "00000.png")
     assert image.shape == (48, 48, bands) and image.dtype == f"uint{bits}"
     assert image.max() > (255 if bits == 16 else 50) and (image < 4000).all()
     again = tmp_path / "again"
-    write_sample_data(again, 1, 0, 48, 48, 3, bands=bands, bits=bits)
+    write_sample_data(again, sample)
     assert np.array_equal(image, read_raster(again / "train" / "im2" / "00000.png"))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tests.helpers.image_files import read
 from tests.helpers.one_date_scenes import SIDE, save, single_date_set
-from tools.scenes.scene import write_sample_data
+from tools.scenes.sample import SampleSet, write_sample_data
 
 DOC = Path(__file__).resolve().parents[2] / "docs" / "custom_data.md"
 
@@ -27,7 +27,7 @@ def doc_commands() -> list[str]:
 
 def prepare_doc_data(root: Path) -> None:
     """Pairs with labels 0, 10, … 60; a single-date set; and the JSON files of the page."""
-    write_sample_data(root / "data" / "raw", 10, 3, SIDE, SIDE, 0, "index")
+    write_sample_data(root / "data" / "raw", SampleSet(10, 3, SIDE, SIDE, 0, "index"))
     for path in root.glob("data/raw/*/label[12]/*.png"):
         save(path, 10 * read(path))
     for folder in root.glob("data/raw/*/truth[12]"):

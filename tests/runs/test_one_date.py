@@ -16,14 +16,13 @@ from datasets.classes import SECOND_CLASSES
 from datasets.dataset import ChangeDetectionDataset
 from datasets.pairs import index_pairs
 from datasets.task import load_classes, missing_labels
-from engine import panels
 from engine.ensemble import describe, find_best_checkpoints
 from engine.metrics import LabelCounts, compute_metrics, metrics_from_dict, score_labels
 from models.checkpoint import open_checkpoint
 from models.losses import ChangeCriterion
 from tests.helpers.runs import PREFIX, best_files, latest_file, options, train_options
 from tools import check_data, report
-from tools.pseudo_accuracy import measure_pseudo_labels
+from tools.scenes.truth import measure_pseudo_labels
 from utils.errors import DataError, OptionError
 from utils.tensor_files import read_checkpoint
 
@@ -167,17 +166,6 @@ def test_a_run_goes_on_with_the_dates_it_had(one_date_root, sample_root, outdir,
 def test_pseudo_masks_are_not_measured_on_one_date(one_date_root, tmp_path):
     with pytest.raises(DataError, match="no label2; a vote"):
         measure_pseudo_labels(one_date_root, tmp_path)
-
-
-@pytest.mark.parametrize(("dates", "title"), [((1, 2), "both dates"), ((2,), "date 2")])
-def test_panels_name_the_dates(dates, title, sample_root, monkeypatch):
-    sample = ChangeDetectionDataset(index_pairs(sample_root / "val"), SECOND_CLASSES)[0]
-    maps = sample["label1"], sample["label2"]
-    for date in {1, 2} - set(dates):
-        sample.pop(f"label{date}")
-    monkeypatch.setattr(panels, "contact_sheet", lambda titles, *_: titles)
-    titles = panels.validation_panels([sample], maps[:1], maps[1:], SECOND_CLASSES)
-    assert titles[-1] == f"errors, {title}"
 
 
 def test_report_names_the_date(one_date_root, outdir):

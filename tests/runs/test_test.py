@@ -1,70 +1,100 @@
-"""test.py: masks, scores, batches and time limits."""
+"""test.py: masks, scores, restarts, batches and time limits."""
+
+import json
 
 import pytest
 
 import test as predict
-from tests.helpers.script_runs import VAL_NAMES, argv, assert_metrics, keys, read_masks, score_of
+import train
+from engine.predict import MANIFEST
+from tests.helpers.runs import VAL_NAMES, assert_metrics, keys, options, read_masks, score_of
 
 
 @pytest.mark.parametrize("tta", [(), ("--tta",)])
 def test_prediction_without_labels(tta, ensemble_outdir, unlabelled_val_root, capsys):
-    assert predict.main(argv(unlabelled_val_root, ensemble_outdir, *tta)) is None
-    assert set(read_masks(ensemble_outdir / "masks" / "test")) == keys(VAL_NAMES)
-    assert "mIoU" not in capsys.readouterr().out
+    assert predict.main(options(unlabelled_val_root, ensemble_outdir, *tta)) is None
+    folder = ensemble_outdir / "masks" / "test"
+    assert set(read_masks(folder)) == keys(VAL_NAMES)
+    assert not (folder / "metrics.json").exists()
+    printed = capsys.readouterr().out
+    assert printed.startswith("predicting 4 pairs with 2 models, 1 × cpu:\n")
+    assert "mIoU" not in printed
 
 
 def test_prediction_with_labels_scores_as_in_training(fcn_run, sample_root, tmp_path):
-    metrics = predict.main(argv(sample_root, tmp_path, "--checkpoints", fcn_run.best))
+    metrics = predict.main(options(sample_root, tmp_path, "--checkpoints", fcn_run.best))
     # Folded batch norm rounds otherwise; a pixel on a border may fall to the other side.
     assert_metrics(metrics, fcn_run.metrics, tolerance=1e-3)
-    assert_metrics(score_of(tmp_path / "masks" / "test", sample_root / "val"), metrics)
+    folder = tmp_path / "masks" / "test"
+    assert_metrics(score_of(folder, sample_root / "val"), metrics)
+    found = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    assert found["score"] == metrics.score
 
 
 def test_prediction_of_the_validation_pairs(fcn_run, sample_root, tmp_path):
     names = tmp_path / "val.txt"
     names.write_text("00003.png\n00005.png\n", encoding="utf-8")
-    options = ("--split", "val", "--val-list", names, "--checkpoints", fcn_run.best)
-    metrics = predict.main(argv(sample_root, tmp_path, *options))
+    more = ("--split", "val", "--val-list", names, "--checkpoints", fcn_run.best)
+    metrics = predict.main(options(sample_root, tmp_path, *more))
     folder = tmp_path / "masks" / "val"
     assert set(read_masks(folder)) == keys(["00003", "00005"])
     assert_metrics(score_of(folder, sample_root / "train"), metrics)
     assert not (tmp_path / "masks" / "test").exists()
 
 
+def test_scores_include_finished_pairs(fcn_run, sample_root, tmp_path, capsys):
+    argv = options(sample_root, tmp_path, "--checkpoints", fcn_run.best, "--test-batch-size", 2)
+    first = predict.main(argv)
+    (tmp_path / "masks" / "test" / "im1" / "00003.png").unlink()
+    assert predict.main(argv) == first
+    printed = capsys.readouterr().out
+    assert "2 pairs were finished already (--overwrite makes them again)" in printed
+    assert predict.main(argv) == first
+    assert " 0.0 pairs/s)" in capsys.readouterr().out  # of those predicted now
+
+
+def test_other_options_or_overwrite_make_all_again(fcn_run, sample_root, tmp_path):
+    argv = options(sample_root, tmp_path, "--checkpoints", fcn_run.best)
+    masks = (tmp_path / "masks" / "test").glob
+    predict.main(argv)
+    for more in (["--tta"], ["--tta", "--overwrite"]):
+        before = {path: path.stat().st_mtime_ns for path in masks("im?/*.png")}
+        predict.main([*argv, *more])
+        assert len(before) == 8
+        assert all(path.stat().st_mtime_ns != time for path, time in before.items())
+
+
+def test_masks_that_training_wrote_are_made_again(fcn_run, sample_root, tmp_path):
+    more = ("--checkpoints", fcn_run.best, "--split", "val")
+    predict.main(options(sample_root, tmp_path, *more))
+    manifest = tmp_path / "masks" / "val" / MANIFEST
+    before = manifest.read_text(encoding="utf-8")
+    load = ("--load-from", fcn_run.best, "--save-mask")
+    train.main(options(sample_root, tmp_path, *load))
+    assert manifest.read_text(encoding="utf-8") != before
+
+
 def test_batch_size_does_not_change_the_masks(ensemble_outdir, sample_root):
     found = []
     for size in (1, 4):
-        predict.main(argv(sample_root, ensemble_outdir, "--tta", "--test-batch-size", size))
+        predict.main(options(sample_root, ensemble_outdir, "--tta", "--test-batch-size", size))
         found.append(read_masks(ensemble_outdir / "masks" / "test"))
+        (ensemble_outdir / "masks" / "test" / MANIFEST).unlink()
     differing = sum(int((found[0][key] != found[1][key]).sum()) for key in found[0])
     assert differing <= 2  # of 32,768: convolutions may round otherwise
 
 
-def test_generous_time_limit_changes_nothing(fcn_run, sample_root, tmp_path, capsys):
-    options = ("--tta", "--checkpoints", fcn_run.best, "--test-batch-size", 2)
-    free = predict.main(argv(sample_root, tmp_path, *options))
+@pytest.mark.parametrize("limit_s", [1000, 0.001])
+def test_a_time_limit_is_kept_where_it_can_be(limit_s, fcn_run, sample_root, tmp_path, capsys):
+    more = ("--checkpoints", fcn_run.best, "--test-batch-size", 2)
+    views = ("--tta",) if limit_s == 1000 else ()
+    free = predict.main(options(sample_root, tmp_path / "free", *more, *views))
     capsys.readouterr()
-    limited = predict.main(argv(sample_root, tmp_path, *options, "--time-limit", 1000))
+    limited = predict.main(options(sample_root, tmp_path, *more, "--tta", "--time-limit", limit_s))
     assert_metrics(limited, free)
-    printed = capsys.readouterr().out
-    assert "views" not in printed
-    assert "missed" not in printed
-
-
-def test_impossible_time_limit_leaves_one_view_and_says_so(fcn_run, sample_root, tmp_path, capsys):
-    options = (
-        "--tta",
-        "--checkpoints",
-        fcn_run.best,
-        "--test-batch-size",
-        2,
-        "--time-limit",
-        0.001,
-    )
-    metrics = predict.main(argv(sample_root, tmp_path, *options))
-    printed = capsys.readouterr().out
-    assert "1 of 6 views from pair 0 on, to end in time" in printed
-    assert "time limit missed by" in printed
     assert set(read_masks(tmp_path / "masks" / "test")) == keys(VAL_NAMES)
-    # The one view is the image as it is; smaller batches may round otherwise.
-    assert_metrics(metrics, fcn_run.metrics, tolerance=1e-3)
+    printed = capsys.readouterr().out
+    missed = limit_s < 1
+    assert ("1 of 6 views from pair 0 on, to end in time" in printed) == missed
+    assert ("time limit missed by" in printed) == missed
+    assert ("views" in printed) == missed

@@ -9,15 +9,12 @@ import numpy as np
 from PIL import Image
 
 from datasets.classes import ClassList
-from datasets.labels import COLOR_DISTANCE, color_table, pack_colors
+from datasets.labels import COLOR_DISTANCE, nearest_colors
 from utils.errors import DataError
 
 HEX_COLOR = re.compile(r"#[0-9a-fA-F]{6}")
-
 DECIMAL_COLOR = re.compile(r"\(?\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*\)?")
-
 MAX_VALUE = 65535
-
 UNMAPPED = 255  # no class has this index: a class list has at most 255 entries
 
 
@@ -43,55 +40,51 @@ class ClassMap:
             ValueError: a value or colour is not in the map, or a palette label has values and
                 colours that the map gives different classes.
         """
-        if image.mode == "P":
-            return self._from_palette(image, color_distance)
         if image.mode in ("RGB", "RGBA"):
             return self._from_colors(image, color_distance)
         values = np.asarray(image)
         if values.ndim != 2 or values.dtype.kind not in "bui":
             raise ValueError(f"mode {image.mode} is no label format; save grey, palette or RGB")
+        if image.mode == "P":
+            used = np.flatnonzero(np.bincount(values.ravel())).tolist()
+            if self.colors and not set(used) <= set(self.values):
+                return self._from_colors(image.convert("RGB"), color_distance)
+            self._refuse_contradiction(used, image.getpalette("RGB"))
         return self._from_values(values.astype(np.int64))
 
-    def _from_palette(self, image: Image.Image, color_distance: int) -> np.ndarray:
-        indices = np.asarray(image)
-        used = np.flatnonzero(np.bincount(indices.ravel())).tolist()
-        if self.colors and not set(used) <= set(self.values):
-            return self._from_colors(image.convert("RGB"), color_distance)
-        palette = image.getpalette("RGB")
-        shown = [tuple(palette[3 * index : 3 * index + 3]) for index in used]
-        if set(shown) <= set(self.colors):
-            for index, color in zip(used, shown, strict=True):
-                if self.colors[color] != self.values[index]:
-                    raise ValueError(
-                        f"index {index} is mapped to class {self.values[index]}, but its palette "
-                        f"colour {color} to class {self.colors[color]}; map colours alone, or "
-                        "values alone"
-                    )
-        return self._from_values(indices.astype(np.int64))
+    def _refuse_contradiction(self, used: list[int], palette: list[int]) -> None:
+        shown = {index: tuple(palette[3 * index : 3 * index + 3]) for index in used}
+        if not set(shown.values()) <= set(self.colors):
+            return  # a palette of its own: only the indices speak
+        for index, color in shown.items():
+            if self.colors[color] != self.values[index]:
+                raise ValueError(
+                    f"index {index} is mapped to class {self.values[index]}, but its palette "
+                    f"colour {color} to class {self.colors[color]}; map colours alone, or values "
+                    "alone"
+                )
 
     def _from_values(self, values: np.ndarray) -> np.ndarray:
         lookup = np.full(MAX_VALUE + 1, UNMAPPED, dtype=np.uint8)
-        for value, index in self.values.items():
-            lookup[value] = index
+        lookup[list(self.values)] = list(self.values.values())
         mask = lookup[np.clip(values, 0, MAX_VALUE)]
         missing = (mask == UNMAPPED) | (values < 0) | (values > MAX_VALUE)
         if missing.any():
             value = int(values[missing][0])
-            count = int((values == value).sum())
             fits = 0 <= value <= MAX_VALUE
-            remedy = "add it" if fits else f"only 0 to {MAX_VALUE} can be, replace it in the file"
-            raise ValueError(f"value {value} ({count} pixels) is not in the class map; {remedy}")
+            raise ValueError(
+                f"value {value} ({int((values == value).sum())} pixels) is not in the class map; "
+                + ("add it" if fits else f"only 0 to {MAX_VALUE} can be, replace it in the file")
+            )
         return mask
 
     def _from_colors(self, image: Image.Image, color_distance: int) -> np.ndarray:
         if not self.colors:
             raise ValueError("the label has colours, but the class map has none; add them")
-        packed = pack_colors(image)
-        nearest, distance = color_table(tuple(self.colors)).nearest(packed)
+        nearest, distance = nearest_colors(image, tuple(self.colors))
         far = distance > color_distance
         if far.any():
-            first = int(packed[far][0])
-            color = (first & 255, first >> 8 & 255, first >> 16)
+            color = tuple(np.asarray(image.convert("RGB"))[far][0].tolist())
             raise ValueError(
                 f"colour {color} is {int(distance[far][0])} from the nearest colour in the class "
                 f"map, and {int(far.sum())} pixels are beyond {color_distance}; add their colours"
@@ -116,6 +109,19 @@ def load_class_map(path: Path, source: ClassList, target: ClassList) -> ClassMap
         raise DataError(f"{path}: cannot be read as JSON ({error})") from error
     if not isinstance(entries, dict) or not entries:
         raise DataError(f'{path}: expected an object like {{"7": "tree", "#ff8000": "building"}}')
+    return parse_class_map(path, entries, source, target)
+
+
+def parse_class_map(
+    path: Path | str, entries: dict, source: ClassList, target: ClassList
+) -> ClassMap:
+    """Return what the entries of a class map say, as `load_class_map` has them.
+
+    ``path`` is where they are from, for messages.
+
+    Raises:
+        DataError: a key or a class that there is not.
+    """
     values: dict[int, int] = {}
     colors: dict[tuple[int, int, int], int] = {}
     for key, name in entries.items():
@@ -139,10 +145,10 @@ def load_class_map(path: Path, source: ClassList, target: ClassList) -> ClassMap
 
 
 def _target_index(path: Path, name: object, target: ClassList) -> int:
-    if isinstance(name, int) and not isinstance(name, bool) and 0 <= name <= target.num_classes:
-        return name
-    if isinstance(name, str) and name in target.names:
+    if name in target.names:
         return target.names.index(name)
+    if type(name) is int and 0 <= name <= target.num_classes:
+        return name
     raise DataError(
         f"{path}: {name!r} is no class; choose an index from 0 to {target.num_classes} or one of "
         f"{', '.join(target.names)}"
@@ -153,6 +159,5 @@ def _parse_color(key: str) -> tuple[int, int, int] | None:
     if HEX_COLOR.fullmatch(key):
         return tuple(bytes.fromhex(key[1:]))
     match = DECIMAL_COLOR.fullmatch(key)
-    if match and all(int(channel) <= 255 for channel in match.groups()):
-        return tuple(int(channel) for channel in match.groups())
-    return None
+    color = tuple(map(int, match.groups())) if match else (256,)
+    return color if max(color) <= 255 else None

@@ -19,7 +19,6 @@ from datasets.labels import (
     OTHER_MODE,
     READABLE,
 )
-from tools.checking.duplicates import Copies
 from tools.checking.pair_report import FileReport, PairReport
 
 ERROR, WARNING, NOTE = "error", "warning", "note"
@@ -97,10 +96,6 @@ KINDS: dict[str, tuple[str, str, str]] = {
         "look at them in suspicious.png; keep a place with all its copies in one split"),
 }  # fmt: skip
 
-SHOWN = 4  # entries in the text; the JSON has all
-
-MANY = 0.5  # share of the pairs from which something is said of the whole set
-
 LABEL_KINDS = {
     NEAR_COLORS: "label-near-colours",
     BINARY: "label-binary",
@@ -109,6 +104,9 @@ LABEL_KINDS = {
     CONTRADICTING_PALETTE: "label-palette",
     OTHER_MODE: "label-mode",
 }
+
+SHOWN = 4  # entries in the text; the JSON has all
+MANY = 0.5  # share of the pairs from which something is said of the whole set
 
 
 @dataclass(frozen=True)
@@ -130,134 +128,45 @@ class Entry:
 
 @dataclass(frozen=True)
 class Finding:
-    """Something wrong, everywhere it occurs."""
+    """Something wrong, everywhere it occurs; level, what and remedy are those of `KINDS`."""
 
     kind: str
+    level: str
+    what: str
+    remedy: str
     entries: tuple[Entry, ...]
 
-    @property
-    def level(self) -> str:
-        """``error``, ``warning`` or ``note``."""
-        return KINDS[self.kind][0]
-
     def __str__(self) -> str:
-        _, what, remedy = KINDS[self.kind]
-        shown = ", ".join(str(entry) for entry in self.entries[:SHOWN])
-        more = f" and {len(self.entries) - SHOWN} more" if len(self.entries) > SHOWN else ""
-        return f"{what}: {shown}{more}; {remedy}"
-
-    def lines(self) -> list[str]:
-        """Return the finding for reading: what, one line per entry, remedy."""
-        level, what, remedy = KINDS[self.kind]
         more = len(self.entries) - SHOWN
-        return [
-            f"{level.upper()} {self.kind}, {len(self.entries)} ×: {what}",
+        lines = [
+            f"{self.level.upper()} {self.kind}, {len(self.entries)} ×: {self.what}",
             *(f"    {entry}" for entry in self.entries[:SHOWN]),
             *([f"    and {more} more"] if more > 0 else []),
-            f"  → {remedy}",
+            f"  → {self.remedy}",
         ]
+        return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, all entries included."""
-        level, what, remedy = KINDS[self.kind]
         entries = [{"files": list(e.files), "detail": e.detail} for e in self.entries]
         return {
-            "kind": self.kind, "level": level, "what": what, "remedy": remedy,
+            "kind": self.kind, "level": self.level, "what": self.what, "remedy": self.remedy,
             "count": len(entries), "entries": entries,
         }  # fmt: skip
 
 
-def collect(found: Iterable[tuple[str, Entry]]) -> list[Finding]:
-    """Group (kind, entry) by kind, errors first and notes last, in the order of `KINDS`."""
-    by_kind: dict[str, list[Entry]] = {}
+Found = Iterable[tuple[str, Entry]]  # kinds, and where they occur
+
+
+def collect(found: Found) -> list[Finding]:
+    """Group what was found by kind, errors first and notes last, in the order of `KINDS`."""
+    entries: dict[str, list[Entry]] = {}
     for kind, entry in found:
-        by_kind.setdefault(kind, []).append(entry)
-    order = list(KINDS)
-    kinds = sorted(
-        by_kind,
-        key=lambda kind: (KINDS[kind][0] != ERROR, KINDS[kind][0] == NOTE, order.index(kind)),
-    )
-    return [Finding(kind, tuple(by_kind[kind])) for kind in kinds]
-
-
-def pair_entries(
-    report: PairReport, root: Path, bands: Sequence[int] = RGB.numbers
-) -> Iterable[tuple[str, Entry]]:
-    """Yield what is wrong within one pair; file names are relative to ``root``.
-
-    Args:
-        report: of the pair.
-        root: the data set.
-        bands: numbers of the bands that are to be used, from 1.
-    """
-
-    def entry(files: Sequence[FileReport], detail: str = "") -> Entry:
-        return Entry(tuple(relative(file.path, root) for file in files), detail, (report.pair.id,))
-
-    files = report.images + report.labels
-    for file in files:
-        if file.error:
-            yield "unreadable", entry([file], file.error)
-    sizes = {file.size for file in files if not file.error}
-    if len(sizes) > 1:
-        said = ", ".join(f"{width} × {height}" for height, width in sorted(sizes))
-        yield "size-mismatch", entry([file for file in files if not file.error], said)
-    for file, fingerprint in zip(report.images, report.fingerprints, strict=True):
-        if file.header is not None and file.header.dtype not in DTYPES:
-            yield "bit-depth", entry([file], file.header.dtype)
-        elif file.header is not None and lacks_bands(file.header, bands):
-            yield "band-count", entry([file], f"{file.header.bands} of {file.bits} bits")
-        if fingerprint is not None and np.ptp(fingerprint.thumbnail) == 0:
-            yield "blank-image", entry([file])
-    if report.same_image:
-        said = f"yet {report.changed:.1%} labelled as changed" if report.changed else ""
-        yield "same-image", entry(report.images, said)
-    for file, name, detail in zip(report.labels, report.formats, report.details, strict=True):
-        if name in LABEL_KINDS:
-            yield LABEL_KINDS[name], entry([file], detail)
-    if report.disagreeing and not every_pixel_has_a_class(report):
-        yield "labels-disagree", entry(report.labels, f"{report.disagreeing} pixels")
-    if report.same_class and not every_pixel_has_a_class(report):
-        yield "same-class", entry(report.labels, f"{report.same_class} pixels")
-
-
-def set_entries(
-    reports: Sequence[PairReport], classes: ClassList, root: Path
-) -> Iterable[tuple[str, Entry]]:
-    """Yield what only shows when many pairs are looked at together."""
-    labelled = [report for report in reports if report.transitions is not None]
-    full = [report for report in labelled if every_pixel_has_a_class(report)]
-    if labelled and len(full) > MANY * len(labelled):
-        kind = "all-marked" if classes.is_binary else "all-changed"
-        for report in full:
-            files = tuple(relative(file.path, root) for file in report.labels)
-            yield kind, Entry(files, "", (report.pair.id,))
-    for split in dict.fromkeys(report.split for report in labelled):
-        if not _mostly_readable(reports, split):
-            continue
-        of_split = [report for report in labelled if report.split == split]
-        if not any(report.transitions[1:].any() or report.transitions[:, 1:].any()
-                   for report in of_split):  # fmt: skip
-            files = tuple(relative(r.labels[0].path, root) for r in of_split)
-            yield "all-unchanged", Entry(files, f"{split}, {len(of_split)} pairs")
-    if _mostly_readable(reports, "train"):
-        yield from _missing_classes(labelled, classes)
-    yield from _mixtures(reports, root)
-
-
-def every_pixel_has_a_class(report: PairReport) -> bool:
-    """Whether neither label has a 0 anywhere: full land cover instead of change."""
-    counts = report.transitions
-    return counts is not None and not counts[0].any() and not counts[:, 0].any()
-
-
-def copy_entries(copies: Iterable[Copies], ids: Sequence[str]) -> Iterable[tuple[str, Entry]]:
-    """Yield leakage between splits and duplicates within one; ``ids`` name the pairs by number."""
-    for copy in copies:
-        reach = "leak" if len(copy.splits) > 1 else "duplicate"
-        pairs = tuple(dict.fromkeys(ids[number] for number in copy.pairs))
-        said = ", ".join(part for part in (" and ".join(copy.splits), copy.detail) if part)
-        yield f"{reach}-{'exact' if copy.exact else 'near'}", Entry(copy.paths, said, pairs)
+        entries.setdefault(kind, []).append(entry)
+    findings = [
+        Finding(kind, *KINDS[kind], tuple(entries[kind])) for kind in KINDS if kind in entries
+    ]
+    return sorted(findings, key=lambda finding: (ERROR, WARNING, NOTE).index(finding.level))
 
 
 def relative(path: Path, root: Path) -> str:
@@ -265,51 +174,82 @@ def relative(path: Path, root: Path) -> str:
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
 
 
-def _mostly_readable(reports: Sequence[PairReport], split: str) -> bool:
-    """Whether enough labels could be read to say that something never occurs."""
-    readable = [r.transitions is not None for r in reports if r.split == split and r.labels]
-    return sum(readable) > MANY * len(readable)
+def pair_entries(report: PairReport, bands: Sequence[int] = RGB.numbers) -> Found:
+    """Yield what is wrong within one pair; ``bands`` are to be used, numbers from 1."""
+
+    def entry(files: Sequence[FileReport], detail: str = "") -> Entry:
+        return Entry(tuple(file.name for file in files), detail, (report.pair.id,))
+
+    for file in report.images + report.labels:
+        if file.error:
+            yield "unreadable", entry([file], file.error)
+        if file.header is not None and file.header.dtype not in DTYPES:
+            yield "bit-depth", entry([file], file.header.dtype)
+        elif file.header is not None and lacks_bands(file.header, bands):
+            yield "band-count", entry([file], f"{file.header.bands} of {file.bits} bits")
+        if file.thumbnail is not None and np.ptp(file.thumbnail) == 0:
+            yield "blank-image", entry([file])
+        if file.label_format in LABEL_KINDS:
+            yield LABEL_KINDS[file.label_format], entry([file], file.detail)
+    decoded = [file for file in report.images + report.labels if not file.error]
+    sizes = sorted({file.size for file in decoded})
+    if len(sizes) > 1:
+        said = ", ".join(f"{width} × {height}" for height, width in sizes)
+        yield "size-mismatch", entry(decoded, said)
+    if report.same_image:
+        said = f"yet {report.changed:.1%} labelled as changed" if report.changed else ""
+        yield "same-image", entry(report.images, said)
+    counts = report.transitions
+    if counts is None or report.all_marked:
+        return
+    disagreeing, same = counts[0, 1:].sum() + counts[1:, 0].sum(), np.trace(counts[1:, 1:])
+    if disagreeing:
+        yield "labels-disagree", entry(report.labels, f"{disagreeing} pixels")
+    if same and len(report.labels) == 2 and len(counts) > 2:  # change masks name no classes
+        yield "same-class", entry(report.labels, f"{same} pixels")
 
 
-def _missing_classes(
-    labelled: Sequence[PairReport], classes: ClassList
-) -> Iterable[tuple[str, Entry]]:
-    training = [report.transitions for report in labelled if report.split == "train"]
-    total = sum(training, np.zeros((len(classes.names),) * 2, dtype=np.int64))
-    counts = total.sum(axis=0) + total.sum(axis=1)
-    if counts[1:].any():  # else all-unchanged says it
-        for index in np.flatnonzero(counts[1:] == 0) + 1:
-            yield "class-missing", Entry((), f"{classes.names[index]}, index {index}")
+def set_entries(reports: Sequence[PairReport], classes: ClassList) -> Found:
+    """Yield what only shows when many pairs are looked at together."""
+    labelled = [report for report in reports if report.transitions is not None]
+    full = [report for report in labelled if report.all_marked]
+    if labelled and len(full) > MANY * len(labelled):
+        kind = "all-marked" if classes.is_binary else "all-changed"
+        for report in full:
+            yield kind, Entry(tuple(file.name for file in report.labels), "", (report.pair.id,))
+    for split in dict.fromkeys(report.split for report in labelled):
+        of_split = [report for report in labelled if report.split == split]
+        if len(of_split) <= MANY * sum(bool(r.labels) for r in reports if r.split == split):
+            continue  # too few could be read to say that something never occurs
+        total = sum(report.transitions for report in of_split)
+        counts = total.sum(axis=0) + total.sum(axis=1)
+        if not counts[1:].any():
+            files = tuple(report.labels[0].name for report in of_split)
+            yield "all-unchanged", Entry(files, f"{split}, {len(of_split)} pairs")
+        elif split == "train":
+            for index in np.flatnonzero(counts[1:] == 0) + 1:
+                yield "class-missing", Entry((), f"{classes.names[index]}, index {index}")
+    yield from _mixtures(reports)
 
 
-def _mixtures(reports: Sequence[PairReport], root: Path) -> Iterable[tuple[str, Entry]]:
-    """Several sizes in a split; several image modes or readable label formats in a folder."""
-    sizes: dict[str, dict[str, list[Path]]] = {}
-    modes: dict[str, dict[str, list[Path]]] = {}
-    formats: dict[str, dict[str, list[Path]]] = {}
-    depths: dict[str, dict[str, list[Path]]] = {}
+def _mixtures(reports: Sequence[PairReport]) -> Found:
+    """Yield what differs within a split, a folder or the data set, and should not."""
+    met: dict[tuple[str, str], dict[str, list[str]]] = {}
     for report in reports:
-        for file in report.images:
-            if not file.error:
-                folder = relative(file.path.parent, root)
-                size = f"{file.size[1]} × {file.size[0]}"
-                sizes.setdefault(report.split, {}).setdefault(size, []).append(file.path)
-                modes.setdefault(folder, {}).setdefault(file.mode, []).append(file.path)
+        for file in report.images + report.labels:
+            facts = []
+            if file.header is not None:
+                facts.append(("mixed-sizes", report.split, f"{file.size[1]} × {file.size[0]}"))
+                facts.append(("mixed-modes", file.folder, file.mode))
                 if file.header.dtype in DTYPES:
-                    depth = f"{file.bits} bits"
-                    depths.setdefault("this data set", {}).setdefault(depth, []).append(file.path)
-        for file, name in zip(report.labels, report.formats, strict=True):
-            if name in READABLE:
-                folder = relative(file.path.parent, root)
-                formats.setdefault(folder, {}).setdefault(name, []).append(file.path)
-    mixtures = {"mixed-sizes": sizes, "mixed-modes": modes, "mixed-formats": formats}
-    mixtures["mixed-depth"] = depths
-    for kind, groups in mixtures.items():
-        for place, files_by_value in groups.items():
-            if len(files_by_value) > 1:
-                usual = max(files_by_value, key=lambda value: len(files_by_value[value]))
-                for value, paths in files_by_value.items():
-                    if value != usual:
-                        files = tuple(relative(path, root) for path in paths)
-                        said = f"{len(files)} × {value}, but {usual} is usual in {place}"
-                        yield kind, Entry(files, said)
+                    facts.append(("mixed-depth", "this data set", f"{file.bits} bits"))
+            elif file.label_format in READABLE:
+                facts.append(("mixed-formats", file.folder, file.label_format))
+            for kind, place, value in facts:
+                met.setdefault((kind, place), {}).setdefault(value, []).append(file.name)
+    for (kind, place), files_by_value in met.items():
+        usual = max(files_by_value, key=lambda value: len(files_by_value[value]))
+        for value, files in files_by_value.items():
+            if value != usual:
+                said = f"{len(files)} × {value}, but {usual} is usual in {place}"
+                yield kind, Entry(tuple(files), said)

@@ -4,42 +4,12 @@ import json
 from pathlib import Path
 
 from engine import run as run_files
-from engine.predict import Manifest
 from engine.run import RunFiles, find_resume
 from tests.helpers.processes import run_ranks
 from utils import dist
 from utils.dist import join_world
 from utils.errors import UserError
 from utils.tensor_files import save_checkpoint
-
-NAMES = ("a", "b", "c")
-
-
-def write_finished(rank: int, folder: Path) -> None:
-    """Finish all pairs; then open the manifest again, where each process misses another mask."""
-    signatures = dict.fromkeys(NAMES, "1")
-    for name in NAMES:
-        path = folder / "masks" / "im1" / f"{name}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-    arguments = (folder / "masks", "key", signatures)
-    with join_world("cpu") as world:
-        manifest = Manifest(*arguments, world, mask_folders=["im1"])
-        if world.leads:
-            for name in NAMES:
-                manifest.add(name)
-        manifest.close()
-        world.wait()
-        holds = Manifest._holds
-        Manifest._holds = lambda self, name, entry: name != NAMES[rank] and holds(self, name, entry)
-        finished = Manifest(*arguments, world, mask_folders=["im1"]).finished
-    (folder / f"{rank}.json").write_text(json.dumps(sorted(finished)))
-
-
-def test_the_leading_process_decides_what_is_finished(tmp_path):
-    run_ranks(2, tmp_path, write_finished, tmp_path)
-    for rank in range(2):
-        assert json.loads((tmp_path / f"{rank}.json").read_text()) == ["b", "c"]
 
 
 def write_resumed(rank: int, folder: Path, cases: list[tuple]) -> None:

@@ -1,11 +1,9 @@
 import numpy as np
 import pytest
-import torch
 
 from datasets.classes import SECOND_CLASSES
-from engine.panels import ERROR_KINDS, TITLES, error_map, fixed_pairs, to_picture, validation_panels
+from engine.panels import ERROR_KINDS
 from tools.reporting.gallery import OKABE_ITO, oklab, safe_colors
-from utils.pictures import GAP
 
 # Viénot, Brettel, Mollon (1999): what is left of linear RGB without red or green cones.
 BLINDNESS = {
@@ -41,45 +39,3 @@ def test_safe_colors_resemble_those_of_the_data_and_never_repeat():
     for classes in (1, 8, 9, 40, 254):
         given = [(255, 255, 255), *((i, 255 - i, i // 2) for i in range(classes))]
         assert len(set(safe_colors(given))) == classes + 1
-
-
-def test_error_map_names_every_kind():
-    label = np.array([[0, 1, 1, 0, 1]], dtype=np.uint8)
-    prediction = np.array([[0, 1, 2, 1, 0]], dtype=np.uint8)
-    assert error_map(prediction, label).tolist() == [[0, 1, 2, 3, 4]]
-    assert len(ERROR_KINDS) == 5
-    with pytest.raises(ValueError, match="differ"):
-        error_map(prediction, label[:, :2])
-
-
-def test_panels_show_every_sample():
-    rng = np.random.default_rng(0)
-    size = (24, 32)
-    masks = [rng.integers(0, 7, size, dtype=np.uint8) for _ in range(4)]
-    images = [torch.from_numpy(rng.integers(0, 256, (3, *size), dtype=np.uint8)) for _ in range(2)]
-    full = dict(zip(("image1", "image2"), images, strict=True))
-    full |= {"label1": torch.from_numpy(masks[0]), "label2": torch.from_numpy(masks[1])}
-    bare = {"image1": np.zeros((3, *size), np.uint8), "image2": rng.random((5, *size))}
-    panels = validation_panels(
-        [full, bare], [torch.from_numpy(masks[2])] * 2, [masks[3]] * 2, SECOND_CLASSES, cell=64
-    )
-    assert panels.dtype == np.uint8
-    assert panels.shape[1] > len(TITLES) * 64
-    single = validation_panels([full], masks[2:3], masks[3:], SECOND_CLASSES, cell=64)
-    assert panels.shape[0] - single.shape[0] == 64 + GAP
-    with pytest.raises(ValueError):
-        validation_panels([full, bare], masks[:1], masks[:1], SECOND_CLASSES)
-
-
-def test_fixed_pairs_are_spread_and_never_repeat():
-    assert fixed_pairs(100, 4) == [0, 25, 50, 75]
-    assert fixed_pairs(3, 6) == [0, 1, 2]
-    assert fixed_pairs(0) == []
-
-
-@pytest.mark.parametrize("shape", [(1, 8, 9), (3, 8, 9), (4, 8, 4), (8, 3, 4), (13, 4, 3)])
-@pytest.mark.parametrize("kind", ["uint8", "uint16", "float32"])
-def test_any_image_becomes_a_picture(shape, kind):
-    picture = to_picture((np.random.default_rng(0).random(shape) * 200).astype(kind))
-    assert picture.dtype == np.uint8
-    assert picture.shape == (*shape[1:], 3)

@@ -6,12 +6,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from tests.helpers.script_runs import train_argv
 
 import label
 import test as predict
 import train
 from engine.config import REPO
-from tests.helpers.script_runs import train_argv
 from utils import cli
 from utils.errors import OptionError, UserError
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from datasets.classes import SECOND_CLASSES
-from datasets.images import open_image, read_rgb
+from datasets.images import open_image, read_bands
 from datasets.labels import read_label
 from utils.errors import DataError, OptionError, UserError, one_line
 from utils.files import atomic_path, remove_leftovers, write_text
@@ -184,7 +184,7 @@ def test_image_round_trip(tmp_path, shape):
     array = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     save_image(tmp_path / "new" / "a.png", array)
     expected = array if array.ndim == 3 else np.dstack([array] * 3)
-    assert np.array_equal(read_rgb(tmp_path / "new" / "a.png"), expected)
+    assert np.array_equal(read_bands(tmp_path / "new" / "a.png"), expected)
 
 
 def test_missing_image_is_named(tmp_path):
@@ -203,7 +203,7 @@ def test_image_too_large_to_decode_names_the_remedy(tmp_path, monkeypatch):
 def test_images_deeper_than_8_bits_are_refused(tmp_path, dtype):
     Image.fromarray(np.ones((4, 4), dtype)).save(tmp_path / "a.tif")
     with pytest.raises(DataError, match=r"a\.tif: .*8 bits per channel"):
-        read_rgb(tmp_path / "a.tif")
+        read_bands(tmp_path / "a.tif")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,73 @@
+"""test.py: an ensemble predicts the test set or validation pairs, and is scored where it can be."""
+
+import time
+
+import torch
+
+from datasets.pairs import differing_labels, index_pairs, split_pairs
+from datasets.task import load_task
+from engine.config import TestConfig
+from engine.metrics import AnyMetrics, LabelCounts, details
+from engine.predict import Job, MaskWriter, open_work
+from engine.predictor import within_time_limit
+from engine.scoring import evaluate
+from utils.dist import gather, is_main, print0, start_time
+from utils.files import write_json
+from utils.text import progress
+
+OPTIONS = ("tta", "compile", "time_limit")  # that decide the masks
+
+
+def test(config: TestConfig, device: torch.device) -> AnyMetrics | None:
+    """Write submission masks as one of the processes; return the scores, or None without labels.
+
+    Raises:
+        UserError: whatever a user can cause.
+    """
+    started = start_time()
+    deadline = started + config.time_limit if config.time_limit else None
+    job = _find_pairs(config)
+    task, folder = job.task, job.folder
+    loader, predictor = open_work(config, device, job)
+    counts = LabelCounts(task.num_classes, predictor.device)
+    for index in loader.batch_sampler.skipped:
+        counts.update(job.read_masks(index), loader.dataset.labels(index))
+    own_pairs = sum(map(len, loader.batch_sampler.batches))
+    batches = progress(loader, "predict")
+    if deadline:
+        batches = within_time_limit(batches, predictor, own_pairs, deadline)
+    with MaskWriter(folder, task) as writer:
+        metrics = evaluate(predictor, batches, task, writer.write, counts)
+    predicted, ended = sum(gather(own_pairs)), time.time()
+    if metrics:
+        print0(details(metrics, task.classes.names))
+        if is_main():
+            write_json(folder / "metrics.json", metrics.to_dict())
+    seconds = ended - started
+    print0(f"masks: {folder}  ({seconds:.1f} s, {predicted / seconds:.1f} pairs/s)")
+    if deadline and ended > deadline:
+        print0(
+            f"time limit missed by {ended - deadline:.1f} s, views in the last batch: "
+            f"{len(predictor.views)}"
+        )
+    return metrics
+
+
+def _find_pairs(config: TestConfig) -> Job:
+    """Return whom to predict, and where the masks go.
+
+    Labels of another kind than those trained on are left out: masks can be had without scores.
+    """
+    task, masks = load_task(config.data_root), config.outdir / "masks"
+    if config.split_options:
+        folder = masks / "val"
+        _, _, pairs = split_pairs(config.data_root, config.split_options)
+    else:
+        folder = masks / "test"
+        pairs = index_pairs(config.data_root / "val")
+        differing = differing_labels(config.data_root)
+        if differing:
+            print0(f"{differing}: predicting without scores")
+            pairs = [pair.without_labels() for pair in pairs]
+    scored = [pair.id for pair in pairs if pair.labels]
+    return Job("predicting", task, pairs, scored, folder, OPTIONS)
