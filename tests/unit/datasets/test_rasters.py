@@ -15,7 +15,6 @@ from datasets.images import (
     read_bands,
     read_header,
     read_raster,
-    read_rgb,
     save_raster,
 )
 from datasets.pairs import index_pairs
@@ -150,7 +149,7 @@ def test_three_bands_of_8_bits_are_read_as_ever(tmp_path):
             path = tmp_path / f"{name}.{suffix}"
             image.save(path)
             assert np.array_equal(read_bands(path, RGB), np.asarray(image.convert("RGB")))
-            assert np.array_equal(read_bands(path, RGB), read_rgb(path))
+            assert np.array_equal(read_bands(path, RGB), read_bands(path))
 
 
 def test_grey_arrays_of_8_bits_serve_as_three_bands(tmp_path):
@@ -192,7 +191,7 @@ def test_no_band_of_an_8_bit_tiff_is_lost_unless_it_is_alpha(tmp_path):
         read_bands(tmp_path / "alpha.tif", RGB), noise(2, "uint8")[..., :1].repeat(3, -1)
     )
     Image.fromarray(values, "CMYK").save(tmp_path / "cmyk.tif")
-    assert np.array_equal(read_bands(tmp_path / "cmyk.tif", RGB), read_rgb(tmp_path / "cmyk.tif"))
+    assert np.array_equal(read_bands(tmp_path / "cmyk.tif", RGB), read_bands(tmp_path / "cmyk.tif"))
 
 
 @pytest.mark.parametrize(
