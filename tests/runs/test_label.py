@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.helpers.script_runs import TRAIN_NAMES, argv, keys, read_masks, train_argv
 
 import label
 import test as predict
@@ -12,7 +13,6 @@ import train
 from datasets.labels import read_label
 from datasets.task import load_classes
 from tests.helpers.runs import best_files
-from tests.helpers.script_runs import TRAIN_NAMES, argv, keys, read_masks, train_argv
 from utils.errors import CheckpointError, DataError, OptionError
 
 

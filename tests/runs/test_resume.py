@@ -264,4 +264,7 @@ def test_starting_anew_beside_a_latest_file_says_so(half_outdir, sample_root, tm
     shutil.copytree(half_outdir, outdir)
     train.main(train_options(sample_root, outdir))
     assert f"starting anew; {latest_file(outdir)} of an earlier run" in capsys.readouterr().out
-    assert read_checkpoint(latest_file(outdir))["run"] != read_checkpoint(latest_file(half_outdir))["run"]
+    assert (
+        read_checkpoint(latest_file(outdir))["run"]
+        != read_checkpoint(latest_file(half_outdir))["run"]
+    )

@@ -1,9 +1,9 @@
 """test.py: masks, scores, batches and time limits."""
 
 import pytest
+from tests.helpers.script_runs import VAL_NAMES, argv, assert_metrics, keys, read_masks, score_of
 
 import test as predict
-from tests.helpers.script_runs import VAL_NAMES, argv, assert_metrics, keys, read_masks, score_of
 
 
 @pytest.mark.parametrize("tta", [(), ("--tta",)])

@@ -89,9 +89,7 @@ def test_training_changes_all_weights(fcn_run):
 
 
 @pytest.mark.parametrize(("score", "kept"), [(-0.5, 2), (0.9, 1)])
-def test_the_best_epoch_is_kept_and_only_that(
-    score, kept, half_outdir, fcn_run, tmp_path, capsys
-):
+def test_the_best_epoch_is_kept_and_only_that(score, kept, half_outdir, fcn_run, tmp_path, capsys):
     outdir = tmp_path / "out"
     shutil.copytree(half_outdir, outdir)
     state = read_checkpoint(latest_file(outdir))
