@@ -152,7 +152,7 @@ def test_masks_are_black_and_white_and_score_as_they_were_scored(run, binary_roo
         score.main([*argv, "--matrix", "transitions"])
 
 
-def test_which_labels_are_scored(broken_root, capsys):
+def test_which_labels_are_scored(broken_root, tmp_path, capsys):
     root = broken_root / "val"
     argv = ["--prediction", str(root), "--label", str(root), "--bootstrap", "0"]
     (root / "label").mkdir()
@@ -160,9 +160,9 @@ def test_which_labels_are_scored(broken_root, capsys):
     assert "Score" in capsys.readouterr().out
     masks_in_both(broken_root)
     Image.new("L", (SIDE, SIDE)).save(root / "label/00000.png")
-    score.main(argv)  # label1 and label2 come first
-    printed = capsys.readouterr().out
-    assert "F1" in printed and "Score" not in printed and "4 " in printed
+    score.main([*argv, "--json", str(tmp_path / "scores.json")])  # label1 and label2 come first
+    result = json.loads((tmp_path / "scores.json").read_text())
+    assert "f1" in result["scores"] and np.sum(result["confusion"]) == 4 * SIDE**2
     (root / "label2/00002.png").unlink()
     with pytest.raises(DataError, match=r"label1/00002\.png: no partner in .*label2"):
         score.main(argv)
