@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from tests.helpers.script_runs import train_argv
 
 import label
 import test as predict
