@@ -10,7 +10,7 @@ import numpy as np
 
 # Without this, importing albumentations asks the network for a newer release.
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
-import albumentations as A  # noqa: E402
+import albumentations as A
 
 _LABEL_KEYS = ("label1", "label2", "change_mask")
 

@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
-
 from datasets.classes import CHANGE_CLASSES, CLASSES_FILE, SECOND_CLASSES, ClassList, read_classes
 from datasets.images import open_image
 from datasets.labels import WHITE, grey_levels

@@ -1,7 +1,6 @@
 """Checkpoints: what one of ours holds, checked once when it is read, and the model in it."""
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -73,7 +72,7 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
     tensors = unwrap_state_dict(state, path)
     if "format" in state:
         form = WEIGHTS | OF_RUN | (TO_RESUME if "training" in state else {})
-        fault = next(_faults(state, form), None)
+        fault = _fault(state, form)
         try:
             if fault:
                 raise ValueError(f"{fault} is missing or no such value")
@@ -101,7 +100,7 @@ def _is_count(value: Any) -> bool:
 
 def _are_scores(value: Any) -> bool:
     return isinstance(value, dict) and not any(
-        _faults(score, [NUMBER] if str(name).startswith("class_iou") else NUMBER, "score")
+        _fault(score, [NUMBER] if str(name).startswith("class_iou") else NUMBER, "score")
         for name, score in value.items()
     )
 
@@ -151,19 +150,22 @@ TO_RESUME = {
 }
 
 
-def _faults(value: Any, form: Any, name: str = "") -> Iterator[str]:
-    """Yield the names of the parts of a value that are not of their form."""
+def _fault(value: Any, form: Any, name: str = "") -> str:
+    """Return the name of the first part of a value that is not of its form; "" where all are."""
     if isinstance(form, tuple):
-        if all(any(_faults(value, each, name)) for each in form):
-            yield from _faults(value, form[-1], name)
-    elif isinstance(form, dict) and isinstance(value, dict):
-        for key, part in (dict.fromkeys(value, form[str]) if str in form else form).items():
-            yield from _faults(value.get(key, ABSENT), part, f"{name}.{key}".strip("."))
+        faults = [_fault(value, each, name) for each in form]
+        return "" if "" in faults else faults[-1]
+    if isinstance(form, dict) and isinstance(value, dict):
+        forms = dict.fromkeys(value, form[str]) if str in form else form
+        parts = [
+            (value.get(k, ABSENT), part, f"{name}.{k}".strip(".")) for k, part in forms.items()
+        ]
     elif isinstance(form, list) and isinstance(value, list | tuple):
-        for i, part in enumerate(value):
-            yield from _faults(part, form[0], f"{name}[{i}]")
-    elif isinstance(form, type):
-        if not isinstance(value, form) or (isinstance(value, bool) and form is not bool):
-            yield name
-    elif not form(value) if callable(form) else value is not form:
-        yield name
+        parts = [(part, form[0], f"{name}[{i}]") for i, part in enumerate(value)]
+    else:
+        if isinstance(form, type):
+            fits = isinstance(value, form) and (form is bool or not isinstance(value, bool))
+        else:
+            fits = form(value) if callable(form) else value is form
+        return "" if fits else name
+    return next(filter(None, (_fault(*part) for part in parts)), "")

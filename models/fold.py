@@ -35,13 +35,13 @@ def fold_batch_norm(model: nn.Module, *example: Tensor) -> int:
     """
     with torch.no_grad(), _Readers() as readers:
         readers.note(model(*example), reader=None)
-    # By the tensor that a call reads. A module of two names cannot be replaced under one of them.
+    # By the tensors that a call reads. A module of two names cannot be replaced under one of them.
     convs, norms = defaultdict(list), defaultdict(list)
     for name, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, nn.Conv2d):
             convs[id(module.weight)].append(name)
         elif isinstance(module, nn.BatchNorm2d) and module.track_running_stats:
-            norms[id(module.running_mean)].append(name)
+            norms[id(module.running_mean), id(module.weight)].append(name)
     feeding = [reader for found in readers.of_weight.values() for reader in set(found)]
     folded = 0
     for weight, found in readers.of_weight.items():
@@ -69,16 +69,16 @@ class _Readers(TorchFunctionMode):
     """Notes who reads the outputs of convolutions.
 
     Attributes:
-        of_weight: by the id of a convolution's weight, for each read the id of the running mean of
-            the batch norm that reads, or None for anything else.
+        of_weight: by the id of a convolution's weight, for each read the ids of running mean and
+            weight of the batch norm that reads, or None for anything else.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.of_weight: dict[int, list[int | None]] = {}
+        self.of_weight: dict[int, list[tuple[int, int] | None]] = {}
         self._outputs: dict[int, tuple[Tensor, int]] = {}  # keeps tensors alive: ids stay unique
 
-    def note(self, value: object, reader: int | None) -> None:
+    def note(self, value: object, reader: tuple[int, int] | None) -> None:
         """Note a read of all outputs in a value: a tensor, or containers of tensors."""
         for leaf in tree_leaves(value):
             if id(leaf) in self._outputs:
@@ -87,9 +87,11 @@ class _Readers(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable, types: object, args: tuple = (), kwargs: dict | None = None
     ) -> object:
+        kwargs = kwargs or {}
         if func not in _READS_OF_SHAPE:
-            self.note((args, kwargs), id(args[1]) if func is F.batch_norm else None)
-        result = func(*args, **(kwargs or {}))
+            is_norm = func is F.batch_norm
+            self.note((args, kwargs), (id(args[1]), id(kwargs["weight"])) if is_norm else None)
+        result = func(*args, **kwargs)
         if func is torch.conv2d:
             self._outputs[id(result)] = (result, id(args[1]))
             self.of_weight.setdefault(id(args[1]), [])

@@ -3,7 +3,6 @@
 import math
 import os
 import re
-import shlex
 import signal
 import subprocess
 from pathlib import Path
@@ -11,72 +10,47 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from torch.distributed.run import get_args_parser
 
-import label
-import test as predict
-import train
 from engine.predictor import VIEWS
 from models.change_detector import ModelConfig, build_model
-from tests.helpers.processes import eventually
+from tests.helpers.pages import (
+    SCRIPTS,
+    assert_accepted,
+    assert_files_exist,
+    commands,
+    load,
+    read_page,
+)
+from tests.helpers.processes import REPO, eventually
 
-REPO = Path(__file__).resolve().parents[2]
-DOC = (REPO / "docs" / "scaling.md").read_text(encoding="utf-8")
-SCRIPTS = {"train.py": train, "label.py": label, "test.py": predict}
+DOC = read_page("docs/scaling.md")
 FEATURES = {"hrnet_w18": 270, "hrnet_w48": 720}  # channels that an encoder returns
 SBATCH = REPO / "tools" / "slurm" / "train.sbatch"
 
 
-def commands() -> list[list[str]]:
-    """The words of each line of the document's shell blocks, from the script's name on."""
-    found = []
-    for block in re.findall(r"```bash\n(.*?)```", DOC, flags=re.DOTALL):
-        for line in block.splitlines():
-            words = shlex.split(line, comments=True)
-            first = [i for i, word in enumerate(words) if word in SCRIPTS or "sbatch" in word[1:]]
-            assert first, line
-            found.append(words[first[-1] :])
-    return found
+def test_every_command_is_accepted(tmp_path):
+    assert len(commands(DOC)) >= 8
+    for script, *arguments in commands(DOC):
+        assert_accepted("train.py" if "sbatch" in script else script, arguments, tmp_path)
 
 
-def test_every_command_is_accepted():
-    assert len(commands()) >= 8
-    for script, *arguments in commands():
-        name = "train.py" if script.endswith(".sbatch") else script
-        SCRIPTS[name].parse_args(arguments)
+def test_every_option_in_the_text_exists(capsys):
+    known = {"--max-restarts", "--signals-to-handle", "--signal"}  # torchrun's
+    for script in SCRIPTS:
+        with pytest.raises(SystemExit):
+            load(script).main(["--help"])
+        known |= set(re.findall(r"--[a-z][a-z-]+", capsys.readouterr().out))
+    assert set(re.findall(r"`(--[a-z][a-z-]+)", DOC)) <= known
 
 
-def test_every_option_in_the_text_exists():
-    known = {
-        option
-        for script in SCRIPTS.values()
-        for option in re.findall(r"--[a-z][a-z-]+", help_of(script))
-    }
-    torchrun = {"--max-restarts", "--signals-to-handle", "--signal"}
-    for option in re.findall(r"`(--[a-z][a-z-]+)", DOC):
-        assert option in known | torchrun, option
-
-
-def help_of(script) -> str:
-    import contextlib
-    import io
-
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed), pytest.raises(SystemExit):
-        script.parse_args(["--help"])
-    return printed.getvalue()
-
-
-def test_every_named_file_exists():
-    for name in re.findall(r"(?:tools|docs|tests|utils)/[\w./]+\.\w+", DOC):
-        assert (REPO / name).exists(), name
-
-
-def test_every_named_test_exists():
+def test_every_named_file_and_test_exists():
+    assert_files_exist(DOC)
     named = re.findall(r"`(test_\w+\.py)::(\w+)`", DOC)
     assert len(named) >= 20
     for file, name in named:
-        text = (REPO / "tests" / file).read_text(encoding="utf-8")
-        assert f"def {name}(" in text, f"{file}::{name}"
+        (path,) = (REPO / "tests").rglob(file)
+        assert f"def {name}(" in path.read_text(encoding="utf-8"), f"{file}::{name}"
 
 
 @pytest.mark.parametrize(
@@ -188,11 +162,8 @@ def test_a_job_ends_as_its_step_does(status, tmp_path):
     words = (tmp_path / "srun.log").read_text().split()
     assert "--cpus-per-task=24" in words[: words.index("torchrun")]
     script = words.index("train.py")
-    args = train.parse_args(words[script + 1 :])
-    assert args.resume == "auto" and args.epochs == 3
+    assert words[script + 1 :] == ["--resume", "--epochs", "3"]
     launcher = words[words.index("torchrun") + 1 : script]
-    from torch.distributed.run import get_args_parser
-
     taken = get_args_parser().parse_args([*launcher, "train.py"])
     assert (taken.nnodes, taken.nproc_per_node, taken.rdzv_backend) == ("2", "4", "c10d")
     assert taken.rdzv_endpoint == "node1:20007"

@@ -109,6 +109,19 @@ def load_class_map(path: Path, source: ClassList, target: ClassList) -> ClassMap
         raise DataError(f"{path}: cannot be read as JSON ({error})") from error
     if not isinstance(entries, dict) or not entries:
         raise DataError(f'{path}: expected an object like {{"7": "tree", "#ff8000": "building"}}')
+    return parse_class_map(path, entries, source, target)
+
+
+def parse_class_map(
+    path: Path | str, entries: dict, source: ClassList, target: ClassList
+) -> ClassMap:
+    """Return what the entries of a class map say, as `load_class_map` has them.
+
+    ``path`` is where they are from, for messages.
+
+    Raises:
+        DataError: a key or a class that there is not.
+    """
     values: dict[int, int] = {}
     colors: dict[tuple[int, int, int], int] = {}
     for key, name in entries.items():

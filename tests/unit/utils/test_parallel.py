@@ -12,7 +12,7 @@ from PIL import Image
 from tests.helpers.faults import assert_one_line, run_script
 from tools import check_data, make_sample_data, report, score
 from tools.checking import inspection
-from tools.scenes import scene
+from tools.scenes import sample
 from tools.scoring.folders import MaskCounter
 from utils.errors import DataError, UserError
 from utils.parallel import ParallelMap
@@ -52,7 +52,7 @@ def many_masks(tmp_path) -> Path:
 
 def test_no_tool_shows_a_traceback(sample_root, many_masks, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(inspection, "inspect_pair", end_by_force)
-    monkeypatch.setattr(scene, "_write_scene", end_by_force)
+    monkeypatch.setattr(sample, "write_scene", end_by_force)
     monkeypatch.setattr(MaskCounter, "__call__", end_by_force)
     outdir = ["--outdir", str(tmp_path / "check")]
     for tool, argv in (
