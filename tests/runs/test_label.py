@@ -5,14 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.helpers.script_runs import TRAIN_NAMES, argv, keys, read_masks, train_argv
 
 import label
 import test as predict
 import train
 from datasets.labels import read_label
 from datasets.task import load_classes
-from tests.helpers.runs import best_files
+from tests.helpers.runs import TRAIN_NAMES, best_files, keys, read_masks
+from tests.helpers.runs import options as argv
+from tests.helpers.runs import train_options as train_argv
 from utils.errors import CheckpointError, DataError, OptionError
 
 

@@ -1,9 +1,10 @@
 """test.py: masks, scores, batches and time limits."""
 
 import pytest
-from tests.helpers.script_runs import VAL_NAMES, argv, assert_metrics, keys, read_masks, score_of
 
 import test as predict
+from tests.helpers.runs import VAL_NAMES, assert_metrics, keys, read_masks, score_of
+from tests.helpers.runs import options as argv
 
 
 @pytest.mark.parametrize("tta", [(), ("--tta",)])
