@@ -82,9 +82,7 @@ def test_a_run_takes_what_is_given_else_what_is_known_else_measures(bands_root, 
     assert find_imagery(FOUR, STATISTICS, pairs) is STATISTICS
     assert find_imagery(RGB, None, pairs) is RGB_IMAGERY
     assert find_imagery(FOUR, None, pairs) == measure(pairs, FOUR)
-    assert (
-        "measuring bands 1, 2, 3, 4 of 16 bits on 8 of 8 training" in capsys.readouterr().out
-    )
+    assert "measuring bands 1, 2, 3, 4 of 16 bits on 8 of 8 training" in capsys.readouterr().out
 
 
 def test_statistics_are_written_and_read_by_band_number(bands_root, tmp_path):

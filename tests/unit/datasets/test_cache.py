@@ -253,15 +253,6 @@ def test_a_new_round_decodes_the_masks_alone(pairs, tmp_path, monkeypatch):
     assert fold <= set(folder.iterdir())
 
 
-def test_what_a_killed_program_left_of_a_cache_is_removed_when_it_is_old(pairs, tmp_path):
-    old, young = tmp_path / ".a.bin.abcdefgh.tmp", tmp_path / ".b.bin.abcdefgh.tmp"
-    for path in (old, young):
-        path.write_bytes(b"half")
-    os.utime(old, (0, 0))
-    build_cache(pairs, SECOND_CLASSES, tmp_path)
-    assert not old.exists() and young.exists()
-
-
 # --- processes and memory --------------------------------------------------------------------
 
 
