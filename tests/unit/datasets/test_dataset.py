@@ -161,12 +161,6 @@ def test_change_mask_is_ground_truth_beside_pseudo_labels(pseudo, lowest):
     assert torch.equal(sample["image1"], truth["image1"])
 
 
-def test_labels_are_still_checked_beside_pseudo_labels(pseudo):
-    folder, root, _ = pseudo()
-    Image.new("L", (30, 20)).save(folder / "label1" / "a.png")
-    assert "disagree" in read_error(folder, pseudo_label_root=root)
-
-
 def test_pseudo_masks_that_are_missing_or_of_another_size(pseudo):
     folder, root, _ = pseudo(size=(30, 20))
     message = read_error(folder, pseudo_label_root=root)

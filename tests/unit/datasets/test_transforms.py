@@ -123,16 +123,6 @@ def test_a_pickled_transform_draws_the_same():
         assert same(copy(sample, (0, epoch)), expected[epoch])
 
 
-def test_the_callers_random_state_is_left_alone():
-    random.seed(0)
-    np.random.seed(0)
-    expected = random.random(), np.random.random()
-    random.seed(0)
-    np.random.seed(0)
-    TrainTransform()(make_sample(8, 8), (0, 0, 0))
-    assert (random.random(), np.random.random()) == expected
-
-
 def test_colour_differs_between_the_dates():
     transform, sample = TrainTransform(), make_sample(16, 16)
     sample["image2"] = sample["image1"].copy()
