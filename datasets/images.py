@@ -142,7 +142,7 @@ def open_image(path: Path) -> Image.Image:
         raise _undecodable(path, "an array is no picture")
     if kind == "TIFF":
         with _opened_by_gdal(path, kind) as (file, header, colors):
-            image = _to_picture(path, header, _read_all(file), colors)
+            image = _to_picture(file, header, colors)
     else:
         with _named_errors(path):
             image = Image.open(path, formats=(kind,))
@@ -213,7 +213,7 @@ def _opened(path: Path) -> Iterator[tuple[Header, Callable[[], np.ndarray]]]:
         yield _open_array(path)
     elif kind == "TIFF" or (kind == "PNG" and start[_PNG_BITS_AT] == 16):
         with _opened_by_gdal(path, kind) as (file, header, colors):
-            yield header, lambda: _look_up(_read_all(file), colors)
+            yield header, lambda: _read_all(file, colors)
     else:  # the quickest way for what nearly all data sets hold
         with _named_errors(path), Image.open(path, formats=(kind,)) as image:
             bands = _PILLOW_BANDS.get(image.mode, 3)
@@ -271,26 +271,25 @@ def _lookup_table(file: rasterio.DatasetReader) -> tuple[np.ndarray, str]:
     return colors, "P"
 
 
-def _read_all(file: rasterio.DatasetReader) -> np.ndarray:
+def _read_all(file: rasterio.DatasetReader, colors: np.ndarray | None) -> np.ndarray:
+    if colors is not None:
+        return colors[file.read(1)]
     return np.ascontiguousarray(np.moveaxis(file.read(), 0, -1))
 
 
-def _look_up(values: np.ndarray, colors: np.ndarray | None) -> np.ndarray:
-    return values if colors is None else colors[values[..., 0]]
-
-
 def _to_picture(
-    path: Path, header: Header, values: np.ndarray, colors: np.ndarray | None
+    file: rasterio.DatasetReader, header: Header, colors: np.ndarray | None
 ) -> Image.Image:
     """Return a TIFF as Pillow would, in its own bits."""
     if header.mode == "P":
-        image = Image.fromarray(np.ascontiguousarray(values[..., 0]))
+        image = Image.fromarray(file.read(1))
         image.putpalette(colors.tobytes())
         return image
     if header.mode == "" or (header.bands > 1 and header.dtype != "uint8"):
-        raise _undecodable(path, f"{header.bands} bands of {header.dtype} are no picture")
-    dtype = {"1": bool, "I": np.int32, "F": np.float32}.get(header.mode, values.dtype)
-    values = _look_up(values, colors).astype(dtype, copy=False)
+        raise ValueError(f"{header.bands} bands of {header.dtype} are no picture")
+    values = _read_all(file, colors)
+    types = {"1": bool, "I": np.int32, "F": np.float32}
+    values = values.astype(types.get(header.mode, values.dtype))
     return Image.fromarray(values if header.bands > 1 else values[..., 0])
 
 
@@ -321,15 +320,12 @@ def _open_array(path: Path) -> tuple[Header, Callable[[], np.ndarray]]:
 
 
 def _require_sensible(path: Path, header: Header) -> None:
-    if header.height * header.width * header.bands > MAX_VALUES:
+    values = header.height * header.width * header.bands
+    if values > MAX_VALUES or header.bands > MAX_BANDS:
         raise DataError(
-            f"{path}: {header.width} × {header.height} pixels of {header.bands} bands are more "
-            f"than {MAX_VALUES} values; cut the scene into tiles"
-        )
-    if header.bands > MAX_BANDS:
-        raise DataError(
-            f"{path}: {header.bands} bands, {MAX_BANDS} are the most; save images as (height, "
-            "width, bands)"
+            f"{path}: {header.width} × {header.height} pixels of {header.bands} bands, more than "
+            f"{MAX_VALUES} values or {MAX_BANDS} bands; cut the scene into tiles, or save an array "
+            "as (height, width, bands)"
         )
 
 

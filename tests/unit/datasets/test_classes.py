@@ -71,13 +71,6 @@ def test_a_colour_one_step_off_is_no_class():
                 SECOND_CLASSES.to_index(np.array([[color, near, near]], np.uint8))
 
 
-def test_dict_is_plain_json():
-    state = SECOND_CLASSES.to_dict()
-    assert json.loads(json.dumps(state)) == state
-    assert tuple(state["names"]) == SECOND_CLASSES.names
-    assert state["colors"][5] == [128, 0, 0]
-
-
 @pytest.mark.parametrize(
     ("names", "colors", "reason"),
     [

@@ -86,15 +86,6 @@ def test_pairs_are_sorted_by_name(write_pairs):
     assert kinds == {("name-case", "B", "b")}
 
 
-def test_sample_set_is_indexed(sample_root, unlabelled_val_root):
-    pairs = index_pairs(sample_root / "val")
-    assert [pair.id for pair in pairs] == [f"val/{i:05d}" for i in range(4)]
-    assert all(pair.label1.is_file() and pair.label2.is_file() for pair in pairs)
-    unlabelled = index_pairs(unlabelled_val_root / "val")
-    assert [pair.id for pair in unlabelled] == [pair.id for pair in pairs]
-    assert all(pair.labels == {} for pair in unlabelled)
-
-
 def test_missing_and_empty_folders(tmp_path):
     folder = tmp_path / "train"
     assert index_error(folder).startswith(f"{folder}: no such folder; ")

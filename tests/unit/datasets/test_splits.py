@@ -1,6 +1,5 @@
 """Divisions of a data set: by name, by lists, at random, in folds."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -36,13 +35,6 @@ def test_every_10th_takes_the_first_of_each_ten_by_sorted_name(pairs):
 def test_too_few_pairs_to_hold_some_out(names):
     with pytest.raises(DataError, match=f"{len(names)} labelled pair.*ROOT/val"):
         splits.every_10th(names)
-
-
-def test_to_dict_is_plain():
-    split = splits.every_10th(IDS)
-    state = split.to_dict()
-    assert json.loads(json.dumps(state)) == state
-    assert state == {"protocol": "every-10th", "train": list(split.train), "val": list(split.val)}
 
 
 # --- lists -----------------------------------------------------------------------------------
