@@ -1,262 +1,295 @@
-"""Inference and the training step, as published and as this project runs them."""
+"""What is compared: each case makes its variants, as published and as this project runs them."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import contextlib
+import io
+import shutil
+import statistics
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import nn
+from torch.utils.data import DataLoader
 
 from bench import reference
-from bench.floor import Work, count_work
+from bench.machine import record, timed
+from bench.options import REFERENCE, Options
+from datasets.augment import TrainTransform
 from datasets.bands import RGB_IMAGERY
+from datasets.cache import make_reader
 from datasets.classes import SECOND_CLASSES
 from datasets.dataset import ChangeDetectionDataset
+from datasets.images import image_size
 from datasets.loaders import collate
-from datasets.pairs import index_pairs
-from datasets.task import load_classes
+from datasets.pairs import Pair, index_pairs
+from datasets.task import load_task
+from engine.config import LabelConfig, TrainConfig
+from engine.labelling import label, vote_batch
 from engine.predictor import VIEWS, decode
-from engine.runtime import Precision, build_predictor, choose_precision
-from engine.training import Trainer
+from engine.runtime import build_predictor, choose_precision
+from engine.state import TrainState
+from engine.training import training_step
 from models.change_detector import ModelConfig, build_model
-from models.checkpoint import Checkpoint, open_checkpoint
-from models.losses import SECOND_CLASS_WEIGHTS, ChangeCriterion
-from models.normalization import normalize
+from models.checkpoint import open_checkpoint
+from models.losses import ChangeCriterion, default_class_weights
 from models.recompute import checkpoint_activations
 from tools.scenes.scene import make_scene
-from utils.dist import World, choose_device
+from utils.dist import choose_device
 from utils.errors import OptionError
+from utils.tensor_files import save_checkpoint
 
-REFERENCE = "reference"
 LR = 1e-4
 ENDLESS_STEPS = 10**6
-CALIBRATION_SIDE = 128
-CALIBRATION_PASSES = 3
 SIDE_STEP = 32  # the baseline does not pad
+FOLDERS = {"im1": "image1", "im2": "image2", "label1": "label1", "label2": "label2"}
 
 
-@dataclass(frozen=True)
-class Options:
-    """What is measured. Names follow the command line of compare.py."""
+class Case:
+    """A comparison on a data set of its own; ``make(name)`` returns a variant as a call.
 
-    what: str
-    backbones: tuple[str, ...]
-    model: str
-    lightweight: bool
-    size: int
-    batch_size: int
-    pairs: int
-    views: int
-    device: str
-    amp: str
-    compile: bool
-    repeat: int
-    checkpoint_activations: bool
-    checkpoints: tuple[Path, ...]
-    data_root: Path | None
+    Attributes:
+        configs: the models; none where no network is involved.
+        size: side of the images.
+        pairs: that one round goes through.
+        extras: what else the calls measure.
+        starts_anew: whether every call builds its models, so that there is nothing to warm up.
 
-    def configs(self) -> list[ModelConfig]:
-        """Return the models that are measured.
-
-        Raises:
-            OptionError: the baseline cannot run them on these pairs.
-        """
-        classes = load_classes(self.data_root) if self.data_root else SECOND_CLASSES
-        if classes.is_binary:
-            raise OptionError(f"{self.data_root}: change masks; the baseline knows classes only")
-        if self.data_root is None and self.size % SIDE_STEP:
-            raise OptionError(f"--size {self.size}: the baseline takes multiples of {SIDE_STEP}")
-        if not self.checkpoints:
-            return [
-                ModelConfig(self.model, name, self.lightweight, classes.num_classes)
-                for name in self.backbones
-            ]
-        configs = [open_checkpoint(path).config for path in self.checkpoints]
-        for path, config in zip(self.checkpoints, configs, strict=True):
-            if config.imagery != RGB_IMAGERY or config.num_classes != classes.num_classes:
-                raise OptionError(
-                    f"{path}: the baseline reads 8-bit RGB, normalised as ImageNet is, and "
-                    f"{classes.num_classes} classes"
-                )
-        return configs
-
-    def open_device(self) -> tuple[torch.device, Precision]:
-        """Return where our variants run, and in what format."""
-        device = choose_device(self.device)
-        return device, choose_precision(self.amp, device)
-
-    def variants(self) -> tuple[str, ...]:
-        """Return the names of what is compared, the baseline first."""
-        return (REFERENCE, "ours", "compiled") if self.compile else (REFERENCE, "ours")
-
-
-class InferCase:
-    """One batch through an ensemble under all views, files not included."""
-
-    starts_anew = False  # variants keep their models between two calls
-
-    def __init__(self, options: Options) -> None:
-        self.options = options
-        self.device, self.precision = options.open_device()
-        self.amp = self.precision.name
-        self.configs = options.configs()
-        batch = make_batch(options, options.batch_size)
-        self.images = [batch[key].contiguous().to(self.device) for key in ("image1", "image2")]
-        self.size = self.images[0].shape[-1]
-        self.pairs = len(self.images[0]) * options.repeat
-        self.checkpoints = open_or_draw(options, self.configs, *self.images)
-
-    def make(self, name: str) -> Callable[[], object]:
-        """Return a call that predicts all pairs and returns the maps of both dates."""
-        if name == REFERENCE:
-            models = [reference.ReferenceDetector(c.build(self.device)) for c in self.checkpoints]
-            views = VIEWS[: self.options.views]
-            return lambda: self._predict(
-                lambda *images: mean_of(reference.reference_predict(models, *images, views))
-            )
-        predictor = build_predictor(
-            self.checkpoints, self.device, self.precision, tta=self.options.views > 1
-        )
-        if name == "compiled":
-            predictor.compile()
-        return lambda: self._predict(predictor)
-
-    def _predict(self, predict: Callable) -> list[torch.Tensor]:
-        for _ in range(self.options.repeat):
-            maps = decode(predict(*self.images))
-        return [m.cpu() for m in maps]
-
-    def agreement(self, expected: list[torch.Tensor], found: list[torch.Tensor]) -> float:
-        """Return the share of pixels, both dates, with the same class in both predictions."""
-        return agreement(expected, found)
-
-    def works(self) -> list[Work]:
-        """Return what a pair costs in each model."""
-        return [count_work(config, self.size, training=False) for config in self.configs]
-
-
-class TrainCase:
-    """Training steps on one batch that is on the device already."""
+    Raises:
+        OptionError: the baseline cannot run these models on these pairs.
+    """
 
     starts_anew = False
 
     def __init__(self, options: Options) -> None:
         self.options = options
-        self.device, self.precision = options.open_device()
-        self.amp = self.precision.name
-        self.configs = options.configs()
-        self.batch = {
-            key: value.to(self.device) if isinstance(value, torch.Tensor) else value
-            for key, value in make_batch(options, options.batch_size).items()
-        }
-        self.size = self.batch["image1"].shape[-1]
-        self.pairs = len(self.batch["name"]) * options.repeat
+        self.device = choose_device(options.device)
+        self.precision = choose_precision(options.amp, self.device)
+        self.configs = _model_configs(options)
+        self._temporary = TemporaryDirectory(prefix="scd-bench-")
+        self.folder = Path(self._temporary.name)
+        self.train_pairs = _fill_folder(self.folder, options)
+        self.pairs = len(self.train_pairs) * options.repeat
+        self.task = load_task(self.folder)
+        self.size = image_size(self.train_pairs[0].image1)[0]
+        self.extras: dict[str, Any] = {}
+        if options.what in ("infer", "label"):
+            self.paths = options.checkpoints or self._draw_checkpoints()
+
+    def batch(self) -> dict[str, Any]:
+        """Return all pairs as one batch on the device."""
+        dataset = ChangeDetectionDataset(self.train_pairs, self.task)
+        batch = collate([dataset[i] for i in range(len(dataset))])
+        return {k: v if k == "name" else v.to(self.device) for k, v in batch.items()}
+
+    def _draw_checkpoints(self) -> list[Path]:
+        """Draw random weights, with batch statistics of an image: activations of a usual size."""
+        sample = ChangeDetectionDataset(self.train_pairs[:1], self.task)[0]
+        images = [torch.stack([sample[key]] * 2) for key in ("image1", "image2")]
+        paths = []
+        for seed, config in enumerate(self.configs):
+            torch.manual_seed(seed)
+            model = build_model(config).train()
+            for module in model.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.momentum = 1.0  # the statistics of the pass below
+            with torch.no_grad():
+                model(*images)
+            state = {"config": config.to_dict(), "model": model.state_dict()}
+            state |= {"classes": self.task.classes.to_dict(), "run": f"bench-{seed}"}
+            paths.append(self.folder / "models" / f"{seed}_{config.backbone}.pth")
+            save_checkpoint(paths[-1], state)
+        return paths
+
+    def maps(self, output: Any) -> list[torch.Tensor]:
+        """Return the class maps that a call has made; none where it makes none."""
+        return output if isinstance(output, list) else []
+
+
+class InferCase(Case):
+    """One batch through an ensemble under all views, files not included."""
+
+    def make(self, name: str) -> Callable[[], list[torch.Tensor]]:
+        """Return a call that predicts the batch and returns the maps of both dates."""
+        batch, views = self.batch(), VIEWS[: self.options.views]
+        images = [batch[key].contiguous() for key in ("image1", "image2")]
+        if name == REFERENCE:
+            predictor = reference.Predictor(self.paths, self.device, views)
+        else:
+            checkpoints = [open_checkpoint(path) for path in self.paths]
+            predictor = build_predictor(checkpoints, self.device, self.precision, len(views) > 1)
+        if name == "compiled":
+            predictor.compile()
+        return lambda: [classes.cpu() for classes in decode(predictor(*images))]
+
+
+class TrainCase(Case):
+    """Training steps on one batch that is on the device already."""
 
     def make(self, name: str) -> Callable[[], object]:
-        """Return a call that does the steps of one round."""
+        """Return a call that does one step."""
+        batch = self.batch()
         torch.manual_seed(0)
         (config,) = self.configs
-        model = build_model(config).train()
-        weights = SECOND_CLASS_WEIGHTS if config.num_classes == 6 else None
+        model = build_model(config).train().to(self.device)
+        weights = default_class_weights(self.task.classes.names[1:], False)
         criterion = ChangeCriterion(config.num_classes, weights).to(self.device)
         if name == REFERENCE:
-            return self._make_reference(model.to(self.device), criterion)
-        model = model.to(self.device, memory_format=torch.channels_last)
+            batch |= {key: batch[key].contiguous() for key in ("image1", "image2")}
+            optimizer = torch.optim.Adam(model.parameter_groups(LR))
+            parts = (reference.Detector(model), criterion, optimizer)
+            return partial(reference.train_step, *parts, batch)
+        model.to(memory_format=torch.channels_last)
         if self.options.checkpoint_activations:
             checkpoint_activations(model)
         if name == "compiled":
             model.compile(dynamic=False)
-        world = World(0, 1, self.device)
-        precision = self.options.open_device()[1]
-        trainer = Trainer(model, criterion, LR, 0.0, ENDLESS_STEPS, world, precision)
-
-        def steps() -> None:
-            trainer.train_epoch([self.batch] * self.options.repeat, after_step=lambda: None)
-
-        return steps
-
-    def _make_reference(self, model: nn.Module, criterion: nn.Module) -> Callable[[], object]:
-        optimizer = torch.optim.Adam(model.parameter_groups(LR))
-        detector = reference.ReferenceDetector(model)
-        images = {key: self.batch[key].contiguous() for key in ("image1", "image2")}
-        batch = {**self.batch, **images}
-
-        def steps() -> None:
-            for _ in range(self.options.repeat):
-                reference.reference_train_step(detector, criterion, optimizer, batch)
-
-        return steps
-
-    def works(self) -> list[Work]:
-        """Return what a pair costs in a forward pass."""
-        return [count_work(config, self.size, training=True) for config in self.configs]
+        train = TrainConfig(lr=LR, weight_decay=0.0, amp=self.options.amp)
+        return partial(training_step, TrainState(train, model, criterion, ENDLESS_STEPS), batch)
 
 
-def mean_of(probabilities: Sequence[tuple]) -> tuple:
-    """Return the mean over models, as the published script takes it."""
-    return type(probabilities[0])(
-        *(torch.stack(p).mean(0) for p in zip(*probabilities, strict=True))
-    )
+class LabelCase(Case):
+    """label.py against one file, one date, one view and one model after the other.
 
-
-def agreement(expected: Sequence[torch.Tensor], found: Sequence[torch.Tensor]) -> float:
-    """Return the share of equal entries over several maps."""
-    equal = sum((a == b).sum().item() for a, b in zip(expected, found, strict=True))
-    return equal / sum(a.numel() for a in expected)
-
-
-def make_batch(options: Options, pairs: int) -> dict:
-    """Return a collated batch: the first pairs of the data set, or generated scenes."""
-    if options.data_root is not None:
-        found = index_pairs(options.data_root / "train")[:pairs]
-        if len(found) < pairs:
-            raise OptionError(f"{options.data_root}: {len(found)} pairs, {pairs} are asked for")
-        dataset = ChangeDetectionDataset(found, load_classes(options.data_root))
-        return collate([dataset[i] for i in range(pairs)])
-    samples = []
-    for seed in range(pairs):
-        scene = make_scene(seed, options.size, options.size)
-        arrays = {"label1": scene.label1, "label2": scene.label2}
-        arrays["change_mask"] = (scene.label1 > 0).astype(np.uint8)
-        sample = {key: torch.from_numpy(array) for key, array in arrays.items()}
-        for key in ("image1", "image2"):
-            sample[key] = torch.from_numpy(getattr(scene, key)).permute(2, 0, 1)
-        samples.append({"name": f"{seed:05d}", **sample})
-    return collate(samples)
-
-
-def open_or_draw(
-    options: Options, configs: list[ModelConfig], image1: torch.Tensor, image2: torch.Tensor
-) -> list[Checkpoint]:
-    """Open the given checkpoints, or draw models at random, each from another seed."""
-    if options.checkpoints:
-        return [open_checkpoint(path) for path in options.checkpoints]
-    return [draw_checkpoint(config, seed, image1, image2) for seed, config in enumerate(configs)]
-
-
-@torch.no_grad()
-def draw_checkpoint(
-    config: ModelConfig, seed: int, image1: torch.Tensor, image2: torch.Tensor
-) -> Checkpoint:
-    """Draw random weights, with batch statistics of the images: activations of a usual size.
-
-    Args:
-        config: what to build.
-        seed: of the weights.
-        image1: (N, 3, H, W) uint8.
-        image2: the same shape.
+    Every call reads checkpoints and pairs from disk, builds the models, and writes all masks.
     """
-    torch.manual_seed(seed)
-    model = build_model(config).train()
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.momentum = None  # a plain mean over the passes below
-    crops = [
-        normalize(images[:2, :, :CALIBRATION_SIDE, :CALIBRATION_SIDE].cpu())
-        for images in (image1, image2)
-    ]
-    pair = [crop.expand(2, -1, -1, -1) for crop in crops]
-    for _ in range(CALIBRATION_PASSES):
-        model(*pair)
-    return Checkpoint(Path("random"), config, model.state_dict(), {})
+
+    starts_anew = True
+
+    def make(self, name: str) -> Callable[[], Path]:
+        """Return a call that labels all pairs and returns the folder of the masks."""
+        config = LabelConfig(
+            data_root=self.folder,
+            outdir=self.folder / name,
+            checkpoints=tuple(self.paths),
+            amp=self.options.amp,
+            test_batch_size=self.options.batch_size,
+            compile="on" if name == "compiled" else "off",
+            tta=self.options.views > 1,
+        )
+        if name == REFERENCE:
+            return partial(self._label_as_published, config)
+        shares = self.extras.setdefault("waiting_share", {}).setdefault(name, [])
+        return partial(self._label, config, shares)
+
+    def _label(self, config: LabelConfig, shares: list[float]) -> Path:
+        shutil.rmtree(config.outdir, ignore_errors=True)  # label goes on where it was interrupted
+        waits, iterate = [], DataLoader.__iter__
+
+        def watched(loader: DataLoader) -> Iterator[dict]:
+            return iter(partial(record, waits, next, record(waits, iterate, loader), None), None)
+
+        quiet = contextlib.redirect_stdout(io.StringIO())
+        with mock.patch.object(DataLoader, "__iter__", watched), quiet:
+            total, _ = timed(lambda: label(config, self.device), self.device)
+        shares.append(sum(waits) / total)  # of the time, the main thread waits for a batch
+        return config.outdir / "masks" / "train"
+
+    def _label_as_published(self, config: LabelConfig) -> Path:
+        folder, classes = config.outdir, self.task.classes
+        views = VIEWS[: self.options.views]
+        predictor = reference.Predictor(self.paths, self.device, views)
+        for start in range(0, len(self.train_pairs), config.test_batch_size):
+            pairs = self.train_pairs[start : start + config.test_batch_size]
+            batch = {}
+            for date in ("image1", "image2"):
+                arrays = reference.read(getattr(pair, date) for pair in pairs)
+                images = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
+                batch[date] = images.to(self.device)
+            votes = vote_batch(config, predictor, batch, classes.num_classes).cpu().numpy()
+            for pair, vote in zip(pairs, votes, strict=True):
+                for date, path in (("im1", pair.label1), ("im2", pair.label2)):
+                    (truth,) = reference.read([path])
+                    image = Image.fromarray(np.where(truth > 0, truth, vote))
+                    image.putpalette([channel for color in classes.colors for channel in color])
+                    (folder / date).mkdir(parents=True, exist_ok=True)
+                    image.save(folder / date / f"{pair.name}.png")
+        return folder
+
+    def maps(self, output: Path) -> list[torch.Tensor]:
+        """Return the masks in a folder."""
+        names = [f"{date}/{pair.name}.png" for date in ("im1", "im2") for pair in self.train_pairs]
+        return [torch.from_numpy(mask) for mask in reference.read(output / n for n in names)]
+
+
+class LoadCase(Case):
+    """Training pairs read and augmented by one process, from the second epoch on."""
+
+    def make(self, name: str) -> Callable[[], None]:
+        """Return a call that reads all pairs once."""
+        augmenting: list[float] = []
+        if name == REFERENCE:
+            read = partial(reference.read_sample, generator=np.random.default_rng(0))
+            kinds = FOLDERS.values()
+            items = [[getattr(pair, kind) for kind in kinds] for pair in self.train_pairs]
+        else:
+            transform = partial(record, augmenting, TrainTransform())
+            reader = make_reader("disk", self.folder, self.train_pairs, self.task)
+            parts = (self.train_pairs, self.task, transform)
+            read = ChangeDetectionDataset(*parts, reader=reader).__getitem__
+            items = range(len(self.train_pairs))
+
+        def read_all() -> None:
+            for item in items:
+                read(item)
+            if augmenting:
+                self.extras["augmentation_ms_per_pair"] = 1000 * statistics.median(augmenting)
+
+        return read_all
+
+
+def _model_configs(options: Options) -> list[ModelConfig]:
+    """Return the models that are measured; refuse what the baseline cannot run."""
+    classes = load_task(options.data_root).classes if options.data_root else SECOND_CLASSES
+    if classes.is_binary:
+        raise OptionError(f"{options.data_root}: change masks; the baseline knows classes only")
+    if options.what == "load":
+        return []
+    if not options.data_root and options.size % SIDE_STEP:
+        raise OptionError(f"--size {options.size}: the baseline takes multiples of {SIDE_STEP}")
+    if not options.checkpoints:
+        kind = (options.lightweight, classes.num_classes)
+        return [ModelConfig(options.model, name, *kind) for name in options.networks]
+    configs = [open_checkpoint(path).config for path in options.checkpoints]
+    for path, config in zip(options.checkpoints, configs, strict=True):
+        if config.imagery != RGB_IMAGERY or config.num_classes != classes.num_classes:
+            raise OptionError(
+                f"{path}: the baseline reads 8-bit RGB, normalised as ImageNet is, and "
+                f"{classes.num_classes} classes"
+            )
+    return configs
+
+
+def _fill_folder(folder: Path, options: Options) -> list[Pair]:
+    """Make a data set of the first pairs of ``--data-root``, as links, or of generated scenes."""
+    of_files = options.what in ("label", "load")
+    count = options.pairs if of_files else options.batch_size
+    for name in FOLDERS:
+        (folder / "train" / name).mkdir(parents=True)
+    root = options.data_root
+    if root is None:
+        for seed in range(count):
+            scene = make_scene(seed, options.size, options.size)
+            for name, kind in FOLDERS.items():
+                path = folder / "train" / name / f"{seed:05d}.png"
+                Image.fromarray(getattr(scene, kind)).save(path)
+        return index_pairs(folder / "train")
+    pairs = index_pairs(root / "train")[:count]
+    if len(pairs) < count:
+        raise OptionError(f"{root}: {len(pairs)} pairs, {count} are asked for")
+    for pair in pairs:
+        if not (pair.label1 and pair.label2):
+            raise OptionError(f"{root}: the baseline needs label1 and label2")
+        if of_files and Image.open(pair.label1).mode not in ("L", "P"):
+            raise OptionError(f"{pair.label1}: RGB; the baseline reads labels of indices only")
+        for name, kind in FOLDERS.items():
+            path = getattr(pair, kind).resolve()
+            (folder / "train" / name / path.name).symlink_to(path)
+    if (root / "classes.json").exists():
+        (folder / "classes.json").symlink_to((root / "classes.json").resolve())
+    return index_pairs(folder / "train")

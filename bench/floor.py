@@ -1,28 +1,21 @@
 """The floor of a row: what no program can go below on this machine with this network."""
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench.machine import copy_bandwidth, matrix_rate
+from bench.cases import Case
+from bench.machine import measured_rates
 from models.change_detector import ModelConfig, build_model
 
 TRAINING_FACTOR = 3  # forward, gradient of the inputs, gradient of the weights
 PAIRS = 2  # batch norm behind a global pooling refuses a single pair
 
 
-@dataclass(frozen=True)
-class Work:
-    """What one pair costs in one forward pass of one network.
-
-    Attributes:
-        flops: multiplications and additions of convolutions and matrix products.
-        elements: activations read and written by convolutions, batch norms and interpolations.
-        parameters: of the network.
-    """
+class Work(NamedTuple):
+    """What a pair costs in a forward pass; ``elements`` go in and out of its layers."""
 
     flops: float
     elements: float
@@ -62,29 +55,26 @@ class _Elements(TorchDispatchMode):
         return result
 
 
-def floor(
-    works: list[Work], pairs: int, views: int, training: bool, device: torch.device, amp: str
-) -> dict:
-    """Return the floor in seconds of running each network over ``pairs`` × ``views`` items.
+def floor(case: Case) -> dict[str, Any]:
+    """Return the floor in seconds of one round of a case.
 
     The larger of two times: arithmetic at the rate of a large matrix product, and activations
     (parameters once) at the bandwidth of a large copy, both measured here and now.
     """
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(amp, torch.float32)
-    factor = TRAINING_FACTOR if training else 1
-    items = pairs * views
-    flops = factor * items * sum(work.flops for work in works)
-    elements = sum(factor * items * work.elements + work.parameters for work in works)
-    rate, bandwidth = matrix_rate(device, dtype), copy_bandwidth(device)
-    times = {"arithmetic": flops / rate, "memory": elements * dtype.itemsize / bandwidth}
-    bound = max(times, key=times.get)
+    training, dtype = case.options.what == "train", case.precision.dtype or torch.float32
+    passes = case.pairs * (TRAINING_FACTOR if training else case.options.views)
+    works = [count_work(config, case.size, training) for config in case.configs]
+    flops = passes * sum(work.flops for work in works)
+    moved = sum(passes * work.elements + work.parameters for work in works) * dtype.itemsize
+    rate, bandwidth = measured_rates(case.device, dtype)
+    arithmetic, memory = flops / rate, moved / bandwidth
     return {
         "flops": flops,
-        "bytes": elements * dtype.itemsize,
+        "bytes": moved,
         "flop_per_s": rate,
         "bytes_per_s": bandwidth,
-        "arithmetic_s": times["arithmetic"],
-        "memory_s": times["memory"],
-        "bound": bound,
-        "seconds": times[bound],
+        "arithmetic_s": arithmetic,
+        "memory_s": memory,
+        "bound": "arithmetic" if arithmetic >= memory else "memory",
+        "seconds": max(arithmetic, memory),
     }

@@ -1,31 +1,33 @@
-"""What a machine can do: its class, its measured matrix rate and copy bandwidth, peak memory."""
+"""What a machine can do, and what time and memory a call takes on it."""
 
 import os
 import platform
-import statistics
-import threading
+import re
 import time
 from collections.abc import Callable
-from types import TracebackType
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
 
 import torch
 
 from engine.runtime import set_backend_options
 from utils.parallel import give_back_freed_memory
 
-RATE_SIDES = {"cpu": 2048, "cuda": 8192}
-COPY_BYTES = {"cpu": 2**28, "cuda": 2**31}
-REPETITIONS = 7
-RSS_INTERVAL_S = 0.002
+RATE_SIDES, COPY_BYTES = (2048, 8192), (2**28, 2**31)  # on a CPU, on a GPU
+REPETITIONS = 8
 UNITS = ("amx_bf16", "avx512_bf16", "avx512_f", "avx2")
 
 
-def describe_machine(device: torch.device) -> dict:
+def describe_machine(device: torch.device) -> dict[str, Any]:
     """Return the class of machine, versions and thread count."""
-    able = torch.cpu.get_capabilities()
+    able, cpu = torch.cpu.get_capabilities(), None
+    affinity = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))
+    with suppress(OSError):
+        cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
     machine = {
-        "cpu": _cpu_model(),
-        "cores": _cores(),
+        "cpu": cpu[1].strip() if cpu else platform.processor() or platform.machine(),
+        "cores": len(affinity(0)),
         "threads": torch.get_num_threads(),
         "ram_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9),
         "units": [unit for unit in UNITS if able.get(unit)],
@@ -33,53 +35,27 @@ def describe_machine(device: torch.device) -> dict:
         "torch": torch.__version__,
     }
     if device.type == "cuda":
-        properties = torch.cuda.get_device_properties(device)
-        machine["gpu"] = properties.name
-        machine["gpu_memory_gb"] = round(properties.total_memory / 1e9)
+        gpu = torch.cuda.get_device_properties(device)
+        machine |= {"gpu": gpu.name, "gpu_memory_gb": round(gpu.total_memory / 1e9)}
     return machine
 
 
-def machine_line(machine: dict) -> str:
-    """Return the class of machine as one line."""
-    parts = [
-        f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads",
-        f"{machine['ram_gb']} GB",
-        "/".join(machine["units"]) or "no vector units",
-    ]
-    if "gpu" in machine:
-        parts.append(f"{machine['gpu']} {machine['gpu_memory_gb']} GB")
-    return ", ".join([*parts, f"torch {machine['torch']}"])
+def record(times: list[float], work: Callable, *arguments: object) -> object:
+    """Return ``work(*arguments)``, and append the seconds that it takes to ``times``."""
+    started = time.perf_counter()
+    result = work(*arguments)
+    times.append(time.perf_counter() - started)
+    return result
 
 
-def _cpu_model() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            names = [
-                line.split(":", 1)[1].strip() for line in file if line.startswith("model name")
-            ]
-    except OSError:
-        names = []
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def _cores() -> int:
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
-
-
-def wait(device: torch.device) -> None:
-    """Wait until the device has done what was asked of it."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Return the wall-clock time of a call, device work included."""
+def timed(work: Callable[[], object], device: torch.device) -> tuple[float, object]:
+    """Return the wall-clock time of a call, device work included, and what it returns."""
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda _: None
     wait(device)
     started = time.perf_counter()
-    work()
+    output = work()
     wait(device)
-    return time.perf_counter() - started
+    return time.perf_counter() - started, output
 
 
 def use_backend(of_baseline: bool) -> None:
@@ -96,74 +72,38 @@ def use_backend(of_baseline: bool) -> None:
     give_back_freed_memory()
 
 
-def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Return the measured rate of a square matrix product, in FLOP/s."""
+def measured_rates(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
+    """Return the rates of a large matrix product (FLOP/s) and copy (bytes/s, read and written)."""
     set_backend_options()
-    side = RATE_SIDES.get(device.type, RATE_SIDES["cpu"])
-    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-    out = torch.empty(side, side, device=device, dtype=dtype)
-    return 2 * side**3 / _best_seconds(lambda: torch.mm(a, b, out=out), device)
+    side, size = RATE_SIDES[device.type == "cuda"], COPY_BYTES[device.type == "cuda"]
+    a, b, out = (torch.rand(side, side, device=device).to(dtype) for _ in range(3))
+    source, target = (torch.zeros(size, dtype=torch.uint8, device=device) for _ in range(2))
+    product_s, copy_s = (
+        min(timed(work, device)[0] for _ in range(REPETITIONS))
+        for work in (lambda: torch.mm(a, b, out=out), lambda: target.copy_(source))
+    )
+    return 2 * side**3 / product_s, 2 * size / copy_s
 
 
-def copy_bandwidth(device: torch.device) -> float:
-    """Return the measured bandwidth of copying a large tensor, in bytes/s, read plus written."""
-    size = COPY_BYTES.get(device.type, COPY_BYTES["cpu"])
-    source = torch.zeros(size, dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-    return 2 * size / _best_seconds(lambda: target.copy_(source), device)
+def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
+    """Return how much memory a call takes at the most; 0 where no system tells.
 
-
-def _best_seconds(work: Callable[[], object], device: torch.device) -> float:
-    work()
-    return min(seconds(work, device) for _ in range(REPETITIONS))
-
-
-class PeakMemory:
-    """A context that measures how much memory its block takes at the most, in ``peak_bytes``.
-
-    On CUDA all that is allocated at the peak, which is exact; on a CPU how far the process's
-    resident memory rises above what it is at the start, sampled every two milliseconds, so that it
-    should surround a process's first use of a model.
+    On CUDA all that is allocated at the peak; on a CPU how far the process's resident memory rises
+    above what it is at the start, so that the process should do nothing else.
     """
-
-    def __init__(self, device: torch.device) -> None:
-        self.peak_bytes = 0
-        self._device = device
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._sample, daemon=True)
-
-    def __enter__(self) -> "PeakMemory":
-        if self._device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self._device)
-        else:
-            self._start = resident_bytes()
-            self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._device.type == "cuda":
-            self.peak_bytes = torch.cuda.max_memory_allocated(self._device)
-        else:
-            self._done.set()
-            self._thread.join()
-
-    def _sample(self) -> None:
-        while not self._done.wait(RSS_INTERVAL_S):
-            self.peak_bytes = max(self.peak_bytes, resident_bytes() - self._start)
-
-
-def resident_bytes() -> int:
-    """Return this process's resident memory without mapped files; 0 where no system tells."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        work()
+        return torch.cuda.max_memory_allocated(device)
     try:
-        with open("/proc/self/statm", encoding="ascii") as file:
-            _, resident, shared, *_ = map(int, file.read().split())
-            return (resident - shared) * os.sysconf("SC_PAGE_SIZE")
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forgets the peak so far
     except OSError:
         return 0
+    start = _peak_resident_bytes()
+    work()
+    return _peak_resident_bytes() - start
 
 
-def spread(values: list[float]) -> dict:
-    """Return median, lowest and highest value."""
-    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+def _peak_resident_bytes() -> int:
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return 1024 * int(re.search(r"VmHWM:\s*(\d+)", status)[1])

@@ -3,14 +3,13 @@
 import json
 import statistics
 import sys
-from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils import cli
-from utils.cli import run
+from utils.cli import make_parser, run
 from utils.errors import UserError
 from utils.files import write_text
 
@@ -22,29 +21,23 @@ HEADER = (
 NONE = "–"
 
 
-def parse_args(argv: list[str] | None = None) -> Namespace:
-    """Parse the command line."""
-    parser = cli.make_parser(__doc__)
+def main(argv: Sequence[str] | None = None) -> str:
+    """Print or insert the tables and return them."""
+    parser = make_parser(__doc__)
     parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="JSON of compare.py")
     parser.add_argument(
         "--into", type=Path, metavar="FILE", help="replace what stands between the two markers"
     )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    return parser.parse_args(argv)
-
-
-def main(argv: list[str] | None = None) -> str:
-    """Print or insert the tables and return them."""
-    args = parse_args(argv)
-    results = [read_result(path) for path in args.files]
-    text = tables(results)
+    args = parser.parse_args(argv)
+    text = tables([read_result(path) for path in args.files])
     if args.into is None:
         print(text)
         return text
-    old = args.into.read_text(encoding="utf-8")
-    if BEGIN not in old or END not in old:
+    before, begin, rest = args.into.read_text(encoding="utf-8").partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
         raise UserError(f"{args.into}: no {BEGIN} … {END} in it; add the two lines")
-    before, after = old.split(BEGIN, 1)[0], old.split(END, 1)[1]
     write_text(args.into, f"{before}{BEGIN}\n{text}{END}{after}")
     return text
 
@@ -65,33 +58,36 @@ def read_result(path: Path) -> dict[str, Any]:
 
 def tables(results: list[dict[str, Any]]) -> str:
     """Return one table per class of machine, and the commands behind its rows."""
-    from bench.machine import machine_line
-
     by_machine: dict[str, list[dict]] = {}
     for result in results:
         by_machine.setdefault(machine_line(result["machine"]), []).append(result)
     parts = []
     for machine, group in by_machine.items():
-        lines = [f"**{machine}**", "", _row(HEADER), _row(["---"] * len(HEADER))]
-        lines += [_row(cells) for result in group for cells in table_rows(result)]
-        notes = [note for result in group for note in notes_of(result)]
-        lines += ["", *(f"- {note}" for note in notes)] if notes else []
+        rows = [HEADER, ["---"] * len(HEADER), *(row for r in group for row in table_rows(r))]
+        lines = [f"**{machine}**", "", *(f"| {' | '.join(row)} |" for row in rows)]
+        notes = [f"- {note}" for result in group for note in notes_of(result)]
+        lines += ["", *notes] if notes else []
         commands = [result["command"] for result in group]
         parts.append("\n".join([*lines, "", "```bash", *commands, "```", ""]))
     return "\n".join(parts)
 
 
+def machine_line(machine: dict[str, Any]) -> str:
+    """Return the class of machine as one line."""
+    units = "/".join(machine["units"]) or "no vector units"
+    gpu = f", {machine['gpu']} {machine['gpu_memory_gb']} GB" if "gpu" in machine else ""
+    cpu = f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads"
+    return f"{cpu}, {machine['ram_gb']} GB, {units}{gpu}, torch {machine['torch']}"
+
+
 def table_rows(result: dict[str, Any]) -> list[list[str]]:
     """Return the cells of one row per variant of ours."""
-    variants = result["variants"]
-    reference = variants["reference"]
-    floor = result.get("floor")
+    reference, floor = result["variants"]["reference"], result.get("floor")
     rows = []
-    for name, variant in variants.items():
+    for name, variant in result["variants"].items():
         if name == "reference":
             continue
         seconds = statistics.median(variant["seconds"])
-        agreement = variant.get("agreement")
         rows.append(
             [
                 title(result),
@@ -99,7 +95,7 @@ def table_rows(result: dict[str, Any]) -> list[list[str]]:
                 f"{variant['pairs_per_s']:.3g}",
                 f"{reference['pairs_per_s']:.3g}",
                 "{median:.2f} ({min:.2f} to {max:.2f})".format(**variant["ratio"]),
-                NONE if agreement is None else f"{100 * agreement:.2f} %",
+                f"{100 * variant['agreement']:.2f} %" if "agreement" in variant else NONE,
                 _memory(variant),
                 _memory(reference),
                 f"{floor['seconds']:.3g} s, {floor['bound']}" if floor else NONE,
@@ -109,24 +105,26 @@ def table_rows(result: dict[str, Any]) -> list[list[str]]:
     return rows
 
 
+def _memory(variant: dict[str, Any]) -> str:
+    size = variant.get("peak_memory_bytes")
+    return f"{size / 1e6:.0f} MB" if size else NONE
+
+
 def title(result: dict[str, Any]) -> str:
     """Return what a row is about."""
     options = result["options"]
     words = [result["what"]]
     if result["what"] != "load":
-        names = [network_name(network) for network in result["networks"]]
+        names = [
+            f"{network['model']} {network['backbone']}{' lightweight' * network['lightweight']}"
+            for network in result["networks"]
+        ]
         words += [f"{names.count(name)} × {name}" for name in dict.fromkeys(names)]
         words.append(f"batch {options['batch_size']}")
     if result["what"] in ("infer", "label"):
         words.append(f"{options['views']} views")
         words.append("trained" if options["checkpoints"] else "random weights")
     return ", ".join([*words, f"{result['size']}²"])
-
-
-def network_name(network: dict[str, Any]) -> str:
-    """Return heads and backbone of a model."""
-    name = f"{network['model']} {network['backbone']}"
-    return name + (" lightweight" if network["lightweight"] else "")
 
 
 def notes_of(result: dict[str, Any]) -> list[str]:
@@ -142,31 +140,13 @@ def notes_of(result: dict[str, Any]) -> list[str]:
         notes.append(f"{name}: the main thread waited for data {share:.1f} % of the time")
     if "augmentation_ms_per_pair" in result:
         notes.append(f"augmentation: {result['augmentation_ms_per_pair']:.2f} ms per pair")
-    floor = result.get("floor")
-    if floor:
+    if floor := result.get("floor"):
         notes.append(
             f"floor: {floor['flops'] / 1e9:.0f} GFLOP at {floor['flop_per_s'] / 1e9:.0f} GFLOP/s = "
             f"{floor['arithmetic_s']:.3g} s; {floor['bytes'] / 1e9:.2f} GB at "
             f"{floor['bytes_per_s'] / 1e9:.1f} GB/s = {floor['memory_s']:.3g} s"
         )
     return [f"{title(result)}: {note}" for note in notes]
-
-
-def variant_lines(result: dict[str, Any]) -> list[str]:
-    """Return the rows and notes of one result as plain lines."""
-    lines = []
-    for row in table_rows(result):
-        lines += ["", *(f"{name:26} {cell}" for name, cell in zip(HEADER, row, strict=True))]
-    return [*lines, "", *notes_of(result)]
-
-
-def _row(cells: list[str] | tuple[str, ...]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def _memory(variant: dict[str, Any]) -> str:
-    size = variant.get("peak_memory_bytes")
-    return f"{size / 1e6:.0f} MB" if size else NONE
 
 
 if __name__ == "__main__":

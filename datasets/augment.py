@@ -5,9 +5,16 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
+import cv2
 import numpy as np
 
+# Without this, importing albumentations asks the network for a newer release.
+os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
+import albumentations as A
+
 _LABEL_KEYS = ("label1", "label2", "change_mask")
+
+cv2.setNumThreads(0)  # one thread per worker: the workers are the parallelism
 
 
 class TrainTransform:
@@ -26,7 +33,21 @@ class TrainTransform:
     def __init__(self, crop_size: int | None = None, is_rgb: bool = True) -> None:
         self.crop_size = crop_size
         self.is_rgb = is_rgb
-        self._square = self._whole = self._color = None
+        options = {"additional_targets": {"image2": "image", **dict.fromkeys(_LABEL_KEYS, "mask")}}
+        crop = [A.RandomCrop(crop_size, crop_size)] if crop_size else []
+        # OneOf draws in proportion to p; the turn draws 0, 90, 180 or 270 degrees by itself.
+        square = A.OneOf([*_flips(0.25), A.RandomRotate90(p=1.0)], p=1.0)
+        half_turn = A.Compose(_flips(1.0), p=0.25)
+        whole = A.OneOf([*_flips(0.25), half_turn, A.NoOp(p=0.25)], p=1.0)
+        hue = {"hue_shift_limit": 5, "sat_shift_limit": 15, "val_shift_limit": 0}
+        self._square = A.Compose([*crop, square], **options)
+        self._whole = A.Compose([whole], **options)
+        self._color = A.Compose(
+            [
+                A.RandomBrightnessContrast(brightness_limit=0.2, contrast_limit=0.2, p=0.5),
+                A.HueSaturationValue(**hue, p=0.3),
+            ]
+        )
 
     def __call__(self, sample: dict[str, Any], seed: Sequence[int]) -> dict[str, Any]:
         """Return the sample with its images and labels transformed.
@@ -36,8 +57,6 @@ class TrainTransform:
                 (H, W), of which each may be absent.
             seed: integers that decide all draws.
         """
-        if self._square is None:
-            self._build()
         height, width = sample["image1"].shape[:2]
         geometry = self._square if self.crop_size or height == width else self._whole
         draws = np.random.SeedSequence(seed).generate_state(3)
@@ -53,38 +72,9 @@ class TrainTransform:
                 moved[key] = self._color(image=moved[key])["image"]
         return {**sample, **{key: np.ascontiguousarray(moved[key]) for key in keys}}
 
-    def __getstate__(self) -> dict:
-        # Pipelines are rebuilt in each worker; they hold generators that do not pickle everywhere.
-        return {**self.__dict__, "_square": None, "_whole": None, "_color": None}
-
-    def _build(self) -> None:
-        # Without this, importing albumentations asks the network for a newer release.
-        os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
-        import albumentations as A
-        import cv2
-
-        cv2.setNumThreads(0)  # one thread per worker: the workers are the parallelism
-        targets = {"image2": "image", **dict.fromkeys(_LABEL_KEYS, "mask")}
-        crop = [A.RandomCrop(self.crop_size, self.crop_size)] if self.crop_size else []
-        # OneOf draws in proportion to p; the turn draws 0, 90, 180 or 270 degrees by itself.
-        square = A.OneOf(
-            [A.HorizontalFlip(p=0.25), A.VerticalFlip(p=0.25), A.RandomRotate90(p=1.0)], p=1.0
-        )
-        half_turn = A.Compose([A.HorizontalFlip(p=1.0), A.VerticalFlip(p=1.0)], p=0.25)
-        whole = A.OneOf(
-            [A.HorizontalFlip(p=0.25), A.VerticalFlip(p=0.25), half_turn, A.NoOp(p=0.25)], p=1.0
-        )
-        options = {"additional_targets": targets}
-        self._square = A.Compose([*crop, square], **options)
-        self._whole = A.Compose([whole], **options)
-        self._color = A.Compose(
-            [
-                A.RandomBrightnessContrast(brightness_limit=0.2, contrast_limit=0.2, p=0.5),
-                A.HueSaturationValue(
-                    hue_shift_limit=5, sat_shift_limit=15, val_shift_limit=0, p=0.3
-                ),
-            ]
-        )
+    def __reduce__(self) -> tuple:
+        # Built anew where it is unpickled: the pipelines' generators do not pickle everywhere.
+        return TrainTransform, (self.crop_size, self.is_rgb)
 
 
 def change_light(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -114,7 +104,11 @@ def change_light(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.clip(np.rint(values, out=values), 0, top, out=values).astype(image.dtype)
 
 
-def _seed(pipeline: Any, seed: int) -> None:
+def _flips(p: float) -> list[A.BasicTransform]:
+    return [A.HorizontalFlip(p=p), A.VerticalFlip(p=p)]
+
+
+def _seed(pipeline: A.Compose, seed: int) -> None:
     # One stream for all steps. ``set_random_seed`` would start each step at the same draw, and
     # tie the place of a crop to its turn, and a shift of hue to one of brightness.
     pipeline.set_random_state(np.random.default_rng(seed), random.Random(seed))

@@ -1,4 +1,4 @@
-"""Class lists of a single class: all that a label can say is what changed."""
+"""Class lists: names and colours by index."""
 
 import json
 from dataclasses import dataclass
@@ -8,26 +8,20 @@ from pathlib import Path
 import numpy as np
 
 from utils.errors import DataError
-from utils.pictures import CHANGE_MASKS, Palette
+
+CLASSES_FILE = "classes.json"
+
+MAX_CLASSES = 255  # index 255 stays free, and a palette PNG holds 256 colours
 
 
 def is_binary(num_classes: int) -> bool:
-    """Tell whether labels say what changed and nothing else.
-
-    Args:
-        num_classes: C, *unchanged* not counted.
-    """
+    """Tell whether labels of C classes, *unchanged* not counted, say what changed alone."""
     return num_classes == 1
 
 
 def semantic_classes(num_classes: int) -> int:
     """Return how many of C classes a model has to tell apart: 0 of a single one."""
     return 0 if is_binary(num_classes) else num_classes
-
-
-CLASSES_FILE = "classes.json"
-
-MAX_CLASSES = 255  # index 255 stays free, and a palette PNG holds 256 colours
 
 
 @dataclass(frozen=True)
@@ -64,21 +58,6 @@ class ClassList:
     def is_binary(self) -> bool:
         """Whether labels say what changed and nothing else."""
         return is_binary(self.num_classes)
-
-    @property
-    def semantic_classes(self) -> int:
-        """Number of classes that a model has to tell apart; 0 of a binary list."""
-        return semantic_classes(self.num_classes)
-
-    @property
-    def mask_folders(self) -> tuple[str, ...]:
-        """Folders that predicted masks go to: one per date, or one of change masks."""
-        return (CHANGE_MASKS,) if self.is_binary else ("im1", "im2")
-
-    @property
-    def palette(self) -> Palette | None:
-        """Colours of written masks; None for change masks, which are grey, 0 and 255."""
-        return None if self.is_binary else self.colors
 
     def to_dict(self) -> dict:
         """Return plain lists, as checkpoints store them."""

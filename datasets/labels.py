@@ -1,10 +1,8 @@
-"""Change masks without classes: how a data set of them is recognised, and how they are read."""
+"""The one decoder of labels: grey and palette indices, class colours, change masks."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -14,125 +12,6 @@ from datasets.images import open_image
 from utils.errors import DataError
 
 WHITE = 255
-
-
-def mask_values(mask: np.ndarray) -> np.ndarray | None:
-    """Return a grey mask of 0 and 1, or of 0 and 255, as (H, W) uint8 0/1; None for others.
-
-    Args:
-        mask: (H, W) uint8.
-    """
-    highest = int(mask.max(initial=0))
-    changed = mask == highest if highest else np.zeros(mask.shape, dtype=bool)
-    if highest not in (0, 1, WHITE) or (mask[~changed] != 0).any():
-        return None
-    return changed.astype(np.uint8)
-
-
-def read_mask_values(path: Path, image: Image.Image) -> np.ndarray:
-    """Read a decoded grey, palette or 1-bit change mask as (H, W) uint8, 1 = changed.
-
-    Raises:
-        DataError: there are values other than 0 and 255, or 0 and 1.
-    """
-    values = np.array(image, dtype=np.uint8)
-    mask = mask_values(values)
-    if mask is None:
-        found = ", ".join(str(value) for value in np.unique(values)[:6])
-        raise DataError(
-            f"{path}: values {found}; a change mask holds 0 and 255, or 0 and 1: correct the file, "
-            "or list the classes in classes.json and put class labels into label1 and label2"
-        )
-    return mask
-
-
-def read_label(path: Path, classes: ClassList) -> np.ndarray:
-    """Read a label file as (H, W) uint8 class indices.
-
-    Grey and palette images hold indices; RGB (and RGBA) images hold class colours. Under a binary
-    list grey images may hold 0 and 255 as well.
-
-    Raises:
-        DataError: the file cannot be decoded, has another mode, holds a value or colour that is
-            not in the class list, or is a palette image whose colours contradict its indices.
-    """
-    image = open_image(path)
-    if image.mode in ("RGB", "RGBA"):
-        return _label_from_colors(path, image, classes)
-    if image.mode not in ("L", "P", "1"):
-        raise DataError(
-            f"{path}: mode {image.mode} is no label format; save class indices as an 8-bit grey or "
-            "palette PNG, or class colours as RGB"
-        )
-    if classes.is_binary:
-        mask = read_mask_values(path, image)
-    else:
-        mask = _read_indices(path, image, classes)
-    if image.mode == "P":
-        wrong = palette_contradiction(image, np.array(image, dtype=np.uint8), classes)
-        if wrong is not None:
-            raise DataError(
-                f"{path}: index {wrong.index} means {wrong.meant!r}, but its palette colour "
-                f"{wrong.color} is that of {wrong.shown!r}; save the mask as RGB or with plain "
-                "indices"
-            )
-    return mask
-
-
-def _read_indices(path: Path, image: Image.Image, classes: ClassList) -> np.ndarray:
-    mask = np.array(image, dtype=np.uint8)
-    highest = int(mask.max(initial=0))
-    if highest > classes.num_classes:
-        raise DataError(
-            f"{path}: label value {highest}, but the class list ends at {classes.num_classes} "
-            f"({classes.names[-1]}); correct the file or list the classes in {CLASSES_FILE}"
-        )
-    return mask
-
-
-def _label_from_colors(path: Path, image: Image.Image, classes: ClassList) -> np.ndarray:
-    try:
-        return classes.to_index(np.asarray(image)[..., :3])
-    except ValueError as error:
-        raise DataError(
-            f"{path}: {error}; list the colours in {CLASSES_FILE}, or save the mask without lossy "
-            "compression or smoothing"
-        ) from error
-
-
-class WrongColor(NamedTuple):
-    """An index of a palette image, the class it means, and its colour, which is another's."""
-
-    index: int
-    meant: str
-    color: tuple[int, int, int]
-    shown: str
-
-
-def palette_contradiction(
-    image: Image.Image, indices: np.ndarray, classes: ClassList
-) -> WrongColor | None:
-    """Return the first index that a palette shows in another class's colour.
-
-    Args:
-        image: of mode P.
-        indices: its values, (H, W) uint8, all of them in the class list, or 255 for *changed*.
-        classes: the class list.
-    """
-    palette = np.asarray(image.getpalette("RGB"), dtype=np.uint8).reshape(-1, 3)
-    used = np.flatnonzero(np.bincount(indices.ravel(), minlength=256))
-    if len(used) < 2 or used[-1] >= len(palette):
-        return None
-    colors = [tuple(int(channel) for channel in palette[index]) for index in used]
-    if not set(colors) <= set(classes.colors):
-        return None  # a palette of its own: only the indices speak
-    for index, color in zip(used.tolist(), colors, strict=True):
-        meant = min(index, classes.num_classes)  # 255 of a change mask
-        if color != classes.colors[meant]:
-            shown = classes.names[classes.colors.index(color)]
-            return WrongColor(index, classes.names[meant], color, shown)
-    return None
-
 
 INDEX, PALETTE, RGB_LABEL = "index", "palette", "RGB in class colours"
 
@@ -150,7 +29,7 @@ COLOR_DISTANCE = 30
 
 LISTED = 5  # foreign values or colours that are named
 
-BLACK_PIXEL, WHITE_PIXEL = 0, 0xFFFFFF
+Color = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -172,56 +51,52 @@ class LabelReading:
     largest_distance: int = 0
 
 
-class ColorTable:
-    """The nearest of a few colours for any 24-bit colour, remembered once it was met."""
+def read_label(path: Path, classes: ClassList) -> np.ndarray:
+    """Read a label file as (H, W) uint8 class indices.
 
-    def __init__(self, colors: Sequence[tuple[int, int, int]]) -> None:
-        self._colors = np.asarray(colors, dtype=np.int32)
-        # 0: not met yet; else 1 + (distance << 8 | index). Pages not touched cost no memory.
-        self._table = np.zeros(1 << 24, dtype=np.uint32)
-        self._learn(np.array([r | g << 8 | b << 16 for r, g, b in colors], dtype=np.uint32))
-
-    def nearest(self, packed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return index (uint8) and Euclidean distance rounded up (uint32) of `pack_colors`."""
-        codes = self._table[packed]
-        if not codes.all():
-            self._learn(np.unique(packed[codes == 0]))
-            codes = self._table[packed]
-        codes -= 1
-        return codes.astype(np.uint8), codes >> 8  # the cast keeps the low byte
-
-    def _learn(self, packed: np.ndarray) -> None:
-        rgb = np.stack([packed & 255, packed >> 8 & 255, packed >> 16], axis=1).astype(np.int32)
-        best = np.full(len(packed), np.iinfo(np.int32).max, dtype=np.int32)
-        index = np.zeros(len(packed), dtype=np.uint32)
-        for number, color in enumerate(self._colors):
-            squared = np.square(rgb - color).sum(axis=1)
-            closer = squared < best
-            best[closer], index[closer] = squared[closer], number
-        distance = np.ceil(np.sqrt(best)).astype(np.uint32)
-        self._table[packed] = 1 + (distance << 8 | index)
+    Raises:
+        DataError: the file cannot be decoded, or `inspect_label` finds something wrong.
+    """
+    reading = inspect_label(open_image(path), classes, color_distance=0)
+    if reading.mask is None:
+        raise DataError(
+            f"{path}: label {reading.detail} ({reading.format}); {_remedy(reading, classes)}"
+        )
+    return reading.mask
 
 
-@lru_cache(maxsize=4)
-def color_table(colors: tuple[tuple[int, int, int], ...]) -> ColorTable:
-    """Return this process's table for a list of colours."""
-    return ColorTable(colors)
-
-
-def pack_colors(image: Image.Image) -> np.ndarray:
-    """Return the colours of an RGB(A) image as (H, W) uint32, red in the lowest byte."""
-    four_bytes = image if image.mode == "RGBA" else image.convert("RGBX")
-    packed = np.frombuffer(four_bytes.tobytes(), dtype="<u4") & 0xFFFFFF
-    return packed.reshape(image.height, image.width)
+def _remedy(reading: LabelReading, classes: ClassList) -> str:
+    if reading.format == OTHER_MODE:
+        return "save class indices as an 8-bit grey or palette PNG, or class colours as RGB"
+    if reading.format == CONTRADICTING_PALETTE:
+        return "save the mask as RGB or with plain indices"
+    if reading.format in (NEAR_COLORS, FOREIGN_COLORS):
+        return (
+            f"list the colours in {CLASSES_FILE}, or save the mask without lossy compression or "
+            "smoothing"
+        )
+    if classes.is_binary:
+        return (
+            "a change mask holds 0 and 255, or 0 and 1: correct the file, or list the classes in "
+            f"{CLASSES_FILE} and put class labels into label1 and label2"
+        )
+    return (
+        f"the class list ends at {classes.num_classes} ({classes.names[-1]}): correct the file or "
+        f"list the classes in {CLASSES_FILE}"
+    )
 
 
 def inspect_label(
     image: Image.Image, classes: ClassList, color_distance: int = COLOR_DISTANCE
 ) -> LabelReading:
-    """Tell format and classes of a decoded label file.
+    """Tell format and classes of a decoded label.
+
+    Grey images hold indices, under a binary list 0 and 255 as well; RGB and RGBA images hold class
+    colours. A palette of class colours, or of grey (v, v, v), is read by its entries, whatever the
+    order a program gave them; else indices count, unless the palette contradicts them.
 
     Args:
-        image: the label.
+        image: what `open_image` returned.
         classes: what its values should mean.
         color_distance: Euclidean RGB distance up to which a colour still counts as a class's.
     """
@@ -229,66 +104,123 @@ def inspect_label(
         return _inspect_colors(image, classes, color_distance)
     if image.mode not in ("L", "P", "1"):
         return LabelReading(OTHER_MODE, None, f"mode {image.mode}")
-    mask = np.array(image, dtype=np.uint8)
+    values = np.array(image, dtype=np.uint8)
+    if image.mode == "P":
+        lookup, wrong = _palette_lookup(image, classes)
+        if wrong:
+            return LabelReading(CONTRADICTING_PALETTE, None, wrong)
+        values = lookup[values]
     if classes.is_binary:
-        reading = _inspect_mask_values(mask)
-    elif int(mask.max(initial=0)) > classes.num_classes:
-        reading = _inspect_values(mask, classes)
-    else:
-        reading = LabelReading(PALETTE if image.mode == "P" else INDEX, mask)
-    if image.mode == "P" and reading.mask is not None:
-        wrong = palette_contradiction(image, mask, classes)
-        if wrong is not None:
-            detail = f"index {wrong.index} ({wrong.meant}) has the colour of {wrong.shown}"
-            return LabelReading(CONTRADICTING_PALETTE, None, detail)
-    return reading
-
-
-def _inspect_mask_values(mask: np.ndarray) -> LabelReading:
-    changed = mask_values(mask)
-    if changed is None:
-        counts = np.bincount(mask.ravel(), minlength=256)
-        listed = ", ".join(f"{v}: {counts[v]} pixels" for v in np.flatnonzero(counts)[:LISTED])
-        return LabelReading(FOREIGN_VALUES, None, f"value {listed}")
-    return LabelReading(CHANGE_MASK, changed)
-
-
-def _inspect_values(mask: np.ndarray, classes: ClassList) -> LabelReading:
-    counts = np.bincount(mask.ravel(), minlength=256)
-    if counts[1:255].sum() == 0:
+        mask = _mask_values(values)
+        return LabelReading(CHANGE_MASK, mask) if mask is not None else _foreign_values(values, -1)
+    if int(values.max(initial=0)) <= classes.num_classes:
+        return LabelReading(PALETTE if image.mode == "P" else INDEX, values)
+    if np.isin(values, (0, WHITE)).all():
         return LabelReading(BINARY, None, "only 0 and 255")
-    foreign = counts.copy()
-    foreign[: classes.num_classes + 1] = 0
-    order = np.argsort(-foreign, kind="stable")[:LISTED]
-    listed = ", ".join(f"{value}: {foreign[value]} pixels" for value in order if foreign[value])
+    return _foreign_values(values, classes.num_classes)
+
+
+def grey_levels(image: Image.Image) -> set[int] | None:
+    """Return the values of a grey label, also of one in 1 bit or with a palette of grey entries.
+
+    None for all others.
+    """
+    if image.mode in ("L", "1"):
+        return set(np.flatnonzero(image.histogram()).tolist())
+    if image.mode == "P":
+        greys = _grey_entries(_used_colors(image))
+        return set(greys.values()) if len(greys) == len(_used_colors(image)) else None
+    return None
+
+
+def nearest_colors(image: Image.Image, colors: Sequence[Color]) -> tuple[np.ndarray, np.ndarray]:
+    """Return for each pixel which of some colours is nearest (uint8), and how far (int64).
+
+    The distance is Euclidean in RGB, rounded up.
+    """
+    rgb = np.asarray(image.convert("RGB"), dtype=np.uint32)
+    packed = rgb[..., 0] << 16 | rgb[..., 1] << 8 | rgb[..., 2]
+    found, place = np.unique(packed, return_inverse=True)
+    met = np.stack([found >> 16, found >> 8 & 255, found & 255], axis=1).astype(np.int64)
+    squared = np.stack([np.square(met - color).sum(axis=1) for color in colors])
+    nearest = squared.argmin(axis=0)
+    distance = np.ceil(np.sqrt(squared.min(axis=0))).astype(np.int64)
+    place = place.reshape(packed.shape)
+    return nearest.astype(np.uint8)[place], distance[place]
+
+
+def _used_colors(image: Image.Image) -> dict[int, Color | None]:
+    """Return the colour of each index that a palette image holds; None behind its palette."""
+    entries = np.asarray(image.getpalette("RGB")).reshape(-1, 3).tolist()
+    used = np.flatnonzero(image.histogram()).tolist()
+    return {index: tuple(entries[index]) if index < len(entries) else None for index in used}
+
+
+def _grey_entries(used: dict[int, Color | None]) -> dict[int, int]:
+    return {index: color[0] for index, color in used.items() if color and len(set(color)) == 1}
+
+
+def _palette_lookup(image: Image.Image, classes: ClassList) -> tuple[np.ndarray, str]:
+    """Return what each index of a palette means, and in words what contradicts it, if anything."""
+    used, top = _used_colors(image), classes.num_classes
+    greys = _grey_entries(used)
+    if classes.is_binary:  # 255 is as good as 1
+        greys = {index: 1 if value == WHITE else value for index, value in greys.items()}
+    numbers = {color: number for number, color in enumerate(classes.colors)}
+    known = {index: numbers[color] for index, color in used.items() if color in numbers}
+    meaning, claims = known, {}
+    if len(known) == len(used):
+        if len(greys) == len(used) and max(greys.values()) <= top:
+            claims = {i: value for i, value in greys.items() if value != known[i] != i}
+    elif len(greys) == len(used):
+        meaning = greys
+    else:  # a palette of its own, of which only the indices speak
+        meaning = {}
+        claims = {i: v for i, v in (greys | known).items() if v <= top and v != i}
+    for index, value in claims.items():
+        meant = classes.names[index] if index <= top else "no class"
+        said = f"index {index} ({meant}) has the colour {used[index]} of {classes.names[value]}"
+        return np.arange(256), said
+    lookup = np.arange(256, dtype=np.uint8)
+    lookup[list(meaning)] = list(meaning.values())
+    return lookup, ""
+
+
+def _mask_values(values: np.ndarray) -> np.ndarray | None:
+    """Return grey values of 0 and 1, or of 0 and 255, as 0 and 1; None for others."""
+    changed = values == max(1, int(values.max(initial=0)))
+    if values[changed][:1].tolist() not in ([], [1], [WHITE]) or values[~changed].any():
+        return None
+    return changed.astype(np.uint8)
+
+
+def _foreign_values(values: np.ndarray, known: int) -> LabelReading:
+    """Name the values above ``known`` that occur most."""
+    counts = np.bincount(values.ravel(), minlength=256)
+    counts[: known + 1] = 0
+    order = np.argsort(-counts, kind="stable")[:LISTED]
+    listed = ", ".join(f"{value}: {counts[value]} pixels" for value in order if counts[value])
     return LabelReading(FOREIGN_VALUES, None, f"value {listed}")
 
 
 def _inspect_colors(image: Image.Image, classes: ClassList, color_distance: int) -> LabelReading:
-    packed = pack_colors(image)
-    index, distance = color_table(classes.colors).nearest(packed)
-    largest = int(distance.max(initial=0))
-    if largest == 0:
-        return LabelReading(RGB_LABEL, index)
-    off = distance > 0
+    rgb = np.asarray(image)[..., :3]
+    try:
+        return LabelReading(RGB_LABEL, classes.to_index(rgb))
+    except ValueError:
+        index, distance = nearest_colors(image, classes.colors)
     far = distance > color_distance
-    near_pixels, far_pixels = int((off & ~far).sum()), int(far.sum())
-    colors, counts = np.unique(packed[far], return_counts=True)
+    near_pixels, far_pixels = int(((distance > 0) & ~far).sum()), int(far.sum())
+    largest = int(distance.max())
+    colors, counts = np.unique(rgb[far], axis=0, return_counts=True)
     # Lossy files smear few classes over very many colours; another class list has a few of its own.
-    smeared = len(colors) > 2 * len(classes.colors)
-    if near_pixels or smeared:
+    if near_pixels or len(colors) > 2 * len(classes.colors):
         rest = f", {far_pixels} of them beyond {color_distance}" if far_pixels else ""
-        return LabelReading(
-            NEAR_COLORS,
-            None if far_pixels else index,
-            f"{near_pixels + far_pixels} pixels up to {largest} from a class colour{rest}",
-            near_pixels,
-            largest,
-        )
-    if colors.tolist() == [BLACK_PIXEL] and (packed[~far] == WHITE_PIXEL).all():
+        said = f"{near_pixels + far_pixels} pixels up to {largest} from a class colour{rest}"
+        mask = None if far_pixels else index
+        return LabelReading(NEAR_COLORS, mask, said, near_pixels, largest)
+    if colors.tolist() == [[0, 0, 0]] and (rgb[~far] == WHITE).all():
         return LabelReading(BINARY, None, "only black and white")
-    listed = ", ".join(
-        f"{(int(c & 255), int(c >> 8 & 255), int(c >> 16))}: {counts[i]} pixels"
-        for i, c in sorted(enumerate(colors), key=lambda item: -counts[item[0]])[:LISTED]
-    )
+    order = np.argsort(-counts, kind="stable")[:LISTED]
+    listed = ", ".join(f"{tuple(colors[i].tolist())}: {counts[i]} pixels" for i in order)
     return LabelReading(FOREIGN_COLORS, None, f"colour {listed}", 0, largest)

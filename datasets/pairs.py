@@ -1,13 +1,27 @@
-"""Bi-temporal pairs on disk: index a folder, read one pair, return one dict."""
+"""Bi-temporal pairs on disk: the one scanner of the folder layout."""
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from datasets.classes import ClassList
-from datasets.images import ARRAY_SUFFIX
-from datasets.splits import AS_THE_DATA_SUGGESTS, Split, SplitOptions, by_folders, divide
+from datasets.splits import (
+    AS_THE_DATA_SUGGESTS,
+    IMAGE_SUFFIXES,
+    RASTER_SUFFIXES,
+    Split,
+    SplitOptions,
+    divide,
+)
 from utils.errors import DataError
+
+SPLIT_FOLDERS = ("train", "val", "test")
+
+IMAGE_FOLDERS = ("im1", "im2")
+
+LABEL_FOLDERS = ("label1", "label2")
+
+CHANGE_FOLDER = "label"  # change masks, as public sets name it
 
 
 @dataclass(frozen=True)
@@ -40,10 +54,9 @@ class Pair:
         return tuple(date for date in (1, 2) if f"label{date}" in self.labels)
 
     @property
-    def files(self) -> tuple[Path | None, ...]:
-        """All files of the pair; None for a label there is not."""
-        change_mask = () if self.change_mask is None else (self.change_mask,)
-        return self.image1, self.image2, self.label1, self.label2, *change_mask
+    def files(self) -> tuple[Path, ...]:
+        """All files of the pair, images first."""
+        return self.image1, self.image2, *self.labels.values()
 
     def without_labels(self) -> "Pair":
         """Return the pair's images alone."""
@@ -53,6 +66,105 @@ class Pair:
     def name(self) -> str:
         """The file stem, which names the masks written for this pair."""
         return self.image1.stem
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong with the names in a folder.
+
+    Attributes:
+        kind: ``same-stem`` or ``no-partner``, with which there are no pairs to train on; or
+            ``partner-case`` (a partner is there in other letters), ``name-case`` (names differ in
+            case alone), ``ignored-files``.
+        files: where.
+        missing_in: folders that lack a partner.
+    """
+
+    kind: str
+    files: tuple[Path, ...]
+    missing_in: tuple[str, ...] = ()
+
+
+@dataclass
+class FolderScan:
+    """One split's folder: what is complete, and what is wrong with the names.
+
+    Attributes:
+        labels: the label folders there are (`label_folders`).
+        pairs: sorted by name; they have no labels where the folder has none or one is missing.
+        problems: in the order of folders and names.
+    """
+
+    labels: dict[str, str]
+    pairs: list[Pair] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+
+
+def scan_folder(folder: Path) -> FolderScan:
+    """Index ``folder/{im1,im2}`` and its `label_folders` by name; missing folders are empty."""
+    scan = FolderScan(label_folders(folder))
+    names = (*IMAGE_FOLDERS, *scan.labels.values())
+    files = {name: _list_files(folder / name, scan.problems) for name in names}
+    stems = sorted({stem for of_folder in files.values() for stem in of_folder})
+    alike: dict[str, set[str]] = {}
+    for stem in stems:
+        alike.setdefault(stem.lower(), set()).add(stem)
+    for stem in stems:
+        there = {name: files[name][stem] for name in names if stem in files[name]}
+        missing = tuple(name for name in names if name not in there)
+        if missing:
+            others = alike[stem.lower()] - {stem}
+            renamed = any(other in files[name] for other in others for name in missing)
+            kind = "partner-case" if renamed else "no-partner"
+            scan.problems.append(Problem(kind, tuple(there.values()), missing))
+        if there.keys() >= set(IMAGE_FOLDERS):
+            complete = all(name in there for name in scan.labels.values())
+            labels = {key: there[name] for key, name in scan.labels.items()} if complete else {}
+            pair_id = f"{folder.name}/{stem}"
+            scan.pairs.append(Pair(pair_id, there["im1"], there["im2"], **labels))
+    return scan
+
+
+def index_pairs(folder: Path) -> list[Pair]:
+    """List the pairs of ``folder/{im1,im2}``, with the labels of all `label_folders`.
+
+    Raises:
+        DataError: a folder is missing or empty, or a file has no partner.
+    """
+    folder = Path(folder)
+    for place in (folder, *(folder / name for name in IMAGE_FOLDERS)):
+        if not place.is_dir():
+            expected = layout_hint(folder) or "; a data set has im1, im2, label1 and label2"
+            if place == folder:
+                expected = "; it needs im1 and im2, and --data-root names its parent"
+            raise DataError(f"{place}: no such folder{expected}")
+    scan = scan_folder(folder)
+    _refuse(scan.problems)
+    if not scan.pairs:
+        kinds = ", ".join(sorted(suffix[1:] for suffix in RASTER_SUFFIXES))
+        raise DataError(f"{folder}/im1: no images in it; expected {kinds} files")
+    return scan.pairs
+
+
+def index_voted_pairs(root: Path, classes: ClassList) -> list[Pair]:
+    """List the pairs of ``root/train``, whose labels must leave something to vote on.
+
+    Raises:
+        DataError: as `index_pairs`, or the labels name no classes, or those of one date alone.
+    """
+    if classes.is_binary:
+        raise DataError(
+            f"{root}: change masks without classes: there is nothing to vote; pseudo labels need "
+            "classes"
+        )
+    pairs = index_pairs(root / "train")
+    missing = [f"label{date}" for date in (1, 2) if date not in pairs[0].labelled_dates]
+    if missing:
+        raise DataError(
+            f"{root / 'train'}: no {' and '.join(missing)}; a vote fills in what the labels of "
+            "both dates leave out"
+        )
+    return pairs
 
 
 def split_pairs(
@@ -77,78 +189,11 @@ def split_pairs(
                 "--split every-10th, random or k-fold"
             )
         val_pairs = index_pairs(root / "val")
-        split = by_folders(list(pairs), [pair.id for pair in val_pairs])
+        split = Split("folders", tuple(pairs), tuple(pair.id for pair in val_pairs))
         pairs |= {pair.id: pair for pair in val_pairs}
     else:
         split = divide(list(pairs), options, protocol)
     return split, [pairs[name] for name in split.train], [pairs[name] for name in split.val]
-
-
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"})  # masks as well
-
-RASTER_SUFFIXES = IMAGE_SUFFIXES | {ARRAY_SUFFIX}
-
-
-def index_pairs(folder: Path) -> list[Pair]:
-    """List the pairs of ``folder/{im1,im2}``, with the labels of all `label_folders`.
-
-    Raises:
-        DataError: a folder is missing or empty, or a file has no partner.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise DataError(
-            f"{folder}: no such folder; it needs im1 and im2, and --data-root names its parent"
-        )
-    images1, images2 = (_find_files(folder / name, RASTER_SUFFIXES) for name in IMAGE_FOLDERS)
-    require_partners(images1, images2, folder / "im1", folder / "im2")
-    if not images1:
-        raise DataError(f"{folder}/im1: no images in it; expected {', '.join(_suffixes())} files")
-    labels = {}
-    for key, name in label_folders(folder).items():
-        labels[key] = _find_files(folder / name)
-        require_partners(images1, labels[key], folder / "im1", folder / name)
-    return [
-        Pair(
-            f"{folder.name}/{stem}",
-            images1[stem],
-            images2[stem],
-            **{key: files[stem] for key, files in labels.items()},
-        )
-        for stem in sorted(images1)
-    ]
-
-
-def index_voted_pairs(root: Path, classes: ClassList) -> list[Pair]:
-    """List the pairs of ``root/train``, whose labels must leave something to vote on.
-
-    Raises:
-        DataError: as `index_pairs`, or the labels name no classes, or those of one date alone.
-    """
-    if classes.is_binary:
-        raise DataError(
-            f"{root}: change masks without classes: there is nothing to vote; pseudo labels need "
-            "classes"
-        )
-    pairs = index_pairs(root / "train")
-    missing = [f"label{date}" for date in (1, 2) if date not in pairs[0].labelled_dates]
-    if missing:
-        raise DataError(
-            f"{root / 'train'}: no {' and '.join(missing)}; a vote fills in what the labels of "
-            "both dates leave out"
-        )
-    return pairs
-
-
-def _suffixes() -> list[str]:
-    return sorted(suffix[1:] for suffix in RASTER_SUFFIXES)
-
-
-def _find_files(folder: Path, suffixes: Collection[str] = IMAGE_SUFFIXES) -> dict[str, Path]:
-    if not folder.is_dir():
-        expected = layout_hint(folder.parent) or "; a data set has im1, im2, label1 and label2"
-        raise DataError(f"{folder}: no such folder{expected}")
-    return files_by_stem(folder, suffixes)
 
 
 def pseudo_mask(root: Path, folder: str, pair: Pair) -> Path:
@@ -162,15 +207,6 @@ def layout_hint(folder: Path) -> str:
     if found == ["A", "B"]:
         return f"; rename {folder / 'A'} to im1 and {folder / 'B'} to im2, label stays"
     return ""
-
-
-SPLIT_FOLDERS = ("train", "val", "test")
-
-IMAGE_FOLDERS = ("im1", "im2")
-
-LABEL_FOLDERS = ("label1", "label2")
-
-CHANGE_FOLDER = "label"  # change masks, as public sets name it
 
 
 def label_folders(folder: Path) -> dict[str, str]:
@@ -194,51 +230,73 @@ def differing_labels(root: Path) -> str:
     return f"{root / 'val'}: labels in {said[0]}, but {root / 'train'} has them in {said[1]}"
 
 
-def files_by_stem(folder: Path, suffixes: Collection[str]) -> dict[str, Path]:
+def files_by_stem(folder: Path, suffixes: Collection[str] = IMAGE_SUFFIXES) -> dict[str, Path]:
     """Return the visible files of a folder that have one of some suffixes, by stem, sorted.
-
-    Args:
-        folder: is there.
-        suffixes: such as ``.png``, in lower case.
 
     Raises:
         DataError: two files have the same stem.
     """
-    files: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or path.suffix.lower() not in suffixes:
-            continue
-        if path.stem in files:
-            raise DataError(f"{path} and {files[path.stem].name}: same name twice; remove one")
-        files[path.stem] = path
+    problems: list[Problem] = []
+    files = _list_files(folder, problems, suffixes)
+    _refuse(problems)
     return files
 
 
 def require_partners(
-    files1: Mapping[str, Path], files2: Mapping[str, Path], folder1: Path, folder2: Path
+    files1: dict[str, Path], files2: dict[str, Path], folder1: Path, folder2: Path
 ) -> None:
-    """Refuse files that are in one of two folders only.
-
-    Args:
-        files1: files of ``folder1`` by stem.
-        files2: files of ``folder2`` by stem.
-        folder1: for messages.
-        folder2: for messages.
+    """Refuse files by stem that are in one of two folders only.
 
     Raises:
         DataError: names the first file alone, and the folder in which its partner is missing.
     """
-    alone = sorted(set(files1) ^ set(files2))
-    if not alone:
-        return
-    stem = alone[0]
-    there, missing_in = (files1, folder2) if stem in files1 else (files2, folder1)
-    raise DataError(
-        f"{there[stem]}: no partner in {missing_in}{and_more(alone)}; add the file or remove this "
-        f"one (a partner is called {stem}.*)"
+    there = files1 | files2
+    _refuse(
+        [
+            Problem("no-partner", (there[stem],), ((folder2 if stem in files1 else folder1).name,))
+            for stem in sorted(set(files1) ^ set(files2))
+        ]
     )
 
 
 def and_more(names: Collection[str]) -> str:
     """Return ``(and 2 more)`` behind the first of three names, nothing behind a single one."""
     return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+
+
+def _list_files(
+    folder: Path, problems: list[Problem], suffixes: Collection[str] | None = None
+) -> dict[str, Path]:
+    """Return the files of a folder by stem, sorted; an image may be an array, a label not."""
+    if suffixes is None:
+        suffixes = RASTER_SUFFIXES if folder.name in IMAGE_FOLDERS else IMAGE_SUFFIXES
+    files: dict[str, Path] = {}
+    lower: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.name.startswith("."):
+            continue
+        if path.suffix.lower() not in suffixes:
+            problems.append(Problem("ignored-files", (path,)))
+            continue
+        other = files.get(path.stem) or lower.get(path.stem.lower())
+        if other is not None:
+            kind = "same-stem" if path.stem in files else "name-case"
+            problems.append(Problem(kind, (other, path)))
+        files.setdefault(path.stem, path)
+        lower.setdefault(path.stem.lower(), path)
+    return files
+
+
+def _refuse(problems: Sequence[Problem]) -> None:
+    """Raise for files that are there twice, or without a partner."""
+    for problem in problems:
+        if problem.kind == "same-stem":
+            first, second = problem.files
+            raise DataError(f"{second} and {first.name}: same name twice; remove one")
+    alone = [problem for problem in problems if problem.missing_in]
+    if alone:
+        path, missing = alone[0].files[0], ", ".join(alone[0].missing_in)
+        raise DataError(
+            f"{path}: no partner in {missing}{and_more(alone)}; add the file or remove this one (a "
+            f"partner is called {path.stem}.*)"
+        )

@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,12 @@ PROTOCOLS = {
 }
 
 VAL_FRACTION, FOLDS, SPLIT_SEED = 0.1, 5, 0  # where random and k-fold are asked for without them
+
+PUBLISHED_STEP = 10
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"})  # masks as well
+
+RASTER_SUFFIXES = IMAGE_SUFFIXES | {".npy"}
 
 _K_FOLD = re.compile(r"k-fold\(k=(\d+), fold=(\d+), seed=(\d+)\)")
 
@@ -54,11 +60,9 @@ class SplitOptions:
         if self.val_list is None and (self.train_list is not None or self.protocol == "lists"):
             given = "--train-list" if self.train_list else "--split lists"
             raise OptionError(f"{given} needs --val-list beside it")
-        if self.protocol == "k-fold":
-            self._check_folds()
-
-    def _check_folds(self) -> None:
-        folds = self.number_of_folds
+        if self.protocol != "k-fold":
+            return
+        folds = FOLDS if self.folds is None else self.folds
         if folds < 2:
             raise OptionError(f"--folds {folds}: a k-fold split has at least 2")
         if self.fold is None or not 0 <= self.fold < folds:
@@ -66,16 +70,6 @@ class SplitOptions:
             raise OptionError(
                 f"--fold{given}: name the fold to validate on, 0 to {folds - 1} of {folds}"
             )
-
-    @property
-    def seed(self) -> int:
-        """What decides the order from which pairs are drawn."""
-        return SPLIT_SEED if self.split_seed is None else self.split_seed
-
-    @property
-    def number_of_folds(self) -> int:
-        """Into how many parts ``k-fold`` divides the pairs."""
-        return FOLDS if self.folds is None else self.folds
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> "SplitOptions":
@@ -103,6 +97,26 @@ class SplitOptions:
         return "folders" if val_labelled else "every-10th"
 
 
+@dataclass(frozen=True)
+class Split:
+    """A division of a data set, recorded in every checkpoint.
+
+    Attributes:
+        protocol: ``every-10th``, ``folders``, ``lists``, or with what tells their scores apart
+            ``random(fraction=0.1, seed=0)`` or ``k-fold(k=5, fold=0, seed=0)``.
+        train: ids ``train/<stem>`` of the training pairs, sorted.
+        val: ids ``train/<stem>`` or ``val/<stem>`` of the validation pairs, sorted.
+    """
+
+    protocol: str
+    train: tuple[str, ...]
+    val: tuple[str, ...]
+
+    def to_dict(self) -> dict:
+        """Return plain values, as checkpoints store them."""
+        return {"protocol": self.protocol, "train": list(self.train), "val": list(self.val)}
+
+
 def require_options_of(protocol: str, options: Mapping[str, Any]) -> None:
     """Refuse options that another protocol has and this one has not.
 
@@ -116,9 +130,7 @@ def require_options_of(protocol: str, options: Mapping[str, Any]) -> None:
             raise OptionError(f"--{name.replace('_', '-')} is for --split {users}")
 
 
-def k_fold_name(folds: int, fold: int, seed: int) -> str:
-    """Return how one fold is recorded."""
-    return f"k-fold(k={folds}, fold={fold}, seed={seed})"
+AS_THE_DATA_SUGGESTS = SplitOptions()
 
 
 def parse_k_fold(protocol: str) -> tuple[str, int, int] | None:
@@ -135,7 +147,98 @@ def parse_k_fold(protocol: str) -> tuple[str, int, int] | None:
     return f"k-fold(k={folds}, seed={seed})", folds, fold
 
 
-AS_THE_DATA_SUGGESTS = SplitOptions()
+def divide(ids: Sequence[str], options: SplitOptions, protocol: str) -> Split:
+    """Divide the pairs of ROOT/train.
+
+    Args:
+        ids: all ids there are, ``train/<stem>``.
+        options: parameters of the protocol.
+        protocol: any but ``folders``, as `SplitOptions.choose` returned it.
+
+    Raises:
+        DataError: there are too few pairs, or lists do not fit them.
+    """
+    given = {name: value for name, value in asdict(options).items() if value is not None}
+    seed = given.get("split_seed", SPLIT_SEED)
+    if protocol == "lists":
+        return from_lists(ids, options.train_list, options.val_list)
+    if protocol == "random":
+        return random_fraction(ids, given.get("val_fraction", VAL_FRACTION), seed)
+    if protocol == "k-fold":
+        return k_fold(ids, given.get("folds", FOLDS), options.fold, seed)
+    return every_10th(ids)
+
+
+def every_10th(ids: Sequence[str]) -> Split:
+    """Validate on every 10th name in sorted order, the first included: the published protocol.
+
+    Raises:
+        DataError: fewer than two pairs.
+    """
+    ids = sorted(ids)
+    if len(ids) < 2:
+        raise DataError(
+            f"{len(ids)} labelled pair is too few to hold some out; add pairs, or a ROOT/val with "
+            "labels"
+        )
+    return _hold_out("every-10th", ids, ids[::PUBLISHED_STEP])
+
+
+def random_fraction(ids: Sequence[str], fraction: float, seed: int) -> Split:
+    """Validate on a fraction of the pairs, drawn at random; half a pair is rounded up.
+
+    Raises:
+        DataError: one side is left empty.
+    """
+    order = _shuffled(ids, seed)
+    number = int(fraction * len(order) + 0.5)
+    if not 0 < number < len(order):
+        side = "train" if number else "validate"
+        raise DataError(
+            f"--val-fraction {fraction:g} of {len(order)} labelled pairs leaves none to {side} on; "
+            "choose another fraction or add pairs"
+        )
+    return _hold_out(f"random(fraction={fraction}, seed={seed})", ids, order[:number])
+
+
+def k_fold(ids: Sequence[str], folds: int, fold: int, seed: int) -> Split:
+    """Validate on one of k random parts, whose sizes differ by one pair at most.
+
+    Raises:
+        DataError: fewer pairs than folds.
+    """
+    order = _shuffled(ids, seed)
+    if len(order) < folds:
+        raise DataError(
+            f"{len(order)} labelled pairs are too few for {folds} folds; choose fewer --folds or "
+            "add pairs"
+        )
+    return _hold_out(f"k-fold(k={folds}, fold={fold}, seed={seed})", ids, order[fold::folds])
+
+
+def from_lists(ids: Sequence[str], train_list: Path | None, val_list: Path) -> Split:
+    """Read file names from text files, one a line, with or without folder and suffix.
+
+    Args:
+        ids: all ids there are, ``train/<stem>``.
+        train_list: names to train on; None takes all that ``val_list`` does not name.
+        val_list: names to validate on.
+
+    Raises:
+        DataError: a list is unreadable or empty, names a pair that does not exist, or both lists
+            name the same pair.
+    """
+    val = _read_list(val_list, ids)
+    train = _read_list(train_list, ids) if train_list else sorted(set(ids) - set(val))
+    both = set(train) & set(val)
+    if both:
+        raise DataError(
+            f"{train_list} and {val_list}: {len(both)} pairs are in both, {min(both)} first; "
+            "remove them from one list"
+        )
+    if not train:
+        raise DataError(f"{val_list}: names every pair, none is left to train on")
+    return Split("lists", tuple(train), tuple(val))
 
 
 def read_lines(path: Path) -> list[str]:
@@ -168,150 +271,15 @@ def choose_named(path: Path, lines: Sequence[str], known: Mapping[str, str], no:
     """
     chosen = []
     for line in lines:
-        stem = Path(line).name if Path(line).name in known else Path(line).stem
-        if stem not in known:
+        name, suffix = Path(line).name, Path(line).suffix
+        if name not in known and suffix.lower() in RASTER_SUFFIXES:  # others are part of the name
+            name = Path(line).stem
+        if name not in known:
             raise DataError(f"{path}: {line!r} {no}; correct the list")
-        chosen.append(known[stem])
+        chosen.append(known[name])
     if len(set(chosen)) < len(chosen):
         raise DataError(f"{path}: names repeat; list each pair once")
     return chosen
-
-
-PUBLISHED_STEP = 10
-
-
-@dataclass(frozen=True)
-class Split:
-    """A division of a data set, recorded in every checkpoint.
-
-    Attributes:
-        protocol: ``every-10th``, ``folders``, ``lists``, or with what tells their scores apart
-            ``random(fraction=0.1, seed=0)`` or ``k-fold(k=5, fold=0, seed=0)``.
-        train: ids ``train/<stem>`` of the training pairs, sorted.
-        val: ids ``train/<stem>`` or ``val/<stem>`` of the validation pairs, sorted.
-    """
-
-    protocol: str
-    train: tuple[str, ...]
-    val: tuple[str, ...]
-
-    def to_dict(self) -> dict:
-        """Return plain values, as checkpoints store them."""
-        return {"protocol": self.protocol, "train": list(self.train), "val": list(self.val)}
-
-
-def divide(ids: Sequence[str], options: SplitOptions, protocol: str) -> Split:
-    """Divide the pairs of ROOT/train.
-
-    Args:
-        ids: all ids there are, ``train/<stem>``.
-        options: parameters of the protocol.
-        protocol: any but ``folders``, as `SplitOptions.choose` returned it.
-
-    Raises:
-        DataError: there are too few pairs, or lists do not fit them.
-    """
-    if protocol == "lists":
-        return from_lists(ids, options.train_list, options.val_list)
-    if protocol == "random":
-        fraction = VAL_FRACTION if options.val_fraction is None else options.val_fraction
-        return random_fraction(ids, fraction, options.seed)
-    if protocol == "k-fold":
-        return k_fold(ids, options.number_of_folds, options.fold, options.seed)
-    return every_10th(ids)
-
-
-def every_10th(ids: Sequence[str]) -> Split:
-    """Validate on every 10th name in sorted order, the first included: the published protocol.
-
-    Raises:
-        DataError: fewer than two pairs.
-    """
-    ids = sorted(ids)
-    if len(ids) < 2:
-        raise DataError(
-            f"{len(ids)} labelled pair is too few to hold some out; add pairs, or a ROOT/val with "
-            "labels"
-        )
-    return Split(
-        "every-10th",
-        train=tuple(name for i, name in enumerate(ids) if i % PUBLISHED_STEP),
-        val=tuple(ids[::PUBLISHED_STEP]),
-    )
-
-
-def by_folders(train_ids: Sequence[str], val_ids: Sequence[str]) -> Split:
-    """Train on ROOT/train and validate on ROOT/val."""
-    return Split("folders", tuple(sorted(train_ids)), tuple(sorted(val_ids)))
-
-
-def random_fraction(ids: Sequence[str], fraction: float, seed: int) -> Split:
-    """Validate on a fraction of the pairs, drawn at random; half a pair is rounded up.
-
-    Raises:
-        DataError: one side is left empty.
-    """
-    order = _shuffled(ids, seed)
-    number = int(fraction * len(order) + 0.5)
-    if not 0 < number < len(order):
-        side = "train" if number else "validate"
-        raise DataError(
-            f"--val-fraction {fraction:g} of {len(order)} labelled pairs leaves none to {side} on; "
-            "choose another fraction or add pairs"
-        )
-    name = f"random(fraction={fraction}, seed={seed})"
-    return Split(name, tuple(sorted(order[number:])), tuple(sorted(order[:number])))
-
-
-def k_fold(ids: Sequence[str], folds: int, fold: int, seed: int) -> Split:
-    """Validate on one of k random parts, whose sizes differ by one pair at most.
-
-    Raises:
-        DataError: fewer pairs than folds.
-    """
-    order = _shuffled(ids, seed)
-    if len(order) < folds:
-        raise DataError(
-            f"{len(order)} labelled pairs are too few for {folds} folds; choose fewer --folds or "
-            "add pairs"
-        )
-    val = order[fold::folds]
-    train = sorted(set(order) - set(val))
-    return Split(k_fold_name(folds, fold, seed), tuple(train), tuple(sorted(val)))
-
-
-def _shuffled(ids: Sequence[str], seed: int) -> list[str]:
-    # A hash of seed and name, as no generator promises the same draws in its next version. Pairs
-    # that are added later leave the order of the others as it is.
-    def key(name: str) -> bytes:
-        return hashlib.sha256(f"{seed} {name}".encode("utf-8", "surrogateescape")).digest()
-
-    return sorted(ids, key=key)
-
-
-def from_lists(ids: Sequence[str], train_list: Path | None, val_list: Path) -> Split:
-    """Read file names from text files, one a line, with or without folder and suffix.
-
-    Args:
-        ids: all ids there are, ``train/<stem>``.
-        train_list: names to train on; None takes all that ``val_list`` does not name.
-        val_list: names to validate on.
-
-    Raises:
-        DataError: a list is unreadable or empty, names a pair that does not exist, or both lists
-            name the same pair.
-    """
-    val = _read_list(val_list, ids)
-    train = _read_list(train_list, ids) if train_list else sorted(set(ids) - set(val))
-    both = set(train) & set(val)
-    if both:
-        raise DataError(
-            f"{train_list} and {val_list}: {len(both)} pairs are in both, {min(both)} first; "
-            "remove them from one list"
-        )
-    if not train:
-        raise DataError(f"{val_list}: names every pair, none is left to train on")
-    return Split("lists", tuple(train), tuple(val))
 
 
 def _read_list(path: Path, ids: Sequence[str]) -> list[str]:
@@ -321,3 +289,16 @@ def _read_list(path: Path, ids: Sequence[str]) -> list[str]:
             raise DataError(f"{path}: {line!r} is in the test folder; lists divide ROOT/train")
     known = {name.rsplit("/", 1)[-1]: name for name in ids}
     return sorted(choose_named(path, lines, known, "is no pair of the training folder"))
+
+
+def _hold_out(protocol: str, ids: Sequence[str], val: Sequence[str]) -> Split:
+    return Split(protocol, tuple(sorted(set(ids) - set(val))), tuple(sorted(val)))
+
+
+def _shuffled(ids: Sequence[str], seed: int) -> list[str]:
+    # A hash of seed and name, as no generator promises the same draws in its next version. Pairs
+    # that are added later leave the order of the others as it is.
+    def key(name: str) -> bytes:
+        return hashlib.sha256(f"{seed} {name}".encode("utf-8", "surrogateescape")).digest()
+
+    return sorted(ids, key=key)

@@ -2,8 +2,10 @@
 
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import numpy as np
 from datasets.bands import RGB, RGB_IMAGERY, Bands, Imagery
 from datasets.images import read_bands, read_header, require_bands
 from datasets.pairs import Pair
-from utils.dist import World
+from utils import dist
 from utils.errors import DataError
 from utils.text import progress
 
@@ -54,18 +56,6 @@ class BandSums:
         ]
 
 
-def choose_bands(numbers: Sequence[int], image: Path) -> Bands:
-    """Return the bands with these numbers, in the depth of a data set's first image.
-
-    Raises:
-        DataError: it has no such bands, or holds other values than uint8 and uint16.
-    """
-    header = read_header(image)
-    bands = Bands(tuple(numbers), 16 if header.bits == 16 else 8)
-    require_bands(image, header, bands)
-    return bands
-
-
 def sum_bands(image: np.ndarray) -> BandSums:
     """Sum up (H, W, bands) uint8 or uint16."""
     values = image.reshape(-1, image.shape[-1])
@@ -78,16 +68,25 @@ def sum_bands(image: np.ndarray) -> BandSums:
     return BandSums(len(values), tuple(sums), tuple(squares))
 
 
-def find_imagery(
-    bands: Bands, given: Imagery | None, pairs: Sequence[Pair], world: World
-) -> Imagery:
+def choose_bands(numbers: Sequence[int], image: Path) -> Bands:
+    """Return the bands with these numbers, in the depth of a data set's first image.
+
+    Raises:
+        DataError: it has no such bands, or holds other values than uint8 and uint16.
+    """
+    header = read_header(image)
+    bands = Bands(tuple(numbers), 16 if header.bits == 16 else 8)
+    require_bands(image, header, bands)
+    return bands
+
+
+def find_imagery(bands: Bands, given: Imagery | None, pairs: Sequence[Pair]) -> Imagery:
     """Return bands and statistics for a new run: those given, ImageNet's for RGB, or measured.
 
     Args:
         bands: what is read from the images.
         given: what `read_statistics` read, if there is a file.
-        pairs: to train on; the leading process measures them where nothing else is known.
-        world: the processes that train together.
+        pairs: to train on; process 0 measures them where nothing else is known.
 
     Raises:
         DataError: as `measure`.
@@ -96,10 +95,11 @@ def find_imagery(
         return given
     if bands == RGB:
         return RGB_IMAGERY
-    world.say(f"measuring {bands} on {len(measured_pairs(pairs))} of {len(pairs)} training pairs")
-    imagery = world.from_leader(measure(pairs, bands, progress) if world.leads else None)
+    number = len(measured_pairs(pairs))
+    dist.print0(f"measuring {bands} on {number} of {len(pairs)} training pairs")
+    imagery = dist.broadcast(measure(pairs, bands) if dist.is_main() else None)
     mean, std = (", ".join(f"{v:.1f}" for v in values) for values in (imagery.mean, imagery.std))
-    world.say(f"mean {mean}; standard deviation {std}")
+    dist.print0(f"mean {mean}; standard deviation {std}")
     return imagery
 
 
@@ -108,29 +108,16 @@ def measured_pairs(pairs: Sequence[Pair]) -> Sequence[Pair]:
     return pairs[:: max(1, math.ceil(len(pairs) / MEASURED_PAIRS))]
 
 
-def measure(
-    pairs: Sequence[Pair],
-    bands: Bands,
-    show: Callable[..., Iterable] = lambda items, *_: items,
-) -> Imagery:
-    """Measure the statistics of both dates of some pairs.
-
-    Args:
-        pairs: of which `measured_pairs` are read.
-        bands: what is read.
-        show: as `utils.text.progress`.
+def measure(pairs: Sequence[Pair], bands: Bands) -> Imagery:
+    """Measure the statistics of both dates of the `measured_pairs`.
 
     Raises:
         DataError: a file cannot be read, or a band has one value everywhere.
     """
     paths = [path for pair in measured_pairs(pairs) for path in (pair.image1, pair.image2)]
-    total = None
-    for path in show(paths, "bands"):
-        sums = sum_bands(read_bands(path, bands))
-        total = sums if total is None else total + sums
-    mean, std = total.mean(), total.std()
-    _require_contrast(std, bands, f"{pairs[0].image1.parent}")
-    return Imagery(bands, tuple(mean), tuple(std))
+    total = reduce(add, (sum_bands(read_bands(path, bands)) for path in progress(paths, "bands")))
+    _require_contrast(total.std(), bands, pairs[0].image1.parent)
+    return Imagery(bands, tuple(total.mean()), tuple(total.std()))
 
 
 def read_statistics(path: Path, bands: Bands) -> Imagery:
@@ -150,27 +137,26 @@ def read_statistics(path: Path, bands: Bands) -> Imagery:
                 "cannot read, of several depths or numbers of bands, or none; repair what it "
                 "reports and run it again"
             )
-        mean, std = content["mean"], content["std"]
-        chosen = [(float(mean[n - 1]), float(std[n - 1])) for n in bands.numbers]
-        bits = int(content.get("bits", bands.bits))
-    except IndexError as error:
-        raise DataError(
-            f"{path}: statistics of {min(len(mean), len(std))} bands, but {bands} are used; run "
-            "check_data.py on this data set"
-        ) from error
+        mean, std = ([float(value) for value in content[name]] for name in ("mean", "std"))
+        known, bits = min(len(mean), len(std)), int(content.get("bits", bands.bits))
     except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
         raise DataError(
             f"{path}: no band statistics ({type(error).__name__}: {error}); give check_data.py's "
             'report.json or {"mean": […], "std": […]}'
         ) from error
+    if max(bands.numbers) > known:
+        raise DataError(
+            f"{path}: statistics of {known} bands, but {bands} are used; run check_data.py on "
+            "this data set"
+        )
     if bits != bands.bits:
         raise DataError(
             f"{path}: statistics of {bits}-bit images, but these have {bands.bits} bits"
         )
-    means, stds = zip(*chosen, strict=True)
-    _require_contrast(stds, bands, str(path))
+    means, stds = ([values[number - 1] for number in bands.numbers] for values in (mean, std))
+    _require_contrast(stds, bands, path)
     try:
-        return Imagery(bands, means, stds)
+        return Imagery(bands, tuple(means), tuple(stds))
     except ValueError as error:
         raise DataError(f"{path}: {error}; correct the file") from error
 
@@ -180,7 +166,7 @@ def statistics_to_dict(sums: BandSums, bits: int, pairs: int) -> dict[str, Any]:
     return {"bits": bits, "pairs": pairs, "mean": sums.mean(), "std": sums.std()}
 
 
-def _require_contrast(std: Sequence[float], bands: Bands, where: str) -> None:
+def _require_contrast(std: Sequence[float], bands: Bands, where: Path) -> None:
     for number, value in zip(bands.numbers, std, strict=True):
         if not value > 0:
             raise DataError(

@@ -4,11 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
-
 from datasets.classes import CHANGE_CLASSES, CLASSES_FILE, SECOND_CLASSES, ClassList, read_classes
 from datasets.images import open_image
-from datasets.labels import WHITE
+from datasets.labels import WHITE, grey_levels
 from datasets.pairs import SPLIT_FOLDERS, Pair, label_folders
 from utils.errors import DataError
 from utils.pictures import CHANGE_MASKS, Palette
@@ -130,10 +128,10 @@ def _holds_masks(folder: Path) -> bool:
         except DataError:
             continue
         # Colours do not tell: white may be unchanged, as in SECOND, or changed.
-        values = set(np.flatnonzero(image.histogram())) if image.mode in ("L", "P") else {1}
-        if not values <= {0, WHITE}:
+        values = grey_levels(image)
+        if values is None or not values <= {0, WHITE}:
             return False
-        certain += WHITE in values
+        certain += values == {0, WHITE} or (values == {WHITE} and image.mode != "P")
         if certain == LOOKED_AT:
             break
     return certain > 0

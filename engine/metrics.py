@@ -1,176 +1,94 @@
-"""Progress bars and the one-line summary of scores."""
+"""Scores: the table that lists them, their formulas, and the counts they follow from.
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+The fields of `Metrics` and `ChangeMetrics` are the table: what prints, draws or stores scores asks
+them for names and titles. A new score is a field here and a formula in `compute_scores`.
+"""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
 
-from datasets.classes import is_binary
-
-SUMMARY = {"score": "Score", "miou": "mIoU", "sek": "SeK", "f_scd": "F_scd", "oa": "OA"}
-
-CHANGE_SUMMARY = {"f1": "F1", "miou": "mIoU", "iou_changed": "IoU changed", "oa": "OA"}
+# Where scores are shown: the line of an epoch; the report's table of runs, first charts and tiles.
+EVERYWHERE = ("line", "runs", "charts", "tiles")
 
 
-@dataclass(frozen=True)
-class ChangeMetrics:
-    """Scores of change masks without classes, as fractions (1 = perfect).
+def _score(title: str, shown: Sequence[str] = (), of_classes: bool = False) -> Any:
+    """Describe a score: its title, and where it is ``shown`` among the few that are compared.
 
-    Attributes:
-        f1: F1 of *changed*, by which the best epoch is chosen.
-        precision: share of the pixels predicted as changed that are.
-        recall: share of the changed pixels that are predicted so.
-        miou: mean IoU of *unchanged* and *changed*.
-        iou_unchanged: IoU of *unchanged*.
-        iou_changed: IoU of *changed*.
-        oa: overall accuracy.
-        kappa: Cohen's kappa.
+    What follows from the classes is another figure of one date's labels than of both, and files
+    name it ``<score>_date1`` or ``<score>_date2``.
     """
+    return field(metadata={"title": title, "shown": shown, "of_classes": of_classes})
 
-    f1: float
-    precision: float
-    recall: float
-    miou: float
-    iou_unchanged: float
-    iou_changed: float
-    oa: float
-    kappa: float
+
+class _Scores:
+    """What both kinds of scores have in common."""
+
+    date = None
 
     @property
     def rank(self) -> float:
-        """The score by which the best epoch is chosen: F1."""
-        return self.f1
+        """The score by which the best epoch is chosen: the first."""
+        return getattr(self, fields(self)[0].name)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, as checkpoints and logs store them."""
-        return dict(self.__dict__)
-
-    def to_row(self, class_names: Sequence[str]) -> dict[str, float]:
-        """Return one number per name; there is none per class."""
-        return self.to_dict()
-
-
-@dataclass(frozen=True)
-class Metrics:
-    """All scores of one confusion matrix, as fractions (1 = perfect) unless said otherwise.
-
-    Where one date alone has labels, `to_dict` calls all that follows from the classes
-    ``<score>_date1`` or ``<score>_date2``, so that nobody compares it with scores of both dates.
-
-    Attributes:
-        score: 0.3·mIoU + 0.7·SeK, the challenge's ranking.
-        miou: mean IoU of *unchanged* and *changed*.
-        sek: separated kappa; may be negative.
-        f_scd: F1 of naming changed pixels with their class.
-        f_scd_precision: its precision.
-        f_scd_recall: its recall.
-        oa: overall accuracy over all pixels of both dates.
-        kappa: Cohen's kappa with the unchanged cell kept.
-        iou_unchanged: IoU of *unchanged*.
-        iou_changed: IoU of *changed*.
-        class_iou: IoU per class, *unchanged* first; 0 for a class that is nowhere.
-        date: the only date that has labels, 1 or 2; None for both.
-    """
-
-    score: float
-    miou: float
-    sek: float
-    f_scd: float
-    f_scd_precision: float
-    f_scd_recall: float
-    oa: float
-    kappa: float
-    iou_unchanged: float
-    iou_changed: float
-    class_iou: tuple[float, ...]
-    date: int | None = None
-
-    @property
-    def rank(self) -> float:
-        """The score by which the best epoch is chosen: Score."""
-        return self.score
-
-    @property
-    def suffix(self) -> str:
-        """What follows the names of `OF_CLASSES` in files."""
-        return date_suffix(self.date)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values, as checkpoints and logs store them."""
-        values = {**self.__dict__, "class_iou": list(self.class_iou)}
-        del values["date"]
-        return {f"{n}{self.suffix if n in OF_CLASSES else ''}": v for n, v in values.items()}
+        values = {}
+        for each in fields(self):
+            if each.metadata:
+                suffix = date_suffix(self.date) if each.metadata["of_classes"] else ""
+                value = getattr(self, each.name)
+                values[each.name + suffix] = list(value) if isinstance(value, tuple) else value
+        return values
 
     def to_row(self, class_names: Sequence[str]) -> dict[str, float]:
         """Return one number per name, a class's IoU as ``iou_<class>``."""
-        values = self.to_dict()
-        ious = values.pop(f"class_iou{self.suffix}")
-        named = zip(class_names[1:], ious[1:], strict=True)
-        return values | {f"iou_{name}{self.suffix}": iou for name, iou in named}
+        values, suffix = self.to_dict(), date_suffix(self.date)
+        ious = values.pop(f"class_iou{suffix}", [])
+        for name, iou in zip(class_names[1:], ious[1:], strict=bool(ious)):
+            values[f"iou_{name}{suffix}"] = iou
+        return values
+
+
+@dataclass(frozen=True)
+class Metrics(_Scores):
+    """Scores of semantic change as fractions (1 = perfect), in the order in which they are shown.
+
+    ``class_iou`` has *unchanged* first, and 0 for a class that is nowhere. ``date`` is the only
+    date that has labels, 1 or 2; None for both.
+    """
+
+    score: float = _score("Score", EVERYWHERE, of_classes=True)  # 0.3·mIoU + 0.7·SeK, the ranking
+    miou: float = _score("mIoU", EVERYWHERE)  # mean of the IoUs of unchanged and changed
+    sek: float = _score("SeK", EVERYWHERE, of_classes=True)  # separated kappa; may be negative
+    f_scd: float = _score("F_scd", EVERYWHERE, of_classes=True)  # of naming changed pixels' class
+    f_scd_precision: float = _score("F_scd precision", of_classes=True)
+    f_scd_recall: float = _score("F_scd recall", of_classes=True)
+    oa: float = _score("OA", EVERYWHERE, of_classes=True)  # accuracy over all pixels of both dates
+    kappa: float = _score("kappa", ("tiles",), of_classes=True)  # with the unchanged cell kept
+    iou_unchanged: float = _score("IoU unchanged")
+    iou_changed: float = _score("IoU changed")
+    class_iou: tuple[float, ...] = field(metadata={"of_classes": True})
+    date: int | None = None
+
+
+@dataclass(frozen=True)
+class ChangeMetrics(_Scores):
+    """Scores of change masks without classes as fractions, in the order in which they are shown."""
+
+    f1: float = _score("F1", EVERYWHERE)  # of changed pixels
+    precision: float = _score("precision", ("runs", "tiles"))
+    recall: float = _score("recall", ("runs", "tiles"))
+    miou: float = _score("mIoU", EVERYWHERE)
+    iou_changed: float = _score("IoU changed", ("line", "tiles"))
+    iou_unchanged: float = _score("IoU unchanged")
+    oa: float = _score("OA", EVERYWHERE)
+    kappa: float = _score("kappa", ("tiles",))
 
 
 AnyMetrics = Metrics | ChangeMetrics
-
-
-def summary(metrics: AnyMetrics) -> str:
-    """Return the scores people compare, in percent."""
-    if isinstance(metrics, ChangeMetrics):
-        return _percent(metrics, CHANGE_SUMMARY)
-    note = f"labels of date {metrics.date} only:  " if metrics.date else ""
-    return note + _percent(metrics, SUMMARY)
-
-
-def _percent(metrics: AnyMetrics, titles: dict[str, str]) -> str:
-    return "  ".join(
-        f"{title} {100 * getattr(metrics, name):.2f}" for name, title in titles.items()
-    )
-
-
-def details(metrics: AnyMetrics, class_names: Iterable[str]) -> str:
-    """Return all scores on several lines, in percent."""
-    if isinstance(metrics, ChangeMetrics):
-        rest = {"precision": "precision", "recall": "recall", "kappa": "kappa"}
-        rest |= {"iou_unchanged": "IoU unchanged"}
-        return f"{summary(metrics)}\n{_percent(metrics, rest)}"
-    ious = ", ".join(
-        f"{name} {100 * iou:.1f}" for name, iou in zip(class_names, metrics.class_iou, strict=True)
-    )
-    return (
-        f"{summary(metrics)}\n"
-        f"precision {100 * metrics.f_scd_precision:.2f}  recall {100 * metrics.f_scd_recall:.2f}  "
-        f"kappa {100 * metrics.kappa:.2f}\nIoU: changed {100 * metrics.iou_changed:.1f}; {ious}"
-    )
-
-
-# Scores that follow from the classes: of one date's labels they are other figures than of both.
-# What remains, mIoU and the two IoUs, depends on the change alone.
-OF_CLASSES = (
-    *("score", "sek", "f_scd", "f_scd_precision", "f_scd_recall", "oa", "kappa", "class_iou"),
-)
-
-
-class ConfusionMatrix:
-    """Counts of (label, prediction) pairs, accumulated on a device.
-
-    Attributes:
-        counts: (K, K) int64, row = label, column = prediction.
-    """
-
-    def __init__(self, num_entries: int, device: torch.device | str = "cpu") -> None:
-        self.counts = torch.zeros(num_entries, num_entries, dtype=torch.int64, device=device)
-
-    def update(self, prediction: torch.Tensor, label: torch.Tensor) -> None:
-        """Add maps of any equal shape, with values 0..K-1.
-
-        Raises:
-            ValueError: the shapes differ.
-        """
-        if prediction.shape != label.shape:
-            raise ValueError(f"prediction {prediction.shape} and label {label.shape} differ")
-        size = self.counts.shape[0]
-        cells = label.to(self.counts.device).long() * size + prediction.to(self.counts.device)
-        self.counts += torch.bincount(cells.flatten(), minlength=size * size).view(size, size)
 
 
 def date_suffix(date: int | None) -> str:
@@ -178,18 +96,57 @@ def date_suffix(date: int | None) -> str:
     return f"_date{date}" if date else ""
 
 
-def compute_metrics(counts: torch.Tensor, date: int | None = None) -> Metrics:
-    """Compute all scores from a confusion matrix.
+# The score by which the best epoch is chosen, and its title; a run has one of them.
+RANKS = {
+    "score": "Score",
+    **{f"score{date_suffix(date)}": f"Score of date {date} only" for date in (1, 2)},
+    "f1": "F1 of change",
+}
 
-    Args:
-        counts: (K, K) non-negative, row = label, column = prediction, index 0 = unchanged.
-        date: the only date they are of; None for both.
+
+def titles(kind: type[AnyMetrics], shown: str = "", date: int | None = None) -> dict[str, str]:
+    """Return the titles of scores, or of those ``shown`` in one place, by their names in files.
+
+    ``date`` is the only one that has labels; None for both.
     """
-    counts = counts.detach().cpu().double()
-    scores = compute_scores(counts.sum(1), counts.sum(0), counts.diagonal())
-    class_iou = tuple(scores.pop("class_iou").tolist())
-    values = {name: value.item() for name, value in scores.items()}
-    return Metrics(**values, class_iou=class_iou, date=date)
+    found = {}
+    for each in fields(kind):
+        if "title" in each.metadata and (not shown or shown in each.metadata["shown"]):
+            own = date if each.metadata["of_classes"] else None
+            note = f", date {own} only" if own else ""
+            found[each.name + date_suffix(own)] = each.metadata["title"] + note
+    return found
+
+
+def column_titles(columns: Collection[str], shown: str = "") -> dict[str, str]:
+    """Return `titles` of the kinds of scores that the columns of a ``metrics.csv`` are of."""
+    found = {}
+    kinds = ((Metrics, None), (Metrics, 1), (Metrics, 2), (ChangeMetrics, None))
+    for rank, (kind, date) in zip(RANKS, kinds, strict=True):
+        if rank in columns:
+            found |= titles(kind, shown, date)
+    return found or titles(Metrics, shown)
+
+
+def summary(metrics: AnyMetrics) -> str:
+    """Return the scores people compare, in percent."""
+    note = f"labels of date {metrics.date} only:  " if metrics.date else ""
+    return note + _percent(metrics, titles(type(metrics), "line"))
+
+
+def details(metrics: AnyMetrics, class_names: Iterable[str]) -> str:
+    """Return all scores on several lines, in percent."""
+    line = titles(type(metrics), "line")
+    rest = {name: title for name, title in titles(type(metrics)).items() if name not in line}
+    lines = [summary(metrics), _percent(metrics, rest)]
+    if isinstance(metrics, Metrics):
+        ious = zip(class_names, metrics.class_iou, strict=True)
+        lines.append("IoU: " + ", ".join(f"{name} {100 * iou:.1f}" for name, iou in ious))
+    return "\n".join(lines)
+
+
+def _percent(metrics: AnyMetrics, chosen: Mapping[str, str]) -> str:
+    return "  ".join(f"{title} {100 * getattr(metrics, n):.2f}" for n, title in chosen.items())
 
 
 def compute_scores(
@@ -222,7 +179,11 @@ def compute_scores(
     iou_unchanged = _ratio(both_unchanged, label_unchanged + predicted_unchanged - both_unchanged)
     iou_changed = _ratio(both_changed, total - both_unchanged)
     miou = (iou_unchanged + iou_changed) / 2
-    sek = _separated_kappa(labelled, predicted, right) * torch.exp(iou_changed - 1)
+    # Separated: without the pixels that are unchanged in label and prediction.
+    apart = torch.zeros_like(right)
+    apart[..., 0] = both_unchanged
+    kappa_of_change = _kappa(labelled - apart, predicted - apart, right - apart)
+    sek = kappa_of_change * torch.exp(iou_changed - 1)
     precision = _ratio(right_class, total - predicted_unchanged)
     recall = _ratio(right_class, total - label_unchanged)
     return {
@@ -240,6 +201,13 @@ def compute_scores(
     }
 
 
+def change_scores(scores: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of `ChangeMetrics` out of those of `Metrics`, of a single class."""
+    # With one class, naming a changed pixel with its class is finding it.
+    same = {"f1": "f_scd", "precision": "f_scd_precision", "recall": "f_scd_recall"}
+    return {name: scores[same.get(name, name)] for name in titles(ChangeMetrics)}
+
+
 def _kappa(labelled: torch.Tensor, predicted: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     total = labelled.sum(-1)
     observed = _ratio(right.sum(-1), total)
@@ -247,50 +215,53 @@ def _kappa(labelled: torch.Tensor, predicted: torch.Tensor, right: torch.Tensor)
     return _ratio(observed - expected, 1 - expected)
 
 
-def _separated_kappa(
-    labelled: torch.Tensor, predicted: torch.Tensor, right: torch.Tensor
-) -> torch.Tensor:
-    """Cohen's kappa without the pixels that are unchanged in label and prediction."""
-    both_unchanged = torch.zeros_like(right)
-    both_unchanged[..., 0] = right[..., 0]
-    return _kappa(labelled - both_unchanged, predicted - both_unchanged, right - both_unchanged)
-
-
 def _ratio(numerator: torch.Tensor, denominator: torch.Tensor) -> torch.Tensor:
     return torch.where(denominator != 0, numerator / denominator, torch.zeros_like(numerator))
 
 
+def compute_metrics(counts: torch.Tensor, date: int | None = None) -> Metrics:
+    """Compute all scores from a confusion matrix.
+
+    Args:
+        counts: (K, K) non-negative, row = label, column = prediction, index 0 = unchanged.
+        date: the only date they are of; None for both.
+    """
+    counts = counts.detach().cpu().double()
+    scores = compute_scores(counts.sum(1), counts.sum(0), counts.diagonal())
+    class_iou = tuple(scores.pop("class_iou").tolist())
+    return Metrics(**{n: v.item() for n, v in scores.items()}, class_iou=class_iou, date=date)
+
+
 def compute_change_metrics(counts: torch.Tensor) -> ChangeMetrics:
     """Compute the scores of change masks from a (2, 2) confusion matrix, row = label."""
-    counts = counts.detach().cpu().double()
-    scores = compute_change_scores(counts.sum(1), counts.sum(0), counts.diagonal())
-    return ChangeMetrics(**{name: value.item() for name, value in scores.items()})
+    return ChangeMetrics(**change_scores(vars(compute_metrics(counts))))
 
 
-def compute_change_scores(
-    labelled: torch.Tensor, predicted: torch.Tensor, right: torch.Tensor
-) -> dict[str, torch.Tensor]:
-    """Compute the scores of change masks without classes; arguments as `compute_scores`, K = 2.
+def metrics_from_dict(values: Mapping[str, Any]) -> AnyMetrics:
+    """Rebuild what ``to_dict`` returned."""
+    if "f1" in values:
+        return ChangeMetrics(**values)
+    date = next((date for date in (1, 2) if f"score{date_suffix(date)}" in values), None)
+    plain = {name.removesuffix(date_suffix(date)): value for name, value in values.items()}
+    return Metrics(**{**plain, "class_iou": tuple(plain["class_iou"])}, date=date)
 
-    Returns:
-        The fields of `ChangeMetrics`, each (...).
+
+class ConfusionMatrix:
+    """Counts of (label, prediction) pairs, accumulated on a device.
+
+    ``counts`` is (K, K) int64, row = label, column = prediction.
     """
-    scores = compute_scores(labelled, predicted, right)
-    # With one class, naming a changed pixel with its class is finding it.
-    return {
-        "f1": scores["f_scd"],
-        "precision": scores["f_scd_precision"],
-        "recall": scores["f_scd_recall"],
-        **{name: scores[name] for name in ("miou", "iou_unchanged", "iou_changed", "oa", "kappa")},
-    }
 
+    def __init__(self, num_entries: int, device: torch.device | str = "cpu") -> None:
+        self.counts = torch.zeros(num_entries, num_entries, dtype=torch.int64, device=device)
 
-# The score by which the best epoch is chosen, and its title; a run has one of them.
-RANKS = {
-    "score": "Score",
-    **{f"score{date_suffix(date)}": f"Score of date {date} only" for date in (1, 2)},
-    "f1": "F1 of change",
-}
+    def update(self, prediction: torch.Tensor, label: torch.Tensor) -> None:
+        """Add maps of any equal shape, with values 0..K-1; other shapes raise a ValueError."""
+        if prediction.shape != label.shape:
+            raise ValueError(f"prediction {prediction.shape} and label {label.shape} differ")
+        size = self.counts.shape[0]
+        cells = label.to(self.counts.device).long() * size + prediction.to(self.counts.device)
+        self.counts += torch.bincount(cells.flatten(), minlength=size * size).view(size, size)
 
 
 class LabelCounts:
@@ -305,7 +276,7 @@ class LabelCounts:
     """
 
     def __init__(self, num_classes: int, device: torch.device | str = "cpu") -> None:
-        keys = ("change_mask",) if is_binary(num_classes) else ("label1", "label2")
+        keys = ("change_mask",) if num_classes == 1 else ("label1", "label2")
         self.matrices = {key: ConfusionMatrix(num_classes + 1, device) for key in keys}
 
     def update(self, maps: Iterable[torch.Tensor], labels: Mapping[str, Any]) -> None:
@@ -330,12 +301,3 @@ def score_labels(stack: torch.Tensor) -> AnyMetrics | None:
     if len(stack) == 1:
         return compute_change_metrics(stack[0])
     return compute_metrics(stack.sum(0), None if all(labelled) else labelled.index(True) + 1)
-
-
-def metrics_from_dict(values: Mapping[str, Any]) -> AnyMetrics:
-    """Rebuild what ``to_dict`` returned."""
-    if "f1" in values:
-        return ChangeMetrics(**values)
-    date = next((date for date in (1, 2) if f"score{date_suffix(date)}" in values), None)
-    plain = {name.removesuffix(date_suffix(date)): value for name, value in values.items()}
-    return Metrics(**{**plain, "class_iou": tuple(plain["class_iou"])}, date=date)

@@ -1,38 +1,72 @@
-"""Faults to put into runs, and what must be left after them."""
+"""Faults to put into runs at a given moment, and what must be left after them."""
 
+import contextlib
 import csv
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+import torch
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from datasets.classes import SECOND_CLASSES
 from datasets.labels import read_label
-from engine.training import Trainer
+from models.change_detector import ChangeDetector
+from tests.helpers.runs import STEPS
 from utils import cli
 from utils.tensor_files import read_checkpoint
 
 
-def interrupt() -> None:
-    raise KeyboardInterrupt
+class CrashError(Exception):
+    """Stands for a process that ends without a chance to save."""
 
 
-def in_second_epoch(patch: pytest.MonkeyPatch, act: Callable[[], None]) -> None:
-    train_epoch = Trainer.train_epoch
+def crash() -> None:
+    raise CrashError
 
-    def patched(self, *args):
-        if self.epoch == 2:
+
+def before_step(patch: pytest.MonkeyPatch, number: int, act: Callable[[], object]) -> None:
+    """Do something in the n-th step from now on, before its weights change."""
+    step, count = torch.optim.Adam.step, 0
+
+    def patched(self, *args, **kwargs):
+        nonlocal count
+        count += 1
+        if count == number:
             act()
-        return train_epoch(self, *args)
+        return step(self, *args, **kwargs)
 
-    patch.setattr(Trainer, "train_epoch", patched)
+    patch.setattr(torch.optim.Adam, "step", patched)
 
 
-def run_script(script, argv: list[str], monkeypatch, capsys) -> tuple[int, str]:
+def in_second_epoch(patch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
+    before_step(patch, STEPS + 1, act)
+
+
+@contextlib.contextmanager
+def before_prediction(number: int, act: Callable[[], object]) -> Iterator[list[int]]:
+    """Do something before the n-th batch that is predicted; yields the numbers of all of them."""
+    predicted = []
+
+    def hook(module: torch.nn.Module, _inputs: object) -> None:
+        if isinstance(module, ChangeDetector) and not module.training:
+            predicted.append(len(predicted) + 1)
+            if len(predicted) == number:
+                act()
+
+    handle = register_module_forward_pre_hook(hook)
+    try:
+        yield predicted
+    finally:
+        handle.remove()
+
+
+def run_script(script: ModuleType, argv: list[str], patch, capsys) -> tuple[int, str]:
     """The exit status of a script run in this process, and what it says on stderr."""
-    monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *argv])
+    patch.setattr(sys, "argv", [f"{script.__name__}.py", *argv])
     capsys.readouterr()
     with pytest.raises(SystemExit) as stop:
         cli.run(lambda: script.main(argv))
@@ -60,8 +94,5 @@ def assert_only_whole_files(outdir: Path) -> None:
             assert [int(row["epoch"]) for row in rows] == list(range(1, len(rows) + 1))
         elif path.suffix == ".json":
             json.loads(path.read_text(encoding="utf-8"))
-        elif path.suffix == ".jsonl":  # written line by line; the last one may be cut off
-            for line in path.read_text(encoding="utf-8").split("\n")[:-1]:
-                json.loads(line)
         else:
-            assert path.is_dir() or path.suffix == ".tmp", path
+            assert path.is_dir() or path.suffix in (".tmp", ".jsonl"), path

@@ -17,6 +17,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from utils import cli
 from utils.signals import STOP_SIGNALS
 
 REPO = Path(__file__).resolve().parents[2]
@@ -32,10 +35,9 @@ _context.set_forkserver_preload(
 def heed_signals() -> dict[int, Any]:
     """Take the signals that the tests were started to ignore; return what was done before."""
     before = {}
-    for name in STOP_SIGNALS:
-        number = getattr(signal, name)
+    for number in (getattr(signal, name) for name in STOP_SIGNALS):
         if signal.getsignal(number) == signal.SIG_IGN:
-            by_default = signal.SIG_DFL if name != "SIGINT" else signal.default_int_handler
+            by_default = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
             before[number] = signal.signal(number, by_default)
     return before
 
@@ -44,19 +46,14 @@ def _child(work: Callable, arguments: tuple, folder: Path, env: dict[str, str]) 
     os.setpgrp()
     heed_signals()
     for name, descriptor in (("stdout", 1), ("stderr", 2)):
-        file = os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(file, descriptor)
+        os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
     os.environ.update(env)
-    import torch
-
     torch.set_num_threads(1)
     work(*arguments)
 
 
 def _script(name: str, argv: list[str], prepare: Callable | None) -> None:
     sys.argv = [name, *argv]
-    from utils import cli
-
     script = importlib.import_module(Path(name).stem)
     if prepare:
         prepare()
@@ -104,9 +101,24 @@ class Child:
     def err(self) -> str:
         return self._text("stderr")
 
+    @property
+    def error_lines(self) -> list[str]:
+        """What it said on stderr, progress bars left out."""
+        lines = self.err.replace("\r", "\n").split("\n")
+        return [line for line in lines if line.strip() and "%|" not in line and "ch/s" not in line]
+
     def _text(self, name: str) -> str:
         path = self.folder / name
         return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+
+
+@contextlib.contextmanager
+def ended(child: Any) -> Iterator[Any]:
+    """End a child when the block is left, whatever happened."""
+    try:
+        yield child
+    finally:
+        child.end()
 
 
 def start_script(
@@ -120,42 +132,39 @@ def start_script(
     return Child(folder, _script, name, argv, prepare, env=env)
 
 
-def error_lines(child: Child) -> list[str]:
-    """What a script said on stderr, progress bars left out."""
-    lines = child.err.replace("\r", "\n").split("\n")
-    return [line for line in lines if line.strip() and "%|" not in line and "batch/s" not in line]
-
-
 def free_port() -> int:
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         return server.getsockname()[1]
 
 
-def rank_env(rank: int, size: int, port: int) -> dict[str, str]:
-    """What torchrun sets for one of its processes."""
-    return {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(size),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
+def rank_envs(size: int) -> list[dict[str, str]]:
+    """What torchrun sets for each of its processes."""
+    shared = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    return [{"RANK": str(rank), "LOCAL_RANK": str(rank), **shared} for rank in range(size)]
+
+
+@contextlib.contextmanager
+def started_ranks(
+    name: str, argvs: list[list[str]], folder: Path, prepare: Callable | None = None
+) -> Iterator[list[Child]]:
+    """Start a script in processes that find each other over gloo, each with its own options."""
+    with contextlib.ExitStack() as stack:
+        yield [
+            stack.enter_context(ended(start_script(name, argv, folder / f"rank{i}", prepare, env)))
+            for i, (argv, env) in enumerate(zip(argvs, rank_envs(len(argvs)), strict=True))
+        ]
 
 
 def run_ranks(size: int, folder: Path, work: Callable, *arguments: Any) -> None:
     """Call ``work(rank, *arguments)`` in ``size`` processes that find each other over gloo."""
-    port = free_port()
-    children = [
-        Child(folder / f"rank{rank}", work, rank, *arguments, env=rank_env(rank, size, port))
-        for rank in range(size)
-    ]
-    try:
+    with contextlib.ExitStack() as stack:
+        children = [
+            stack.enter_context(ended(Child(folder / f"rank{i}", work, i, *arguments, env=env)))
+            for i, env in enumerate(rank_envs(size))
+        ]
         for child in children:
             assert child.wait() == 0, child.err
-    finally:
-        for child in children:
-            child.end()
 
 
 def processes_with(text: str) -> list[int]:
@@ -163,12 +172,23 @@ def processes_with(text: str) -> list[int]:
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            words = (
-                (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
-            )
-            if text in words and int(folder.name) != os.getpid():
+            words = (folder / "cmdline").read_bytes().replace(b"\0", b" ")
+            if text.encode() in words and int(folder.name) != os.getpid():
                 found.append(int(folder.name))
     return found
+
+
+def workers_of(child: Child | subprocess.Popen) -> list[int]:
+    """Processes that the launcher started, by rank."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            parent = (folder / "stat").read_text().rsplit(")", 1)[1].split()[1]
+            environment = (folder / "environ").read_bytes().split(b"\0")
+            ranks = [int(word[5:]) for word in environment if word.startswith(b"RANK=")]
+            if int(parent) == child.pid and ranks:
+                found[ranks[0]] = int(folder.name)
+    return [found[rank] for rank in sorted(found)]
 
 
 def eventually(condition: Callable[[], Any], limit_s: float = 60, pause_s: float = 0.05) -> Any:
@@ -180,27 +200,3 @@ def eventually(condition: Callable[[], Any], limit_s: float = 60, pause_s: float
             return value
         time.sleep(pause_s)
     raise AssertionError(f"not within {limit_s} s: {condition}")
-
-
-@contextlib.contextmanager
-def ended(child: Any) -> Iterator[Any]:
-    """End a child when the block is left, whatever happened."""
-    try:
-        yield child
-    finally:
-        child.end()
-
-
-def workers_of(child: Child | subprocess.Popen) -> list[int]:
-    """Processes that the launcher started, by rank."""
-    found = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            status = (folder / "stat").read_text().rsplit(")", 1)[1].split()
-            environment = (folder / "environ").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        ranks = [word for word in environment if word.startswith(b"RANK=")]
-        if int(status[1]) == child.pid and ranks:
-            found[int(ranks[0][5:])] = int(folder.name)
-    return [found[rank] for rank in sorted(found)]

@@ -1,5 +1,6 @@
 """label.py: pseudo masks, what they keep and what is trained on them."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -60,7 +61,8 @@ def test_pseudo_masks_keep_the_ground_truth(voting, ensemble_outdir, sample_root
     assert printed.startswith("labelling 12 pairs with 2 models, 1 × cpu:\n")
     for best in best_files(ensemble_outdir):  # one of each run
         assert best.name in printed
-    assert f"\nunlabelled  {100 - 100 * labelled / pixels:10.2f}" in printed
+    left = [f"{100 - 100 * count / pixels:.2f}" for count in (labelled, covered)]
+    assert re.search(rf"\nunlabelled +{left[0]} +{left[1]}\n", printed)
     assert printed.endswith(f"pseudo masks: {ensemble_outdir / 'masks' / 'train'}\n")
 
 
@@ -92,8 +94,8 @@ def test_named_checkpoints_only_and_what_they_have_seen(
 ):
     names = tmp_path / "val.txt"
     names.write_text("00001\n00002.png\n00005\n", encoding="utf-8")
-    more = ("--no-tta", "--checkpoints", fcn_run.best)
-    label.main(options(sample_root, tmp_path / "out", *more, "--val-list", names))
+    more = ("--checkpoints", fcn_run.best)
+    label.main(options(sample_root, tmp_path / "out", *more, "--no-tta", "--val-list", names))
     printed = capsys.readouterr().out
     assert "with 1 models" in printed
     seen = f"warning: leakage: {fcn_run.best} was trained on 3 of the 3 validation pairs"

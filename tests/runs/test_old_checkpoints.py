@@ -71,7 +71,7 @@ def test_an_old_checkpoint_labels_and_tests(old):
     _, common, out = old
     [best] = [p for p in (out / "models").glob("*.pth") if "latest" not in p.name]
     coverage = label.main([*common, "--checkpoints", str(best), "--no-tta"])
-    assert 0 < coverage.labelled.sum()
+    assert coverage.labelled.sum() > 0
     assert len(list((out / "masks" / "train" / "im1").glob("*.png"))) == 8
     assert predict.main([*common, "--checkpoints", str(best)]).score is not None
     assert len(list((out / "masks" / "test" / "im2").glob("*.png"))) == 4

@@ -85,7 +85,7 @@ def test_batch_size_does_not_change_the_masks(ensemble_outdir, sample_root):
 
 
 @pytest.mark.parametrize("limit_s", [1000, 0.001])
-def test_a_time_limit_takes_views_where_it_must(limit_s, fcn_run, sample_root, tmp_path, capsys):
+def test_a_time_limit_is_kept_where_it_can_be(limit_s, fcn_run, sample_root, tmp_path, capsys):
     more = ("--checkpoints", fcn_run.best, "--test-batch-size", 2)
     views = ("--tta",) if limit_s == 1000 else ()
     free = predict.main(options(sample_root, tmp_path / "free", *more, *views))

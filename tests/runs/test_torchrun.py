@@ -1,5 +1,6 @@
 """Training under torchrun: two agents, restarts, signals."""
 
+import contextlib
 import dataclasses
 import os
 import signal
@@ -23,119 +24,90 @@ from tests.helpers.runs import best_files, csv_rows, latest_file, train_options
 from utils.tensor_files import read_checkpoint
 
 
-def start_agent(
-    port: int, argv: list[str], folder: Path, nodes: int = 2, processes: int = 1, *more: str
-) -> subprocess.Popen:
-    folder.mkdir(parents=True)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", str(nodes)]
-    command += ["--nproc-per-node", str(processes), "--rdzv-backend", "c10d", "--rdzv-id", "pair"]
-    command += ["--rdzv-endpoint", f"127.0.0.1:{port}", "--local-addr", "127.0.0.1", *more]
-    command.append("train.py")
-    with (folder / "stdout").open("w") as out, (folder / "stderr").open("w") as err:
-        return subprocess.Popen(
-            [*command, *argv],
-            cwd=REPO,
-            stdout=out,
-            stderr=err,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            start_new_session=True,
-        )
-
-
 @dataclasses.dataclass(frozen=True)
-class TwoNodes:
-    """Two agents with one process each, as on two machines."""
+class Agent:
+    """torchrun on one machine."""
 
-    agents: list[subprocess.Popen]
-    folders: list[Path]
+    process: subprocess.Popen
+    folder: Path
 
     def end_well(self) -> None:
-        for agent, folder in zip(self.agents, self.folders, strict=True):
-            assert agent.wait(240) == 0, (folder / "stderr").read_text()
+        assert self.process.wait(240) == 0, self.printed("stderr")
 
-    @property
-    def printed(self) -> str:
-        return "".join((folder / "stdout").read_text() for folder in self.folders)
+    def printed(self, name: str = "stdout") -> str:
+        return (self.folder / name).read_text()
 
 
 @pytest.fixture
-def start_two_nodes(sample_root, tmp_path) -> Iterator[Callable[..., TwoNodes]]:
-    """Start training into ``out``."""
-    agents = []
+def start_agents(sample_root, tmp_path) -> Iterator[Callable[..., list[Agent]]]:
+    """Start agents that train into ``out`` together; ``more`` are options of theirs."""
+    agents: list[Agent] = []
 
-    def start(options: tuple[object, ...] = (), more: tuple[str, ...] = ()) -> TwoNodes:
-        port, argv = free_port(), train_options(sample_root, tmp_path / "out", *options)
-        folders = [tmp_path / f"node{i}" for i in range(2)]
-        agents.extend(start_agent(port, argv, folder, 2, 1, *more) for folder in folders)
-        return TwoNodes(agents, folders)
+    def start(nodes: int, processes: int, options: tuple = (), more: str = "") -> list[Agent]:
+        endpoint = f"--rdzv-backend c10d --rdzv-id x --rdzv-endpoint 127.0.0.1:{free_port()}"
+        launch = f"--nnodes {nodes} --nproc-per-node {processes} --local-addr 127.0.0.1 {more}"
+        command = [sys.executable, "-m", "torch.distributed.run", *endpoint.split()]
+        command += [*launch.split(), "train.py"]
+        command += train_options(sample_root, tmp_path / "out", *options)
+        env = {**os.environ, "OMP_NUM_THREADS": "1"}
+        for folder in (tmp_path / f"node{i}" for i in range(nodes)):
+            folder.mkdir()
+            with (folder / "stdout").open("w") as out, (folder / "stderr").open("w") as err:
+                process = subprocess.Popen(
+                    command, cwd=REPO, stdout=out, stderr=err, env=env, start_new_session=True
+                )
+            agents.append(Agent(process, folder))
+        return agents
 
     yield start
     for agent in agents:
-        if agent.poll() is None:
-            os.killpg(agent.pid, signal.SIGSTOP)
-            for process in workers_of(agent):  # they are in groups of their own
-                os.kill(process, signal.SIGKILL)
-            os.killpg(agent.pid, signal.SIGKILL)
+        if agent.process.poll() is None:
+            os.killpg(agent.process.pid, signal.SIGSTOP)
+            for process in workers_of(agent.process):  # they are in groups of their own
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGKILL)
+            os.killpg(agent.process.pid, signal.SIGKILL)
 
 
-def test_two_agents_train_together(start_two_nodes, tmp_path):
-    nodes, outdir = start_two_nodes(), tmp_path / "out"
-    nodes.end_well()
-    assert nodes.printed.count("epoch 1/1") == 1
-    assert "2 × cpu" in nodes.printed
+SIX_EPOCHS = ("--epochs", 6, "--checkpoint-every", 1, "--resume")
+
+
+def test_two_agents_train_together(start_agents, tmp_path):
+    agents, outdir = start_agents(2, 1), tmp_path / "out"
+    for agent in agents:
+        agent.end_well()
+    printed = "".join(agent.printed() for agent in agents)
+    assert printed.count("epoch 1/1") == 1
+    assert "2 × cpu" in printed
     assert len(best_files(outdir)) == 1
-    state = read_checkpoint(latest_file(outdir))
-    assert len(state["training"]["rng"]) == 2
+    assert len(read_checkpoint(latest_file(outdir))["training"]["rng"]) == 2
     assert [row["epoch"] for row in csv_rows(outdir)] == ["1"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("killed", [0, 1])
-def test_all_nodes_restart_when_a_process_of_one_is_killed(killed, start_two_nodes, tmp_path):
+@pytest.mark.parametrize(("nodes", "killed"), [(2, 0), (2, 1), (1, 1)])
+def test_all_processes_restart_when_one_is_killed(nodes, killed, start_agents, tmp_path):
     # The agent of the other node does not count this as a failure: its process was only cut off.
-    options = ("--epochs", 6, "--checkpoint-every", 1, "--resume")
-    nodes = start_two_nodes(options, ("--max-restarts", "3"))
+    agents = start_agents(nodes, 2 // nodes, SIX_EPOCHS, "--max-restarts 3")
     eventually(latest_file(tmp_path / "out").exists, 120)
-    (process,) = workers_of(nodes.agents[killed])
-    os.kill(process, signal.SIGKILL)
-    nodes.end_well()
-    assert nodes.printed.count("resuming ") == 1
-    assert [row["epoch"] for row in csv_rows(tmp_path / "out")] == list("123456")
-    assert len(best_files(tmp_path / "out")) == 1
-
-
-@pytest.fixture
-def single_agent(sample_root, tmp_path) -> Iterator[subprocess.Popen]:
-    """One agent with two processes that train six epochs in ``out``, in their first one."""
-    argv = train_options(
-        sample_root, tmp_path / "out", "--epochs", 6, "--checkpoint-every", 1, "--resume"
-    )
-    more = ("--max-restarts", "2", "--signals-to-handle", "SIGTERM,SIGINT,SIGUSR1")
-    agent = start_agent(free_port(), argv, tmp_path / "printed", 1, 2, *more)
-    try:
-        eventually(latest_file(tmp_path / "out").exists, 120)
-        yield agent
-    finally:
-        if agent.poll() is None:
-            os.killpg(agent.pid, signal.SIGKILL)
-
-
-@pytest.mark.slow
-def test_elastic_restarts_go_on(single_agent, tmp_path):
-    os.kill(workers_of(single_agent)[1], signal.SIGKILL)
-    assert single_agent.wait(240) == 0, (tmp_path / "printed" / "stderr").read_text()
-    assert (tmp_path / "printed" / "stdout").read_text().count("resuming ") == 1
+    workers = [process for agent in agents for process in workers_of(agent.process)]
+    os.kill(workers[killed], signal.SIGKILL)
+    for agent in agents:
+        agent.end_well()
+    assert "".join(agent.printed() for agent in agents).count("resuming ") == 1
     assert [row["epoch"] for row in csv_rows(tmp_path / "out")] == list("123456")
     assert len(best_files(tmp_path / "out")) == 1
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_to_torchrun_saves(number, single_agent, sample_root, tmp_path):
-    single_agent.send_signal(number)
-    assert single_agent.wait(60) != 0
-    printed = (tmp_path / "printed" / "stderr").read_text()
-    assert "asked to end in epoch" in printed
+def test_a_signal_to_torchrun_saves(number, start_agents, sample_root, tmp_path):
+    more = "--max-restarts 2 --signals-to-handle SIGTERM,SIGINT,SIGUSR1"
+    (agent,) = start_agents(1, 2, SIX_EPOCHS, more)
+    eventually(latest_file(tmp_path / "out").exists, 120)
+    agent.process.send_signal(number)
+    assert agent.process.wait(60) != 0
+    assert "asked to end in epoch" in agent.printed("stderr")
     state = read_checkpoint(latest_file(tmp_path / "out"))["training"]
     assert (state["epoch"], state["step"]) < (6, 3)
     eventually(lambda: processes_with(str(tmp_path / "out")) == [], SECONDS_TO_END)

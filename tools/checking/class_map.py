@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from datasets.classes import ClassList
-from datasets.labels import COLOR_DISTANCE, color_table, pack_colors
+from datasets.labels import COLOR_DISTANCE, nearest_colors
 from utils.errors import DataError
 
 HEX_COLOR = re.compile(r"#[0-9a-fA-F]{6}")
@@ -81,12 +81,10 @@ class ClassMap:
     def _from_colors(self, image: Image.Image, color_distance: int) -> np.ndarray:
         if not self.colors:
             raise ValueError("the label has colours, but the class map has none; add them")
-        packed = pack_colors(image)
-        nearest, distance = color_table(tuple(self.colors)).nearest(packed)
+        nearest, distance = nearest_colors(image, tuple(self.colors))
         far = distance > color_distance
         if far.any():
-            first = int(packed[far][0])
-            color = (first & 255, first >> 8 & 255, first >> 16)
+            color = tuple(np.asarray(image.convert("RGB"))[far][0].tolist())
             raise ValueError(
                 f"colour {color} is {int(distance[far][0])} from the nearest colour in the class "
                 f"map, and {int(far.sum())} pixels are beyond {color_distance}; add their colours"
@@ -111,6 +109,19 @@ def load_class_map(path: Path, source: ClassList, target: ClassList) -> ClassMap
         raise DataError(f"{path}: cannot be read as JSON ({error})") from error
     if not isinstance(entries, dict) or not entries:
         raise DataError(f'{path}: expected an object like {{"7": "tree", "#ff8000": "building"}}')
+    return parse_class_map(path, entries, source, target)
+
+
+def parse_class_map(
+    path: Path | str, entries: dict, source: ClassList, target: ClassList
+) -> ClassMap:
+    """Return what the entries of a class map say, as `load_class_map` has them.
+
+    ``path`` is where they are from, for messages.
+
+    Raises:
+        DataError: a key or a class that there is not.
+    """
     values: dict[int, int] = {}
     colors: dict[tuple[int, int, int], int] = {}
     for key, name in entries.items():

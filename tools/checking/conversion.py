@@ -78,7 +78,7 @@ def convert_pair(pair: Pair, out: Path, rules: Rules) -> str:
     paths = (pair.image1, pair.image2)
     try:
         headers = [read_header(path) for path in paths]
-        images = [read_raster(*source) for source in zip(paths, headers, strict=True)]
+        images = [read_raster(path) for path in paths]
         labels = _convert_labels(pair, rules) if pair.labels else {}
     except (DataError, ValueError) as error:
         return str(error)

@@ -1,7 +1,5 @@
 """A data set looked at before training: all files, all labels, copies between the splits."""
 
-import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial, reduce
 from pathlib import Path
@@ -17,7 +15,6 @@ from datasets.splits import AS_THE_DATA_SUGGESTS, SplitOptions
 from datasets.statistics import BandSums, statistics_to_dict
 from tools.checking.duplicates import MAX_HAMMING, find_copies
 from tools.checking.findings import (
-    SHOWN,
     Entry,
     Finding,
     collect,
@@ -28,8 +25,6 @@ from tools.checking.pair_report import PairReport, inspect_pair
 from tools.checking.scan import UNUSED, assign_splits, differing_label_entries, scan_dataset
 from utils.parallel import ParallelMap
 from utils.text import progress
-
-QUICK_SECONDS = 0.6
 
 
 @dataclass(frozen=True)
@@ -144,36 +139,3 @@ def inspect_dataset(root: Path, classes: ClassList, options: CheckOptions = USUA
     found += find_copies(used, options.hash_distance)
     found += set_entries(reports, classes)
     return Report(root, classes, options.bands, reports, collect(found))
-
-
-def quick_check(
-    pairs: Sequence[Pair],
-    classes: ClassList,
-    bands: tuple[int, ...] = RGB.numbers,
-    sample: int = 16,
-) -> list[str]:
-    """Look at a few pairs spread over a set and return warnings, one line each.
-
-    Reads labels and the headers of the images, and stops after half a second.
-    """
-    step = max(1, len(pairs) // max(1, sample))
-    reports: list[PairReport] = []
-    deadline = time.perf_counter() + QUICK_SECONDS
-    for pair in list(pairs[::step])[:sample]:
-        if reports and time.perf_counter() > deadline:
-            break
-        reports.append(inspect_pair(pair, classes, decode_images=False))
-        reports[-1].split = f"a sample of {len(pairs)} pairs"
-    found = [item for report in reports for item in pair_entries(report, bands)]
-    found += [
-        item
-        for item in set_entries(reports, classes)
-        if item[0] in ("all-unchanged", "all-changed", "all-marked", "mixed-depth")
-    ]
-    return [_in_one_line(finding) for finding in collect(found)]
-
-
-def _in_one_line(finding: Finding) -> str:
-    entries = finding.entries
-    more = f" and {len(entries) - SHOWN} more" if len(entries) > SHOWN else ""
-    return f"{finding.what}: {', '.join(map(str, entries[:SHOWN]))}{more}; {finding.remedy}"

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from datasets.classes import ClassList
-from datasets.images import DTYPES, Header, file_bits, open_image, read_header, read_raster
+from datasets.images import DTYPES, Header, open_image, read_header, read_raster
 from datasets.labels import BINARY, COLOR_DISTANCE, inspect_label
 from datasets.pairs import Pair
 from datasets.statistics import BandSums, sum_bands
@@ -100,10 +100,7 @@ class PairReport:
 
 
 def inspect_pair(
-    pair: Pair,
-    classes: ClassList,
-    color_distance: int = COLOR_DISTANCE,
-    decode_images: bool = True,
+    pair: Pair, classes: ClassList, color_distance: int = COLOR_DISTANCE
 ) -> PairReport:
     """Read the files of a pair, each once; nothing in them raises.
 
@@ -111,9 +108,8 @@ def inspect_pair(
         pair: its files.
         classes: what label values and colours mean.
         color_distance: Euclidean RGB distance up to which a colour counts as a class's.
-        decode_images: False reads only the headers of the images, and hashes their bytes.
     """
-    images = [_inspect_image(path, decode_images) for path in (pair.image1, pair.image2)]
+    images = [_inspect_image(path) for path in (pair.image1, pair.image2)]
     read = [_inspect_label(path, classes, color_distance) for path in pair.labels.values()]
     if pair.change_mask and not classes.is_binary:
         file = replace(read[0][0], label_format=BINARY, detail="beside a class list")
@@ -125,16 +121,14 @@ def inspect_pair(
     return report
 
 
-def _inspect_image(path: Path, decode: bool) -> FileReport:
+def _inspect_image(path: Path) -> FileReport:
     try:
         header = read_header(path)
         mode, size = header.mode or f"{header.bands} bands", (header.height, header.width)
         file = FileReport(path, "", header.format, mode, header.bits, size, header)
-        if not decode:
-            return replace(file, digest=_digest(path.read_bytes()))
         if header.dtype not in DTYPES:
             return file
-        values = read_raster(path, header)
+        values = read_raster(path)
     except (DataError, OSError, ValueError) as error:
         return FileReport(path, _reason(error, path))
     picture = to_rgb(values)
@@ -159,7 +153,7 @@ def _inspect_label(
     """Return what a file is, and its (H, W) uint8 class indices where it says them."""
     try:
         image = open_image(path)
-        bits, size = file_bits(path, image), (image.height, image.width)
+        bits, size = read_header(path).bits, (image.height, image.width)
         reading = inspect_label(image, classes, color_distance)
     except (DataError, OSError, ValueError) as error:
         reason = _reason(error, path)

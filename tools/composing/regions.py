@@ -3,10 +3,10 @@
 import math
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 
 MIN_AREA = 16  # pixels; smaller regions are not worth a paste
-
 CORNERS = (2, 4, 16)  # exponents of the parcels' outline: ellipse, rounded, nearly a rectangle
 
 
@@ -15,21 +15,12 @@ class Tile:
     """A single-date scene.
 
     Attributes:
-        image: (H, W, 3) uint8.
+        image: (H, W, 3) in 0..255.
         truth: (H, W) uint8, the class 1..C of every pixel; 0 where it is not known.
     """
 
     image: np.ndarray
     truth: np.ndarray
-
-
-@dataclass(frozen=True)
-class Region:
-    """A part of a donor: ``mask`` (h, w) bool, its upper left corner at (``top``, ``left``)."""
-
-    mask: np.ndarray
-    top: int
-    left: int
 
 
 def turned(tile: Tile, rng: np.random.Generator) -> Tile:
@@ -41,32 +32,17 @@ def turned(tile: Tile, rng: np.random.Generator) -> Tile:
 
 
 def draw_region(
-    donor: Tile, area: float, rng: np.random.Generator, objects: float = 0.5
-) -> Region | None:
-    """Choose a part of a tile to be pasted elsewhere.
+    truth: np.ndarray, area: float, rng: np.random.Generator, objects: float
+) -> np.ndarray:
+    """Choose a part of a tile, of ``area`` pixels at the most, as a (H, W) bool mask.
 
-    Args:
-        donor: the tile.
-        area: pixels of the region at the most.
-        rng: decides every draw.
-        objects: chance that it is one connected region of a class, or a part of one; else it is a
-            parcel with whatever classes there are.
-
-    Returns:
-        The region, or None where no class is known.
+    With a chance of ``objects`` it is one connected region of a class, or a part of one; else it is
+    a parcel with whatever classes there are. All False where no class is known.
     """
-    mask = donor.truth > 0
-    if rng.random() < objects:
-        mask = class_object(donor.truth, rng)
-        if np.count_nonzero(mask) > area:
-            mask = _part_of(mask, area, rng)
-    else:
-        mask &= parcel(mask.shape, area, rng)
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    if not len(rows):
-        return None
-    top, left = int(rows[0]), int(columns[0])
-    return Region(mask[top : rows[-1] + 1, left : columns[-1] + 1], top, left)
+    if rng.random() >= objects:
+        return (truth > 0) & parcel(truth.shape, area, rng)
+    mask = class_object(truth, rng)
+    return _part_of(mask, area, rng) if np.count_nonzero(mask) > area else mask
 
 
 def parcel(shape: tuple[int, int], area: float, rng: np.random.Generator) -> np.ndarray:
@@ -93,8 +69,6 @@ def class_object(truth: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
     All False where no class is known.
     """
-    import cv2
-
     classes = np.flatnonzero(np.bincount(truth.ravel())[1:]) + 1
     if not len(classes):
         return np.zeros(truth.shape, dtype=bool)
@@ -102,8 +76,19 @@ def class_object(truth: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     _, regions = cv2.connectedComponents(of_class.astype(np.uint8), connectivity=4)
     areas = np.bincount(regions.ravel())
     areas[0] = 0  # the other classes
-    large = np.flatnonzero(areas >= min(MIN_AREA, areas.max()))
-    return regions == rng.choice(large)
+    return regions == rng.choice(np.flatnonzero(areas >= min(MIN_AREA, areas.max())))
+
+
+def _part_of(mask: np.ndarray, area: float, rng: np.random.Generator) -> np.ndarray:
+    """A parcel of a large region, about one of its pixels."""
+    height, width = mask.shape
+    pixels = np.argwhere(mask)
+    chosen = pixels[rng.integers(len(pixels))]
+    around = parcel(mask.shape, area, rng)
+    middle = np.argwhere(around).mean(axis=0) if around.any() else np.zeros(2)
+    down, right = (chosen - middle).round().astype(int)
+    moved = np.pad(around, ((height, height), (width, width)))
+    return mask & moved[height - down :, width - right :][:height, :width]
 
 
 def feather_edge(mask: np.ndarray, radius: int) -> np.ndarray:
@@ -121,22 +106,3 @@ def feather_edge(mask: np.ndarray, radius: int) -> np.ndarray:
     soft = sum(w * soft[i : i + height] for i, w in enumerate(weights))
     soft = sum(w * soft[:, i : i + width] for i, w in enumerate(weights))
     return np.where(mask, np.clip(soft, 0.6, 1), np.minimum(soft, 0.5)).astype(np.float32)
-
-
-def _part_of(mask: np.ndarray, area: float, rng: np.random.Generator) -> np.ndarray:
-    """A parcel of a large region, about one of its pixels."""
-    rows, columns = np.nonzero(mask)
-    chosen = int(rng.integers(len(rows)))
-    around = parcel(mask.shape, area, rng)
-    middle = np.argwhere(around).mean(axis=0) if around.any() else np.zeros(2)
-    down, right = (np.array([rows[chosen], columns[chosen]]) - middle).round().astype(int)
-    return mask & _moved(around, int(down), int(right))
-
-
-def _moved(mask: np.ndarray, down: int, right: int) -> np.ndarray:
-    height, width = mask.shape
-    moved = np.zeros_like(mask)
-    moved[max(down, 0) : height + min(down, 0), max(right, 0) : width + min(right, 0)] = mask[
-        max(-down, 0) : height - max(down, 0), max(-right, 0) : width - max(right, 0)
-    ]
-    return moved

@@ -4,9 +4,8 @@ import base64
 import colorsys
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import permutations
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -27,27 +26,12 @@ OKABE_ITO: tuple[Color, ...] = (
 FIRST_COLORS = 6
 
 
-@dataclass(frozen=True)
-class GalleryPair:
-    """One pair to look at.
+class PairMaps(NamedTuple):
+    """What there is to see of one pair."""
 
-    Attributes:
-        name: of the pair.
-        images: (H, W, 3) uint8 of both dates.
-        predictions: (H, W) uint8 class indices of both dates; or the change mask alone.
-        labels: the same, or None where the pair has none.
-        error: share of the pixels of both dates that are wrong; None without labels.
-        f_score: F_scd of this pair alone, or F1 of its change mask; None without labels.
-        changed: share of the pixels that change, in the label or else in the prediction.
-    """
-
-    name: str
-    images: tuple[np.ndarray, np.ndarray]
-    predictions: tuple[np.ndarray, ...]
-    labels: tuple[np.ndarray, ...] | None
-    error: float | None
-    f_score: float | None
-    changed: float
+    images: Sequence[np.ndarray]  # (H, W, 3) uint8 of both dates
+    predictions: Sequence[np.ndarray]  # (H, W) uint8 indices of both dates; or one change mask
+    labels: Sequence[np.ndarray]  # the same; empty where the pair has none
 
 
 def mask_step(entries: int) -> int:
@@ -59,57 +43,47 @@ def mask_step(entries: int) -> int:
     return 255 // max(1, entries - 1)
 
 
-def encode_pair(pair: GalleryPair, entries: int) -> dict[str, Any]:
-    """Return a pair as plain values for JSON, pictures as data URIs of at most 512 pixels a side.
+def encode_pair(maps: PairMaps, entries: int) -> dict[str, Any]:
+    """Return plain values for JSON, pictures as data URIs of at most 512 pixels a side.
+
+    Images are JPEG files; maps are palette PNG files whose grey values stand for class indices.
 
     Args:
-        pair: the pair.
+        maps: of the pair.
         entries: of the class list, *unchanged* counted.
     """
-    height, width = pair.images[0].shape[:2]
+    height, width = maps.images[0].shape[:2]
     scale = min(1, SHOWN_SIDE / max(height, width))
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    labels = pair.labels or ()
+    # Small pictures are shown enlarged, where halved colour would bleed.
+    jpeg = {"quality": JPEG_QUALITY, "subsampling": 0 if max(size) <= 256 else 2}
+    greys = [channel for i in range(entries) for channel in (i * mask_step(entries),) * 3]
+
+    def picture(image: np.ndarray) -> str:
+        shown = Image.fromarray(np.ascontiguousarray(image))
+        return _uri(shown.resize(size, Image.Resampling.LANCZOS), "jpeg", **jpeg)
+
+    def mask(indices: np.ndarray) -> str:
+        shown = Image.fromarray(np.ascontiguousarray(indices))
+        shown = shown.resize(size, Image.Resampling.NEAREST)
+        shown.putpalette(greys)
+        return _uri(shown, "png", optimize=True)
+
     return {
-        "name": pair.name,
         "width": size[0],
         "height": size[1],
         "fullWidth": width,
         "fullHeight": height,
-        "error": pair.error,
-        "f_score": pair.f_score,
-        "changed": pair.changed,
-        "images": [picture_uri(image, size) for image in pair.images],
-        "predictions": [mask_uri(mask, size, entries) for mask in pair.predictions],
-        "labels": [mask_uri(mask, size, entries) for mask in labels],
+        "images": [picture(image) for image in maps.images],
+        "predictions": [mask(indices) for indices in maps.predictions],
+        "labels": [mask(indices) for indices in maps.labels],
     }
 
 
-def picture_uri(image: np.ndarray, size: tuple[int, int]) -> str:
-    """Return an (H, W, 3) uint8 image, reduced to (width, height), as a JPEG data URI."""
-    picture = Image.fromarray(np.ascontiguousarray(image))
-    if picture.size != size:
-        picture = picture.resize(size, Image.Resampling.LANCZOS)
+def _uri(picture: Image.Image, kind: str, **options: Any) -> str:
     data = io.BytesIO()
-    # Small pictures are shown enlarged, where halved colour would bleed.
-    picture.save(data, "JPEG", quality=JPEG_QUALITY, subsampling=0 if max(size) <= 256 else 2)
-    return _uri("image/jpeg", data)
-
-
-def mask_uri(mask: np.ndarray, size: tuple[int, int], entries: int) -> str:
-    """Return a map of class indices as a palette PNG whose grey values stand for the indices."""
-    step = mask_step(entries)
-    picture = Image.fromarray(np.ascontiguousarray(mask))
-    if picture.size != size:
-        picture = picture.resize(size, Image.Resampling.NEAREST)
-    picture.putpalette([channel for i in range(entries) for channel in (i * step,) * 3])
-    data = io.BytesIO()
-    picture.save(data, "PNG", optimize=True)
-    return _uri("image/png", data)
-
-
-def _uri(kind: str, data: io.BytesIO) -> str:
-    return f"data:{kind};base64,{base64.b64encode(data.getvalue()).decode('ascii')}"
+    picture.save(data, kind, **options)
+    return f"data:image/{kind};base64,{base64.b64encode(data.getvalue()).decode('ascii')}"
 
 
 def safe_colors(colors: Sequence[Color]) -> list[Color]:

@@ -1,62 +1,56 @@
 """One HTML page out of runs, counts and pairs: everything inline, no network."""
 
-import json
 import re
+import time
+from argparse import Namespace
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from html import escape
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from datasets.classes import is_binary
-from engine.metrics import date_suffix
+from engine.metrics import RANKS, column_titles
 from engine.panels import ERROR_KINDS
 from tools.reporting.gallery import mask_step, safe_colors
-from tools.reporting.runs import Run
-from tools.reporting.tables import class_table, heat_map, letter, stage_tables, tiles
-from tools.scoring.statistics import PairCounts, pooled_scores, tally
-from tools.scoring.tables import CHANGE_SCORES, SCORES, transitions
+from tools.reporting.pairs import Masks, read_masks
+from tools.reporting.runs import Run, find_run_folders, find_splits, group_by_split, read_run
+from tools.reporting.tables import mask_scores, stage_table
+from tools.scoring.tables import percent
+from utils.errors import OptionError
+from utils.files import write_text
 
 TEMPLATE = Path(__file__).with_name("template")
 
-MAIN_CHARTS = ("loss_total", "score", "miou", "sek", "f_scd", "oa")
+SCORES = column_titles(RANKS)  # of runs of all kinds
 
-OTHER_MAIN_CHARTS = ("f1", *(n + date_suffix(d) for d in (1, 2) for n in ("score", "sek", "f_scd")))
-
-OTHER_TITLES = {"loss_total": "Loss", "lr": "Learning rate", "train_s": "Training, s"}
-
-OTHER_TITLES |= {"val_s": "Validation, s", "oa": "OA"}
-
-FRACTIONS = (*SCORES, *CHANGE_SCORES, "iou_")
-
-ONE_DATE = re.compile(r"(.*)_date([12])")
+TITLES = SCORES | {"loss_total": "Loss", "lr": "Learning rate"}
+TITLES |= {"train_s": "Training, s", "val_s": "Validation, s"}
 
 
-@dataclass(frozen=True)
-class Masks:
-    """A folder of predicted masks and what is known of it.
+def write_report(options: Namespace) -> Path:
+    """Write the page that the options of ``tools/report.py`` ask for and return its path.
 
-    Attributes:
-        title: what was predicted, for the headings.
-        class_names, class_colors: by index, *unchanged* first.
-        total: pairs in the folder.
-        counts: of every pair; empty without labels.
-        pairs: those to show, in the order to show them, as `encode_pair` returns them.
+    Raises:
+        DataError: files are missing or damaged, or do not fit.
+        OptionError: there is no run, or ``--out`` names a folder.
     """
-
-    title: str
-    class_names: Sequence[str]
-    class_colors: Sequence[tuple[int, int, int]]
-    total: int
-    counts: Sequence[PairCounts] = ()
-    pairs: Sequence[dict[str, Any]] = field(default_factory=list)
-
-    @property
-    def is_binary(self) -> bool:
-        """Whether they are change masks without classes."""
-        return is_binary(len(self.class_names) - 1)
+    folders, unfinished = find_run_folders(options.runs)
+    for folder in unfinished:
+        print(f"left out: {folder}: no finished epoch yet")
+    runs = [read_run(folder) for folder in folders]
+    find_splits(runs)
+    groups = group_by_split(runs)
+    masks = read_masks(options, runs[0])
+    out = options.out or runs[0].outdir / "report.html"
+    if out.is_dir():
+        raise OptionError(f"--out {out}: is a folder; name a file in it")
+    page = render_page(groups, masks, time.strftime("%Y-%m-%d %H:%M"))
+    write_text(out, page)
+    shown = f", {len(masks.pairs)} of {masks.total} pairs" if masks else ", no masks"
+    print(f"{len(runs)} runs{shown}: {out}  ({len(page) / 1e6:.1f} MB)")
+    if len(groups) > 1:
+        print(f"note: {len(groups)} validation splits, in a table each: not to be compared")
+    return out
 
 
 def render_page(groups: Sequence[Sequence[Run]], masks: Masks | None, written: str) -> str:
@@ -67,78 +61,66 @@ def render_page(groups: Sequence[Sequence[Run]], masks: Masks | None, written: s
         masks: what to score and show, if anything.
         written: date and time, for the heading.
     """
-    data = {
-        "runs": _run_data(groups),
-        "charts": _charts([run for group in groups for run in group]),
-        "gallery": _gallery_data(masks) if masks else None,
-    }
-    runs = sum(map(len, groups))
-    parts = {
-        "style": _template("style.css"),
-        "theme": _template("theme.js"),
-        "charts": _template("charts.js"),
-        "viewer": _template("viewer.js"),
-        "data": script_json(data),
-        "summary": f"{runs} {'run' if runs == 1 else 'runs'} · written {escape(written)}",
-        "stages": stage_tables(groups),
-        "scores": _scores(masks) if masks else "",
-        "gallery": _template("viewer.html") if masks else "",
-        "links": '<a href="#masks">Masks</a> <a href="#pairs">Pairs</a>' if masks else "",
-    }
-    page = _template("page.html")
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], page)
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["percent"] = percent
+    environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
+    lettered = [(letter(i) if len(groups) > 1 else "", group) for i, group in enumerate(groups)]
+    runs = [(run, name) for name, group in lettered for run in group]
+    return environment.get_template("page.html").render(
+        runs=len(runs),
+        written=written,
+        tables=[stage_table(group) | {"letter": name} for name, group in lettered],
+        masks=masks,
+        scores=mask_scores(masks) if masks else {},
+        data={
+            "runs": [_run_data(run, name) for run, name in runs],
+            "charts": _charts([run for run, _ in runs]),
+            "gallery": _gallery_data(masks) if masks else None,
+        },
+    )
 
 
-def _template(name: str) -> str:
-    return (TEMPLATE / name).read_text(encoding="utf-8")
+def letter(index: int) -> str:
+    """Return A, B, … Z, A2, … for a split."""
+    name = chr(ord("A") + index % 26)
+    return name if index < 26 else f"{name}{index // 26 + 1}"
 
 
-def script_json(value: Any) -> str:
-    """Return JSON that can stand in a script element: nothing in it ends the element."""
-    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
-    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
-
-
-def _run_data(groups: Sequence[Sequence[Run]]) -> list[dict[str, Any]]:
-    return [
-        {
-            "name": run.name,
-            "group": _split_of_curve(run, letter(i) if len(groups) > 1 else ""),
-            "epochs": [row["epoch"] for row in run.rows],
-            "best": run.best["epoch"],
-            "values": {name: [row.get(name) for row in run.rows] for name in run.columns},
-        }
-        for i, group in enumerate(groups)
-        for run in group
-    ]
-
-
-def _split_of_curve(run: Run, group: str) -> str:
-    """Return what stands before a run's name in the curves, where splits differ."""
+def _run_data(run: Run, group: str) -> dict[str, Any]:
     fold = f"fold {run.split.k_fold[2]}" if run.split.k_fold else ""
-    return " ".join(part for part in (group, fold) if part)
+    return {
+        "name": run.name,
+        "group": f"{group} {fold}".strip(),
+        "epochs": [row["epoch"] for row in run.rows],
+        "best": run.best["epoch"],
+        "values": {name: [row.get(name) for row in run.rows] for name in run.columns},
+    }
 
 
 def _charts(runs: Sequence[Run]) -> list[dict[str, Any]]:
     columns = list(dict.fromkeys(name for run in runs for name in run.columns))
-    present = [name for name in (*MAIN_CHARTS, *OTHER_MAIN_CHARTS) if name in columns]
-    others = [name for name in columns if name not in present]
+    main = [n for n in ("loss_total", *column_titles(columns, "charts")) if n in columns]
     return [
         {
             "column": name,
             "title": _title(name),
-            "percent": name.startswith(FRACTIONS),
-            "main": name in present,
+            "percent": name in SCORES or name.startswith("iou_"),
+            "main": name in main,
         }
-        for name in (*present, *others)
+        for name in dict.fromkeys((*main, *columns))
     ]
 
 
 def _title(column: str) -> str:
-    known = OTHER_TITLES.get(column) or (CHANGE_SCORES | SCORES).get(column)
-    if known:
-        return known
-    of_date = ONE_DATE.fullmatch(column)
+    if column in TITLES:
+        return TITLES[column]
+    of_date = re.fullmatch(r"(.*)_date([12])", column)
     if of_date:
         return f"{_title(of_date[1])}, date {of_date[2]} only"
     kind, _, rest = column.partition("_")
@@ -146,94 +128,13 @@ def _title(column: str) -> str:
 
 
 def _gallery_data(masks: Masks) -> dict[str, Any]:
-    entries = len(masks.class_names)
+    classes = masks.classes
     return {
-        "classes": list(masks.class_names),
-        "binary": masks.is_binary,
-        "palettes": {
-            "data": [list(color) for color in masks.class_colors],
-            "safe": [list(color) for color in safe_colors(masks.class_colors)],
-        },
-        "errors": [{"name": name, "color": list(color)} for name, color in ERROR_KINDS],
-        "step": mask_step(entries),
+        "classes": classes.names,
+        "binary": classes.is_binary,
+        "palettes": {"data": classes.colors, "safe": safe_colors(classes.colors)},
+        "errors": [{"name": name, "color": color} for name, color in ERROR_KINDS],
+        "step": mask_step(len(classes.names)),
         "total": masks.total,
-        "pairs": list(masks.pairs),
+        "pairs": masks.pairs,
     }
-
-
-def _scores(masks: Masks) -> str:
-    head = f'<section id="masks"><h2>Masks: {escape(masks.title)}</h2>'
-    if not masks.counts:
-        return (
-            f"{head}<p>{masks.total:,} pairs without labels of both dates: nothing is scored here. "
-            "The gallery shows them by the share that is predicted to change.</p></section>"
-        )
-    names = masks.class_names
-    values = pooled_scores(tally(masks.counts, "dates"))
-    confusion = sum(pair.confusion for pair in masks.counts)
-    per_row = confusion / np.where(confusion.any(1), confusion.sum(1), np.nan)[:, None]
-    confusion_map = heat_map(
-        "confusion",
-        f"Share of each label's pixels{'' if masks.is_binary else ', both dates'}, %",
-        names,
-        per_row,
-        confusion,
-        ("label", "prediction"),
-    )
-    if masks.is_binary:
-        return (
-            f"{head}<p>{len(masks.counts):,} pairs of change masks against their labels, every "
-            f"pixel once; in percent.</p>{tiles(values)}"
-            f'<div class="card"><h3>Confusion</h3>{confusion_map}</div></section>'
-        )
-    labelled, predicted, _ = sum(pair.transitions for pair in masks.counts)
-    one_sided = sum(pair.one_sided_prediction for pair in masks.counts)
-    note = (
-        f" {one_sided:,} pixels are predicted to change at one date alone and are in no cell of "
-        "the from → to maps."
-        if one_sided
-        else ""
-    )
-    maps = [
-        ("labels", "Labels", "share of the changed area, %", _shares(labelled), labelled),
-        ("predictions", "Predictions", "share of the changed area, %", _shares(predicted), None),
-        ("iou", "IoU", "labels against predictions, %", _transition_iou(masks), labelled),
-    ]
-    choices = "".join(
-        f'<button type="button" data-show="{key}" aria-pressed="{str(key == "labels").lower()}">'
-        f"{title}</button>"
-        for key, title, *_ in maps
-    )
-    tables = "".join(
-        heat_map(
-            key,
-            f"{title}: {unit}",
-            names[1:],
-            shares,
-            (predicted if pixels is None else pixels)[1:, 1:],
-            ("date 1", "date 2"),
-        )
-        for key, title, unit, shares, pixels in maps
-    )
-    return (
-        f"{head}<p>{len(masks.counts):,} pairs against their labels, one confusion matrix over "
-        f"both dates; in percent.{note}</p>{tiles(values)}"
-        f'<div class="maps"><div class="card"><h3>Confusion</h3>{confusion_map}</div>'
-        f'<div class="card" id="transitions"><h3>From → to</h3>'
-        f'<div class="choice" role="group" aria-label="From → to map of">{choices}</div>'
-        f'{tables}</div></div><div class="card"><h3>Classes</h3>'
-        f"{class_table(names, values['class_iou'])}</div></section>"
-    )
-
-
-def _shares(counts: np.ndarray) -> np.ndarray:
-    changed = counts[1:, 1:]
-    return changed / max(1, changed.sum())
-
-
-def _transition_iou(masks: Masks) -> np.ndarray:
-    index = {name: i for i, name in enumerate(masks.class_names[1:])}
-    ious = np.full((len(index), len(index)), np.nan)
-    for row in transitions(masks.class_names, masks.counts):
-        ious[index[row["from"]], index[row["to"]]] = row["iou"]
-    return ious

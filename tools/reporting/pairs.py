@@ -1,50 +1,128 @@
 """The pairs that a report scores and shows: which they are, their counts, the worst of them."""
 
+from argparse import Namespace
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from datasets.bands import RGB
 from datasets.classes import ClassList
 from datasets.images import read_picture
 from datasets.labels import read_label
-from datasets.pairs import Pair, and_more, index_pairs
-from tools.reporting.gallery import GalleryPair, encode_pair
-from tools.scoring.folders import MaskCounter, MaskJob, PairPaths, count_all
+from datasets.pairs import Pair, and_more, differing_labels, index_pairs, split_pairs
+from datasets.splits import SplitOptions
+from datasets.task import load_classes
+from engine.config import DATA_ROOT
+from tools.reporting.gallery import PairMaps, encode_pair
+from tools.reporting.runs import Run
+from tools.scoring import folders
+from tools.scoring.folders import PairPaths
 from tools.scoring.statistics import PairCounts, image_scores, tally
-from utils.errors import DataError
+from utils.errors import DataError, OptionError
 from utils.text import progress
 
 
-def find_recorded_pairs(root: Path, ids: Sequence[str], run: Path) -> list[Pair]:
-    """Return the pairs that a run has recorded.
+@dataclass(frozen=True)
+class Masks:
+    """A folder of predicted masks and what is known of it."""
+
+    title: str  # what was predicted, for the headings
+    classes: ClassList
+    total: int  # pairs in the folder
+    counts: Sequence[PairCounts]  # of every pair; empty without labels
+    pairs: Sequence[dict[str, Any]]  # those to show, in that order: plain values for JSON
+
+
+def read_masks(options: Namespace, first: Run) -> Masks | None:
+    """Count all masks and read those to show; None where no masks are asked for or found.
 
     Args:
-        root: data set.
-        ids: ``train/<stem>`` or ``val/<stem>``.
-        run: its log folder, for messages.
+        options: of ``tools/report.py``.
+        first: the run whose data and outdir stand for what the options leave open.
 
     Raises:
-        DataError: the data set has not all of them.
+        DataError: folders or files are missing or do not fit.
+        OptionError: the masks of training pairs are pseudo masks.
     """
-    folders = dict.fromkeys(name.split("/")[0] for name in ids)
-    by_id = {pair.id: pair for folder in folders for pair in index_pairs(root / folder)}
-    missing = [name for name in ids if name not in by_id]
+    folder = options.masks or first.outdir / "masks" / options.split
+    if options.masks is None:
+        if options.split == "train":
+            raise OptionError(
+                "--split train: OUTDIR/masks/train holds pseudo masks, which predict no change; "
+                "name predictions with --masks"
+            )
+        if not folder.is_dir():
+            print(f"note: no {folder}, so no gallery; test.py writes masks, --masks names others")
+            return None
+    root = options.data_root or Path(first.options.get("data_root") or DATA_ROOT)
+    classes = load_classes(root)
+    pairs = find_pairs(options, root, first)
+    found = folders.find_masks(folder, classes.is_binary)
+    missing = [pair.name for pair in pairs if pair.name not in found]
     if missing:
         raise DataError(
-            f"{root}: no pair {missing[0]}{and_more(missing)}, but {run} was validated on it; name "
-            "the data of that run with --data-root"
+            f"{folder}: no masks for pair {missing[0]}{and_more(missing)}; predict all "
+            "pairs, choose another --split, or list those to show with --names"
         )
-    return [by_id[name] for name in ids]
+    masks = [found[pair.name] for pair in pairs]
+    counts = []
+    if all(has_all_labels(pair, classes) for pair in pairs):
+        jobs = [
+            folders.MaskJob(pair.name, tuple(pair.labels.values()), (mask,))
+            for pair, mask in zip(pairs, masks, strict=True)
+        ]
+        counter = folders.MaskCounter(classes, one_sided="keep")
+        counts = folders.count_all(jobs, counter, options.workers)[0]
+    bands = tuple(first.options.get("bands", RGB.numbers))
+    figures = rank_pairs(pairs, masks, counts, classes)
+    shown = []
+    for i, known in progress(figures[: options.pairs], "embed", unit="pair"):
+        maps = read_pair(pairs[i], masks[i], classes, bands)  # one pair in full size at a time
+        shown.append({"name": pairs[i].name} | known | encode_pair(maps, len(classes.names)))
+    title = f"{'/'.join(folder.resolve().parts[-2:])} of {'/'.join(root.resolve().parts[-2:])}"
+    return Masks(title, classes, len(pairs), counts, shown)
 
 
-def count_pairs(
-    pairs: Sequence[Pair], masks: dict[str, PairPaths], classes: ClassList, workers: int
-) -> list[PairCounts]:
-    """Count the masks of every pair against its labels; nothing where there are no labels."""
-    if any(not has_all_labels(pair, classes) for pair in pairs):
-        return []
-    jobs = [MaskJob(p.name, tuple(p.labels.values()), (masks[p.name],)) for p in pairs]
-    return count_all(jobs, MaskCounter(classes, one_sided="keep"), workers)[0]
+def find_pairs(options: Namespace, root: Path, first: Run) -> list[Pair]:
+    """Return the pairs of the split that ``--names`` lets pass."""
+    if options.split == "val":
+        pairs = validation_pairs(root, first)
+    else:
+        pairs = index_pairs(root / ("val" if options.split == "test" else "train"))
+    if options.split == "test" and differing_labels(root):
+        print(f"note: {differing_labels(root)}: no scores of its masks")
+        pairs = [pair.without_labels() for pair in pairs]
+    if not options.names:
+        return pairs
+    by_name = {pair.name: pair for pair in pairs}
+    return [by_name[name] for name in folders.read_names(options.names, by_name)]
+
+
+def validation_pairs(root: Path, run: Run) -> list[Pair]:
+    """Return the pairs that a run was validated on, as far as its files tell.
+
+    Raises:
+        DataError: nothing tells which, or the data set has not all of them.
+    """
+    if not run.split.val:
+        if run.options:
+            return split_pairs(root, SplitOptions.from_options(run.options))[2]
+        raise DataError(
+            f"--split val: {run.folder} has no options.json and no checkpoint, which would tell on "
+            "what it was validated; restore one, or name pairs of another --split with --names"
+        )
+    folders = dict.fromkeys(name.split("/")[0] for name in run.split.val)
+    by_id = {pair.id: pair for folder in folders for pair in index_pairs(root / folder)}
+    missing = [name for name in run.split.val if name not in by_id]
+    if missing:
+        raise DataError(
+            f"{root}: no pair {missing[0]}{and_more(missing)}, but {run.folder} was validated on "
+            "it; name the data of that run with --data-root"
+        )
+    return [by_id[name] for name in run.split.val]
 
 
 def has_all_labels(pair: Pair, classes: ClassList) -> bool:
@@ -52,69 +130,53 @@ def has_all_labels(pair: Pair, classes: ClassList) -> bool:
     return bool(pair.labels) if classes.is_binary else len(pair.labelled_dates) == 2
 
 
-def choose_pairs(
-    number: int,
+def rank_pairs(
     pairs: Sequence[Pair],
-    masks: dict[str, PairPaths],
+    masks: Sequence[PairPaths],
     counts: Sequence[PairCounts],
     classes: ClassList,
-    bands: tuple[int, ...],
-) -> list[dict[str, Any]]:
-    """Embed the pairs with the largest share of wrong pixels, else of predicted change.
+) -> list[tuple[int, dict[str, float | None]]]:
+    """Order pairs by their share of wrong pixels, else by that of predicted change.
 
     Returns:
-        What `encode_pair` makes of each; one is held in full size at a time.
+        Place among ``pairs`` and figures: ``error``, the share of the pixels of both dates that are
+        wrong, ``f_score``, F_scd or F1 of this pair alone, both None without labels, and
+        ``changed``, the share of pixels that change in the label, or else in the prediction.
     """
     if counts:
         scores = image_scores(tally(counts, "dates"))
-        f_scores = scores["f1" if classes.is_binary else "f_scd"].tolist()
         errors = (1 - scores["oa"]).tolist()
-        changed = [changed_share(pair.transitions[0]) for pair in counts]
-        order = sorted(range(len(pairs)), key=lambda i: (-errors[i], pairs[i].name))
+        f_scores = scores["f1" if classes.is_binary else "f_scd"].tolist()
+        labels = [pair.transitions[0] for pair in counts]
+        changed = [float(1 - label[0, 0] / label.sum()) for label in labels]
     else:
         errors = f_scores = [None] * len(pairs)
-        predicted = (read_label(masks[pair.name][0], classes) for pair in progress(pairs, "read"))
+        predicted = (read_label(paths[0], classes) for paths in progress(masks, "read"))
         changed = [float((mask > 0).mean()) for mask in predicted]
-        order = sorted(range(len(pairs)), key=lambda i: (-changed[i], pairs[i].name))
-    shown = (
-        read_pair(
-            *(pairs[i], masks[pairs[i].name], classes, errors[i], f_scores[i], changed[i]), bands
-        )
-        for i in progress(order[:number], "embed", unit="pair")
-    )
-    return [encode_pair(pair, len(classes.names)) for pair in shown]
+    order = errors if counts else changed
+    return [
+        (i, {"error": errors[i], "f_score": f_scores[i], "changed": changed[i]})
+        for i in sorted(range(len(pairs)), key=lambda i: (-order[i], pairs[i].name))
+    ]
 
 
-def changed_share(transitions: Sequence) -> float:
-    """Return the share of the pixels of a from→to table that change."""
-    return float(1 - transitions[0, 0] / transitions.sum())
-
-
-def read_pair(
-    pair: Pair,
-    masks: PairPaths,
-    classes: ClassList,
-    error: float | None,
-    f_score: float | None,
-    changed: float,
-    bands: tuple[int, ...],
-) -> GalleryPair:
+def read_pair(pair: Pair, masks: PairPaths, classes: ClassList, bands: tuple[int, ...]) -> PairMaps:
     """Read the images, of which the first three of some bands are shown, and masks of one pair.
 
     Raises:
         DataError: a file cannot be decoded, or sizes differ.
     """
-    images = (read_picture(pair.image1, bands), read_picture(pair.image2, bands))
-    predictions = tuple(read_label(path, classes) for path in masks)
-    labels = None
+    images = [read_picture(path, bands) for path in (pair.image1, pair.image2)]
+    predictions = [read_label(path, classes) for path in masks]
+    labels: list[np.ndarray] = []
     if has_all_labels(pair, classes):
         paths = list(pair.labels.values())[: len(predictions)]
-        labels = tuple(read_label(path, classes) for path in paths)
+        labels = [read_label(path, classes) for path in paths]
+    height, width = images[0].shape[:2]
     for path, array in zip((pair.image2, *masks), (images[1], *predictions), strict=True):
-        if array.shape[:2] != images[0].shape[:2]:
-            height, width = array.shape[:2]
+        if array.shape[:2] != (height, width):
             raise DataError(
-                f"{path}: {width} × {height} pixels, but {pair.image1} has "
-                f"{images[0].shape[1]} × {images[0].shape[0]}; write masks of the images' size"
+                f"{path}: {array.shape[1]} × {array.shape[0]} pixels, but {pair.image1} has "
+                f"{width} × {height}; write masks of the images' size"
             )
-    return GalleryPair(pair.name, images, predictions, labels, error, f_score, changed)
+    return PairMaps(images, predictions, labels)

@@ -1,16 +1,18 @@
 """Training runs as a report shows them: rows of ``metrics.csv``, options, split, best epoch."""
 
+import contextlib
 import csv
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from datasets.splits import parse_k_fold
-from engine.metrics import RANKS
-from utils.errors import CheckpointError, DataError, OptionError
+from datasets.pairs import split_pairs
+from datasets.splits import SplitOptions, parse_k_fold
+from engine.metrics import RANKS, Metrics, titles
+from utils.errors import CheckpointError, DataError, OptionError, UserError
 from utils.tensor_files import read_checkpoint
 
 METRICS_FILE, OPTIONS_FILE = "metrics.csv", "options.json"
@@ -21,26 +23,19 @@ UNKNOWN = "unknown"
 DATA_OPTIONS = ("data_root", "val_list", "val_fraction", "folds", "fold", "split_seed")
 
 # By which score the best epoch is chosen: the first of these that the run has.
-RANKING = (*RANKS, "miou", "f_scd", "iou_changed", "oa")
+RANKING = (*RANKS, *titles(Metrics))
 
 Row = dict[str, float | None]
 
 
 @dataclass(frozen=True)
 class RunSplit:
-    """What a run was validated on.
+    """What a run was validated on."""
 
-    Attributes:
-        protocol: its name, or `UNKNOWN`.
-        val: ids of the validation pairs; None where nothing tells them.
-        source: where this is known from.
-        train: ids of the training pairs.
-    """
-
-    protocol: str
-    val: tuple[str, ...] | None
-    source: str
-    train: tuple[str, ...] = ()
+    protocol: str  # its name, or `UNKNOWN`
+    val: tuple[str, ...] | None  # ids of the validation pairs; None where nothing tells them
+    source: str  # where this is known from
+    train: tuple[str, ...] = ()  # ids of the training pairs
 
     @property
     def k_fold(self) -> tuple[str, int, int] | None:
@@ -55,18 +50,11 @@ class RunSplit:
 
 @dataclass
 class Run:
-    """One training run.
+    """One training run."""
 
-    Attributes:
-        folder: its log folder, ``outdir/logs/<run>``.
-        rows: one per epoch; None for a value that is absent or no finite number.
-        options: those of ``options.json``; empty without the file.
-        split: what it was validated on.
-    """
-
-    folder: Path
-    rows: list[Row]
-    options: dict[str, Any]
+    folder: Path  # its log folder, ``outdir/logs/<run>``
+    rows: list[Row]  # one per epoch; None for a value that is absent or no finite number
+    options: dict[str, Any]  # those of ``options.json``; empty without the file
     split: RunSplit = field(default_factory=lambda: RunSplit(UNKNOWN, None, "no checkpoint"))
 
     @property
@@ -95,13 +83,18 @@ class Run:
     def best(self) -> Row:
         """The first epoch with the highest score."""
         for name in RANKING:
-            if any(row.get(name) is not None for row in self.rows):
-                return max(self.rows, key=lambda row: _or_low(row.get(name)))
+            scored = [row for row in self.rows if row.get(name) is not None]
+            if scored:
+                return max(scored, key=lambda row: row[name])
         return self.rows[-1]
 
-
-def _or_low(value: float | None) -> float:
-    return -math.inf if value is None else value
+    @property
+    def training(self) -> str:
+        """What was trained, in a few words."""
+        words = [self.options.get("model"), self.options.get("backbone")]
+        words.append("lightweight" if self.options.get("lightweight") else None)
+        words.append("pseudo labels" if self.options.get("use_pseudo_label") else None)
+        return ", ".join(str(word) for word in words if word) or "–"
 
 
 def find_run_folders(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
@@ -119,19 +112,18 @@ def find_run_folders(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
         if not given.is_dir():
             raise OptionError(f"{given}: no such folder; name outdir or outdir/logs/<run>")
         path = given.resolve()
-        if (path / METRICS_FILE).is_file():
-            found.append(path)
-            continue
         logs = path / "logs" if (path / "logs").is_dir() else path
         folders = sorted(child for child in logs.iterdir() if child.is_dir())
-        runs = [child for child in folders if (child / METRICS_FILE).is_file()]
+        if (path / METRICS_FILE).is_file():
+            folders = [path]
+        runs = [folder for folder in folders if (folder / METRICS_FILE).is_file()]
         if not runs:
             raise OptionError(
                 f"{given}: no run with a {METRICS_FILE} in it; name outdir or outdir/logs/<run>, "
                 "and let train.py finish an epoch first"
             )
         found += sorted(runs, key=lambda run: run.name[-20:])  # by the time that ends the name
-        empty += [child for child in folders if (child / OPTIONS_FILE).is_file()]
+        empty += [folder for folder in folders if (folder / OPTIONS_FILE).is_file()]
     found = list(dict.fromkeys(found))
     return found, [child for child in empty if child not in found]
 
@@ -146,45 +138,42 @@ def read_run(folder: Path) -> Run:
 
 
 def _read_rows(path: Path) -> list[Row]:
+    rows: list[Row] = []
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
-            lines = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: cannot be read ({error}); copy the run's log again") from error
-    if not lines or "epoch" not in lines[0]:
+            for line in csv.DictReader(file):
+                rows.append({name: _number(text) for name, text in line.items()})
+    except (TypeError, ValueError) as error:
         raise DataError(
-            f"{path}: no epochs in it; expected a header with 'epoch' and a row per epoch, as "
-            "train.py writes them"
+            f"{path}, line {len(rows) + 2}: {error}; every value must be a number, correct the "
+            "line or leave the run out"
+        ) from error
+    except (OSError, csv.Error) as error:
+        raise DataError(f"{path}: cannot be read ({error}); copy the run's log again") from error
+    if not rows or any(row.get("epoch") is None for row in rows):
+        raise DataError(
+            f"{path}: no epochs in it, or a row without; expected a header with 'epoch' and a row "
+            "per epoch, as train.py writes them"
         )
-    rows = []
-    for number, line in enumerate(lines, start=2):
-        try:
-            values = {name: float(text) if text else None for name, text in line.items()}
-        except (TypeError, ValueError) as error:
-            raise DataError(
-                f"{path}, line {number}: {error}; every value must be a number, correct the line "
-                "or leave the run out"
-            ) from error
-        rows.append({k: v if v is None or math.isfinite(v) else None for k, v in values.items()})
-    if any(row["epoch"] is None for row in rows):
-        raise DataError(f"{path}: a row without an epoch; correct it or leave the run out")
     return rows
+
+
+def _number(text: str) -> float | None:
+    value = float(text) if text else math.nan
+    return value if math.isfinite(value) else None
 
 
 def _read_options(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        options = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
+        return dict(json.loads(path.read_text(encoding="utf-8-sig")))
+    except (OSError, ValueError, TypeError) as error:
         raise DataError(f"{path}: {error}; copy the file again or remove it") from error
-    if not isinstance(options, dict):
-        raise DataError(f"{path}: no JSON object of options; copy the file again or remove it")
-    return options
 
 
-def add_splits_of_checkpoints(runs: Iterable[Run]) -> None:
-    """Set the split of every run that has a checkpoint in ``outdir/models``."""
+def find_splits(runs: Sequence[Run]) -> None:
+    """Set each run's split: from its checkpoint in ``outdir/models``, else from its options."""
     waiting = {(run.outdir, run.name): run for run in runs}
     for outdir in dict.fromkeys(outdir for outdir, _ in waiting):
         # The best checkpoints first: those to resume from are three times as large.
@@ -196,12 +185,25 @@ def add_splits_of_checkpoints(runs: Iterable[Run]) -> None:
                 saved = read_checkpoint(path)
             except CheckpointError:  # a report of the logs can do without
                 continue
-            run = waiting.get((outdir, saved.get("run")))
-            split = saved.get("split")
-            if run is not None and isinstance(split, dict):
+            key, split = (outdir, saved.get("run")), saved.get("split")
+            if key in waiting and isinstance(split, dict):
                 val, train = (tuple(split.get(side, ())) for side in ("val", "train"))
-                run.split = RunSplit(split.get("protocol", UNKNOWN), val, "checkpoint", train)
-                del waiting[outdir, run.name]
+                found = RunSplit(split.get("protocol", UNKNOWN), val, "checkpoint", train)
+                waiting.pop(key).split = found
+    for run in waiting.values():
+        if run.options:
+            run.split = _split_of_options(run.options)
+
+
+def _split_of_options(options: dict[str, Any]) -> RunSplit:
+    """Divide the data set as the options say; where it is gone, only lists are certain."""
+    with contextlib.suppress(UserError):
+        if options.get("data_root"):
+            split = split_pairs(Path(options["data_root"]), SplitOptions.from_options(options))[0]
+            known_from = "options and the data as they are now"
+            return RunSplit(split.protocol, split.val, known_from, split.train)
+    protocol = options.get("split") or ("lists" if options.get("val_list") else UNKNOWN)
+    return RunSplit(protocol, None, "options alone")
 
 
 def group_by_split(runs: Sequence[Run]) -> list[list[Run]]:

@@ -5,28 +5,30 @@ bends them into the image, so that streets are neither straight nor parallel to 
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
+from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw
 
 WATER, GROUND, LOW_VEGETATION, TREE, BUILDING, PLAYGROUND = range(1, 7)
-
 Color = tuple[int, int, int]
-
 Points = np.ndarray  # (N, 2) float, ground coordinates
-
 Rng = np.random.Generator
-
-UNIT_BORDER = np.array(
+UNIT_BORDER = np.array(  # (16, 2), around the unit square
     [(t / 4, 0) for t in range(4)]
     + [(1, t / 4) for t in range(4)]
     + [(1 - t / 4, 1) for t in range(4)]
     + [(0, 1 - t / 4) for t in range(4)]
-)  # (16, 2), around the unit square
-
+)
 SUPERSAMPLING = 2  # drawn at twice the size, so that edges are smooth once reduced
+
+
+def rotation(angle: float) -> np.ndarray:
+    """(2, 2) float matrix that turns points, as rows, by ``angle`` (radians)."""
+    cos, sin = np.cos(angle), np.sin(angle)
+    return np.array([[cos, sin], [-sin, cos]])
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,7 @@ class Frame:
     @cached_property
     def turn(self) -> np.ndarray:
         """(2, 2) float matrix that turns ground directions, as rows, into pixel directions."""
-        cos, sin = np.cos(self.angle), np.sin(self.angle)
-        return np.array([[cos, sin], [-sin, cos]])
+        return rotation(self.angle)
 
     def to_pixels(self, points: Points) -> np.ndarray:
         """Ground coordinates (..., 2) -> pixel coordinates (..., 2), each (x, y)."""
@@ -74,17 +75,24 @@ class Plot:
         """(16, 2) points around the border, close enough together to bend with the frame."""
         return UNIT_BORDER * self.size + (self.u0, self.v0)
 
-    def shrink(self, margin: float) -> "Plot":
-        """The plot without a strip of ``margin`` pixels along its border."""
-        return Plot(self.u0 + margin, self.v0 + margin, self.u1 - margin, self.v1 - margin)
+    def split(self, share: float) -> tuple[Points, tuple["Plot", "Plot"]]:
+        """Cut across the longer side: both ends of the cut, and what lies on its two sides."""
+        if self.size[0] > self.size[1]:
+            at = self.u0 + share * self.size[0]
+            ends = np.array([[at, self.v0], [at, self.v1]])
+            return ends, (replace(self, u1=at), replace(self, u0=at))
+        at = self.v0 + share * self.size[1]
+        ends = np.array([[self.u0, at], [self.u1, at]])
+        return ends, (replace(self, v1=at), replace(self, v0=at))
 
 
 class Canvas:
     """What lies where at one date: albedo, and per pixel class, elevation and tree density."""
 
-    def __init__(self, frame: Frame, sun: tuple[float, float], color: Color) -> None:
+    def __init__(self, frame: Frame, sun: tuple[float, float], color: Color, date: int) -> None:
         size = (frame.width * SUPERSAMPLING, frame.height * SUPERSAMPLING)
         self.frame = frame
+        self.date = date  # 0 or 1
         self.sun = np.array(sun)
         self.base_color = color
         self._albedo = Image.new("RGB", size, color)
@@ -104,19 +112,11 @@ class Canvas:
         """Colour a polygon without changing what it is."""
         self._draw_albedo.polygon(self._outline(points), fill=color)
 
-    def lines(self, points: np.ndarray, color: Color, width: float = 0.5) -> None:
-        """Colour lines (L, N, 2) of ``width`` pixels without changing what they lie on."""
-        pixels = self.frame.to_pixels(points) * SUPERSAMPLING
-        for line in pixels.reshape(len(points), -1).tolist():
+    def lines(self, points: ArrayLike, color: Color, width: float = 0.5) -> None:
+        """Colour lines (L, N, 2), or one (N, 2), without changing what they lie on."""
+        pixels = self.frame.to_pixels(np.array(points, ndmin=3)) * SUPERSAMPLING
+        for line in pixels.reshape(len(pixels), -1).tolist():
             self._draw_albedo.line(line, fill=color, width=round(width * SUPERSAMPLING))
-
-    def line(self, points: Sequence[Points] | Points, color: Color, width: float = 0.5) -> None:
-        """Colour one line (N, 2); see `lines`."""
-        self.lines(np.array([points]), color, width)
-
-    def facing_sun(self, direction: np.ndarray) -> float:
-        """How much a slope that looks along the ground ``direction`` (2,) faces the sun, -1..1."""
-        return float(direction @ self.frame.turn @ self.sun)
 
     def layers(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Albedo (H, W, 3) float32 0..1; class (H, W) uint8; elevation, trees (H, W) float32."""
@@ -132,8 +132,7 @@ class Canvas:
 def rectangle(u: float, v: float, length: float, depth: float, angle: float = 0.0) -> Points:
     """Four corners around (u, v); ``length`` runs along ``angle`` (radians)."""
     corners = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * (length / 2, depth / 2)
-    cos, sin = np.cos(angle), np.sin(angle)
-    return corners @ np.array([[cos, sin], [-sin, cos]]) + (u, v)
+    return corners @ rotation(angle) + (u, v)
 
 
 def pick(rng: Rng, colors: Sequence[Color], spread: int = 8) -> Color:

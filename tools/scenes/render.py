@@ -4,6 +4,7 @@ Everything here but the trees is a nuisance: it changes the image between the da
 class of a pixel.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,21 +13,18 @@ from PIL import Image
 from tools.scenes.draw import BUILDING, LOW_VEGETATION, PLAYGROUND, TREE, WATER, Canvas, Rng
 
 CELL = 6  # pixels between trees of a closed canopy
-
 TREE_HEIGHT = 4.0  # pixels
-
 SHADOW_REACH = 6  # pixels
-
 DARK_LEAVES = np.array([0.145, 0.27, 0.14], np.float32)
-
 LIGHT_LEAVES = np.array([0.285, 0.37, 0.19], np.float32)
-
 SKY_LIGHT = np.array([0.46, 0.50, 0.60], np.float32)  # what a shadow leaves of red, green, blue
-
 # Per class 0..6: strength of coarse and fine texture, relative to the colour.
 COARSE_TEXTURE = np.array([0, 0.03, 0.06, 0.10, 0.05, 0.02, 0.02], np.float32)
-
 FINE_TEXTURE = np.array([0, 0.015, 0.05, 0.07, 0.10, 0.025, 0.025], np.float32)
+GREY = np.array([0.3, 0.59, 0.11], np.float32)  # of red, green, blue
+# Near infrared that each class 0..6 reflects, 0..1: water hardly any, plants most.
+INFRARED = np.array([0, 0.04, 0.3, 0.6, 0.5, 0.35, 0.3], np.float32)
+STEPS = 12  # 16-bit values per 8-bit one: like reflectances, they use a small part of the range
 
 
 @dataclass(frozen=True)
@@ -97,6 +95,28 @@ def photograph(rng: Rng, radiance: np.ndarray) -> np.ndarray:
     return (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
+def sense(
+    image: np.ndarray, truth: np.ndarray, bands: int, bits: int, seed: Sequence[int]
+) -> np.ndarray:
+    """Return an RGB scene, (H, W, 3) uint8, as (H, W, bands) uint8 or uint16, of 8 or 16 ``bits``.
+
+    One band is grey, three are RGB, four RGB and near infrared, which ``truth`` decides, the class
+    of every pixel; ``seed`` decides the noise.
+    """
+    rng = np.random.default_rng(seed)
+    values = image.astype(np.float32)
+    grey = values @ GREY
+    if bands == 1:
+        values = grey[..., None]
+    elif bands == 4:
+        infrared = 255 * INFRARED[truth] * (0.7 + 0.6 * grey / 255)
+        infrared += 4 * rng.standard_normal(truth.shape, np.float32)
+        values = np.concatenate([values, np.clip(infrared, 0, 255)[..., None]], axis=-1)
+    if bits == 8:
+        return np.rint(values).astype(np.uint8)
+    return (values * STEPS + rng.integers(0, STEPS, values.shape)).astype(np.uint16)
+
+
 def _grow_trees(
     nature: Nature, sun: np.ndarray, classes: np.ndarray, density: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -118,7 +138,7 @@ def _grow_trees(
         higher = dome > crown
         crown[higher] = dome[higher]
         cell[higher] = index[higher]
-    crown[(classes == BUILDING) | (classes == WATER) | (classes == PLAYGROUND)] = 0
+    crown[np.isin(classes, (BUILDING, WATER, PLAYGROUND))] = 0
     slope = (x - nature.x.ravel()[cell]) * sun[0] + (y - nature.y.ravel()[cell]) * sun[1]
     shade = 0.8 + 0.25 * crown + 0.38 * slope / nature.radius.ravel()[cell]
     return crown, cell, shade.astype(np.float32)
@@ -151,9 +171,7 @@ def _blur_and_shift(image: np.ndarray, shift: np.ndarray, spread: float) -> np.n
     for axis in (0, 1):
         taps = np.exp(-((np.arange(-1, 2) - shift[axis]) ** 2) / (2 * spread**2))
         taps = (taps / taps.sum()).astype(np.float32)
-        border = [(1, 1) if axis == a else (0, 0) for a in range(3)]
-        padded = np.pad(image, border, mode="edge")
-        size = image.shape[axis]
-        parts = [padded[i : i + size] if axis == 0 else padded[:, i : i + size] for i in range(3)]
-        image = taps[0] * parts[0] + taps[1] * parts[1] + taps[2] * parts[2]
+        places = np.arange(image.shape[axis])
+        before, here, after = (image.take(places + i, axis, mode="clip") for i in (-1, 0, 1))
+        image = taps[0] * before + taps[1] * here + taps[2] * after
     return image

@@ -1,30 +1,19 @@
-"""Procedural bi-temporal aerial scenes in the layout of SECOND, for the demo and the tests."""
+"""Procedural bi-temporal aerial scenes: planned once, drawn at both dates."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from datasets.classes import SECOND_CLASSES
-from datasets.images import save_raster
-from tools.scenes.bands import sense
-from tools.scenes.draw import LOW_VEGETATION, WATER, Canvas, Color, Frame, Plot, Rng, pick
-from tools.scenes.land import DIRT_ROADS, LAND_USES, MEADOWS, ROADS, WATERS, draw_road
+from tools.scenes.draw import LOW_VEGETATION, WATER, Canvas, Color, Frame, Plot, Points, Rng, pick
+from tools.scenes.land import DIRT_ROADS, LAND_USES, MEADOWS, ROADS, WATERS, Road, draw_road
 from tools.scenes.render import light_scene, photograph, plan_nature
-from utils.parallel import ParallelMap
-from utils.pictures import save_change_mask, save_image
-from utils.text import progress as show_progress
-
-LABEL_FORMATS = ("rgb", "index", "binary")
 
 MIN_SIDE = 32
-
 USE_SHARES = {  # of the plots at the first date
     "crop": 0.15, "soil": 0.11, "meadow": 0.11, "forest": 0.17, "raw ground": 0.06,
     "residential": 0.15, "industrial": 0.08, "pond": 0.10, "sports": 0.07,
 }  # fmt: skip
-
 SUCCESSORS = {  # what may take the place of a use
     "crop": ("residential", "industrial", "soil", "raw ground", "sports", "pond", "forest"),
     "soil": ("crop", "meadow", "residential", "industrial", "pond", "sports"),
@@ -36,11 +25,8 @@ SUCCESSORS = {  # what may take the place of a use
     "pond": ("soil", "meadow", "industrial", "raw ground"),
     "sports": ("residential", "industrial", "meadow", "raw ground"),
 }
-
 CHANGE_SHARE = 0.36  # of the plots
-
 REVERSE_SHARE = 0.4  # of the changes; land is built over more often than given back
-
 RESTYLE_SHARE = 0.35  # of the plots; new colours, the same class
 
 
@@ -55,6 +41,13 @@ class Scene:
     truth1: np.ndarray  # (H, W) uint8, 1..6
     truth2: np.ndarray
 
+    @classmethod
+    def of(cls, images: Sequence[np.ndarray], truths: Sequence[np.ndarray]) -> "Scene":
+        """Return the pair of two images and the class of every pixel in them."""
+        changed = truths[0] != truths[1]
+        labels = [np.where(changed, truth, 0).astype(np.uint8) for truth in truths]
+        return cls(*images, *labels, *truths)
+
 
 @dataclass(frozen=True)
 class _Parcel:
@@ -64,22 +57,6 @@ class _Parcel:
     uses: tuple[str, str]
     shape_seeds: tuple[int, int]
     style_seeds: tuple[int, int]
-
-
-@dataclass(frozen=True)
-class _Road:
-    start: np.ndarray
-    end: np.ndarray
-    width: float
-    color: Color
-    dates: tuple[bool, bool]
-
-
-@dataclass(frozen=True)
-class _River:
-    axis: np.ndarray
-    width: float
-    color: Color
 
 
 def make_scene(seed: int | Sequence[int], height: int = 128, width: int = 128) -> Scene:
@@ -97,72 +74,21 @@ def make_scene(seed: int | Sequence[int], height: int = 128, width: int = 128) -
     images, truths = [], []
     for date in (0, 1):
         angle = sun_angle + rng.normal(0, 0.5)
-        canvas = Canvas(frame, (np.cos(angle), np.sin(angle)), verge)
-        _draw_land(canvas, parcels, roads, river, date)
+        canvas = Canvas(frame, (np.cos(angle), np.sin(angle)), verge, date)
+        for parcel in parcels:
+            _draw_parcel(canvas, parcel)
+        if river:
+            canvas.fill(river[0], WATER, river[1])
+        for road in sorted(roads, key=lambda road: road.width):
+            if road.dates[date]:
+                draw_road(canvas, road)
         radiance, truth = light_scene(rng, canvas, nature)
         images.append(photograph(rng, radiance))
         truths.append(truth)
-    changed = truths[0] != truths[1]
-    labels = [np.where(changed, truth, 0).astype(np.uint8) for truth in truths]
-    return Scene(*images, *labels, *truths)
+    return Scene.of(images, truths)
 
 
-def write_sample_data(
-    root: Path,
-    train_pairs: int,
-    val_pairs: int,
-    height: int,
-    width: int,
-    seed: int,
-    label_format: str = "rgb",
-    workers: int = 1,
-    progress: bool = False,
-    bands: int = 3,
-    bits: int = 8,
-) -> None:
-    """Write ``root/{train,val}/{im1,im2,label1,label2,truth1,truth2}/<00000>.png``.
-
-    Labels are RGB in the palette of SECOND or class indices, truth always indices; or, ``binary``,
-    change masks in ``label`` instead of label1 and label2. Scene i of a
-    split depends on (seed, split, i) alone, so neither ``workers`` nor a restart changes a byte.
-    ``bands`` and ``bits`` as `tools.scenes.bands.sense` takes them.
-    """
-    if label_format not in LABEL_FORMATS:
-        raise ValueError(f"unknown label format {label_format!r}; choose from {LABEL_FORMATS}")
-    form = (height, width, label_format, bands, bits)
-    jobs = [
-        (Path(root) / split, index, (seed, split_index, index), *form)
-        for split_index, (split, pairs) in enumerate((("train", train_pairs), ("val", val_pairs)))
-        for index in range(pairs)
-    ]
-    results = ParallelMap(_write_scene, jobs, workers)
-    for _ in show_progress(results, "writing", progress, "pair"):
-        pass
-
-
-def _write_scene(job: tuple[Path, int, tuple[int, int, int], int, int, str, int, int]) -> None:
-    folder, index, seed, height, width, label_format, bands, bits = job
-    scene = make_scene(seed, height, width)
-    name = f"{index:05d}.png"
-    for date, image, label, truth in (
-        (1, scene.image1, scene.label1, scene.truth1),
-        (2, scene.image2, scene.label2, scene.truth2),
-    ):
-        # The truth comes first: it tells generated folders from real ones, even unfinished.
-        save_image(folder / f"truth{date}" / name, truth)
-        if (bands, bits) == (3, 8):
-            save_image(folder / f"im{date}" / name, image)
-        else:
-            sensed = sense(image, truth, bands, bits, (*seed, date))
-            save_raster(folder / f"im{date}" / name, sensed)
-        if label_format != "binary":
-            shown = SECOND_CLASSES.to_rgb(label) if label_format == "rgb" else label
-            save_image(folder / f"label{date}" / name, shown)
-    if label_format == "binary":
-        save_change_mask(folder / "label" / name, (scene.label1 > 0).astype(np.uint8))
-
-
-def _subdivide(rng: Rng, frame: Frame) -> tuple[list[_Road], list[Plot]]:
+def _subdivide(rng: Rng, frame: Frame) -> tuple[list[Road], list[Plot]]:
     cos, sin = abs(np.cos(frame.angle)), abs(np.sin(frame.angle))
     half_u = (frame.width * cos + frame.height * sin) / 2 + frame.bend + 2
     half_v = (frame.width * sin + frame.height * cos) / 2 + frame.bend + 2
@@ -174,21 +100,12 @@ def _subdivide(rng: Rng, frame: Frame) -> tuple[list[_Road], list[Plot]]:
         if max(plot.size) < rng.uniform(44, 72):
             plots.append(plot)
             continue
-        along_u = plot.size[0] > plot.size[1]
-        cut = rng.uniform(0.36, 0.64)
+        ends, halves = plot.split(rng.uniform(0.36, 0.64))
         width = rng.uniform(6, 8.5) if max(plot.size) > 100 else rng.choice((0.0, 1.5, 4.5))
         color = asphalt if width >= 4 else pick(rng, DIRT_ROADS)
         dates = ((True, True), (False, True), (True, False))[rng.choice(3, p=(0.94, 0.05, 0.01))]
-        if along_u:
-            at = plot.u0 + cut * plot.size[0]
-            ends = np.array([[at, plot.v0], [at, plot.v1]])
-            halves = (Plot(plot.u0, plot.v0, at, plot.v1), Plot(at, plot.v0, plot.u1, plot.v1))
-        else:
-            at = plot.v0 + cut * plot.size[1]
-            ends = np.array([[plot.u0, at], [plot.u1, at]])
-            halves = (Plot(plot.u0, plot.v0, plot.u1, at), Plot(plot.u0, at, plot.u1, plot.v1))
         if width:
-            roads.append(_Road(ends[0], ends[1], width, color, dates))
+            roads.append(Road(ends, width, color, dates))
         pending += halves
     return roads, [plot for plot in plots if _is_visible(plot, frame)]
 
@@ -213,32 +130,22 @@ def _plan_parcel(rng: Rng, lot: Plot) -> _Parcel:
     margin = rng.uniform(2, 4.5)  # keeps objects off the streets
     hedge = 0.6 if rng.random() < 0.2 else 0.0
     styles = (style, style_after if restyled else style)
-    plot = lot.shrink(margin)
+    plot = Plot(lot.u0 + margin, lot.v0 + margin, lot.u1 - margin, lot.v1 - margin)
     return _Parcel(lot, plot, hedge, (before, after), (shape, shape_after), styles)
 
 
-def _plan_river(rng: Rng, frame: Frame) -> _River:
+def _draw_parcel(canvas: Canvas, parcel: _Parcel) -> None:
+    if parcel.hedge:
+        canvas.fill(parcel.lot.outline(), LOW_VEGETATION, canvas.base_color, trees=parcel.hedge)
+    shapes = np.random.default_rng(parcel.shape_seeds[canvas.date])
+    style = np.random.default_rng(parcel.style_seeds[canvas.date])
+    LAND_USES[parcel.uses[canvas.date]](canvas, parcel.plot, shapes, style)
+
+
+def _plan_river(rng: Rng, frame: Frame) -> tuple[Points, Color]:
     reach = (frame.height + frame.width) * 0.75
     t = np.linspace(-1, 1, 40)
     bends = rng.uniform(4, 12) * np.sin(t * rng.uniform(3, 7) + rng.uniform(0, 6))
     across = rng.uniform(-0.25, 0.25) * min(frame.height, frame.width)
-    return _River(np.stack([t * reach, bends + across], 1), rng.uniform(8, 16), pick(rng, WATERS))
-
-
-def _draw_land(
-    canvas: Canvas, parcels: list[_Parcel], roads: list[_Road], river: _River | None, date: int
-) -> None:
-    for parcel in parcels:
-        if parcel.hedge:
-            canvas.fill(parcel.lot.outline(), LOW_VEGETATION, canvas.base_color, trees=parcel.hedge)
-        shapes = np.random.default_rng(parcel.shape_seeds[date])
-        style = np.random.default_rng(parcel.style_seeds[date])
-        LAND_USES[parcel.uses[date]](canvas, parcel.plot, shapes, style, date)
-    if river:
-        side = np.array([0, river.width / 2])
-        canvas.fill(
-            np.concatenate([river.axis - side, (river.axis + side)[::-1]]), WATER, river.color
-        )
-    for road in sorted(roads, key=lambda road: road.width):
-        if road.dates[date]:
-            draw_road(canvas, road.start, road.end, road.width, road.color)
+    axis, side = np.stack([t * reach, bends + across], 1), np.array([0, rng.uniform(8, 16) / 2])
+    return np.concatenate([axis - side, (axis + side)[::-1]]), pick(rng, WATERS)

@@ -1,12 +1,18 @@
 """Masks on disk that are to be compared: labels and predictions, paired by name and counted."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from datasets.classes import ClassList
+from datasets.classes import (
+    CHANGE_CLASSES,
+    SECOND_CLASSES,
+    ClassList,
+    classes_file,
+    read_classes,
+)
 from datasets.labels import read_label
 from datasets.pairs import (
     IMAGE_FOLDERS,
@@ -18,6 +24,7 @@ from datasets.pairs import (
     require_partners,
 )
 from datasets.splits import choose_named, read_lines
+from datasets.task import is_mask_folder
 from tools.scoring.statistics import PairCounts, count_change, count_pair, drop_one_sided
 from utils.errors import DataError
 from utils.parallel import ParallelMap
@@ -29,14 +36,28 @@ PairPaths = tuple[Path, ...]  # one mask per date, or a change mask alone
 
 @dataclass(frozen=True)
 class MaskJob:
-    """The files of one pair: its labels, and its masks in each folder of predictions.
-
-    Change masks without classes are one file each, class masks one per date.
-    """
+    """The files of one pair: its labels, and its masks in each folder of predictions."""
 
     name: str
     label: PairPaths
     predictions: tuple[PairPaths, ...]
+
+
+def find_classes(path: Path | None, label: Path) -> tuple[ClassList, str]:
+    """Return the class list and where it comes from.
+
+    Raises:
+        DataError: the file is missing or malformed.
+    """
+    if path is not None:
+        file = classes_file(path)
+        return read_classes(file), str(file)
+    for folder in (label, label.absolute().parent):
+        if classes_file(folder).exists():
+            return read_classes(classes_file(folder)), str(classes_file(folder))
+    if is_mask_folder(label):
+        return CHANGE_CLASSES, "the labels are change masks"
+    return SECOND_CLASSES, "SECOND's"
 
 
 def find_jobs(
@@ -78,41 +99,28 @@ def find_masks(folder: Path, binary: bool = False) -> dict[str, PairPaths]:
         DataError: the folders are missing or empty, or a mask has no partner.
     """
     if binary:
-        return _find_change_masks(folder)
-    pair = next(
-        (
-            pair
-            for pair in (LABEL_FOLDERS, IMAGE_FOLDERS)
-            if any((folder / name).is_dir() for name in pair)
-        ),
-        None,
-    )
-    if pair is None:
-        raise DataError(f"{folder}: no folders im1 and im2, or label1 and label2, in it")
-    dates: list[dict[str, Path]] = []
-    for name in pair:
-        if not (folder / name).is_dir():
-            raise DataError(f"{folder / name}: no such folder; masks of both dates are needed")
-        dates.append(files_by_stem(folder / name, IMAGE_SUFFIXES))
-    require_partners(*dates, *(folder / name for name in pair))
-    if not dates[0]:
-        raise DataError(f"{folder / pair[0]}: no masks in it; expected PNG files")
-    return {name: (dates[0][name], dates[1][name]) for name in dates[0]}
-
-
-def _find_change_masks(folder: Path) -> dict[str, PairPaths]:
-    masks = [folder / CHANGE_MASKS] if (folder / CHANGE_MASKS).is_dir() else [folder]
-    places = [folder / name for name in label_folders(folder).values()] or masks
-    if not places[0].is_dir():
-        raise DataError(f"{folder}: no such folder; expected change masks in it, or in change")
+        alone = CHANGE_MASKS if (folder / CHANGE_MASKS).is_dir() else "."
+        names = tuple(label_folders(folder).values()) or (alone,)
+    else:
+        pairs = (LABEL_FOLDERS, IMAGE_FOLDERS)
+        found = [pair for pair in pairs if any((folder / name).is_dir() for name in pair)]
+        if not found:
+            raise DataError(f"{folder}: no folders im1 and im2, or label1 and label2, in it")
+        names = found[0]
+    places = [folder / name for name in names]
+    for place in places:
+        if not place.is_dir():
+            raise DataError(
+                f"{place}: no such folder; it needs masks of both dates, or change masks"
+            )
     files = [files_by_stem(place, IMAGE_SUFFIXES) for place in places]
-    if not files[0]:
-        raise DataError(f"{places[0]}: no masks in it; expected PNG files, or a folder change")
     require_partners(files[0], files[-1], places[0], places[-1])
+    if not files[0]:
+        raise DataError(f"{places[0]}: no masks in it; expected PNG files")
     return {name: tuple(of[name] for of in files) for name in files[0]}
 
 
-def read_names(path: Path, known: Collection[str]) -> list[str]:
+def read_names(path: Path, known: Iterable[str]) -> list[str]:
     """Read names from a text file, one a line, with or without folder and suffix.
 
     Raises:
@@ -121,18 +129,12 @@ def read_names(path: Path, known: Collection[str]) -> list[str]:
     return choose_named(path, read_lines(path), {name: name for name in known}, "has no label")
 
 
+@dataclass(frozen=True)
 class MaskCounter:
-    """Reads the masks of a pair and counts them.
+    """Reads the masks of a pair and counts them."""
 
-    Args:
-        classes: the class list.
-        one_sided: what to do with pixels predicted to change at one date alone: ``error``,
-            ``unchanged`` or ``keep``.
-    """
-
-    def __init__(self, classes: ClassList, one_sided: str) -> None:
-        self.classes = classes
-        self.one_sided = one_sided
+    classes: ClassList
+    one_sided: str  # ``error``, ``unchanged`` or ``keep`` pixels predicted to change at one date
 
     def __call__(self, job: MaskJob) -> list[PairCounts]:
         """Return the counts of the pair for each folder of predictions.
@@ -141,62 +143,44 @@ class MaskCounter:
             DataError: a mask is unreadable, holds what is no class, or differs in size, or the
                 dates disagree on what changed.
         """
+        paths = [path for each in (job.label, *job.predictions) for path in each]
+        masks = {path: read_label(path, self.classes) for path in paths}
+        for path, mask in masks.items():
+            if mask.shape != masks[paths[0]].shape:
+                height, width = masks[paths[0]].shape
+                raise DataError(
+                    f"{path}: {mask.shape[1]} × {mask.shape[0]} pixels, but {paths[0]} has "
+                    f"{width} × {height}; write masks of the labels' size"
+                )
+        return [self._count(job.label, prediction, masks) for prediction in job.predictions]
+
+    def _count(
+        self, label: PairPaths, prediction: PairPaths, masks: Mapping[Path, np.ndarray]
+    ) -> PairCounts:
+        labels, predictions = ([masks[path] for path in each] for each in (label, prediction))
         if self.classes.is_binary:
-            return self._count_change(job)
-        label1, label2 = self._read(job.label, job.label[0])
-        counts = []
-        for paths in job.predictions:
-            masks = self._read(paths, job.label[0], label1.shape)
-            pair = count_pair(*masks, label1, label2, self.classes.num_classes)
-            if pair.one_sided_label:
-                raise DataError(
-                    f"{job.label[0]} and {job.label[1]}: disagree on what changed in "
-                    f"{pair.one_sided_label} pixels (0 in one, a class in the other); correct the "
-                    "labels or leave the pair out with --names"
-                )
-            if pair.one_sided_prediction and self.one_sided == "error":
-                raise DataError(
-                    f"{paths[0]} and {paths[1]}: disagree on what changed in "
-                    f"{pair.one_sided_prediction} pixels (0 in one, a class in the other); correct "
-                    "the masks or choose a rule with --one-sided"
-                )
-            if pair.one_sided_prediction and self.one_sided == "unchanged":
-                masks = drop_one_sided(*masks)
-                pair = count_pair(*masks, label1, label2, self.classes.num_classes)
-            counts.append(pair)
-        return counts
+            for paths in (label, prediction):
+                differing = int((masks[paths[0]] != masks[paths[-1]]).sum())
+                if differing:
+                    raise _disagreement(paths, differing, "one, both dates have to be equal")
+            return count_change(predictions[0], labels[0])
+        pair = count_pair(*predictions, *labels, self.classes.num_classes)
+        in_label, in_prediction, _ = pair.one_sided
+        if in_label:
+            raise _disagreement(label, in_label, "the labels or leave the pair out with --names")
+        if in_prediction and self.one_sided == "error":
+            remedy = "the masks or choose a rule with --one-sided"
+            raise _disagreement(prediction, in_prediction, remedy)
+        if in_prediction and self.one_sided == "unchanged":
+            pair = count_pair(*drop_one_sided(*predictions), *labels, self.classes.num_classes)
+        return pair
 
-    def _count_change(self, job: MaskJob) -> list[PairCounts]:
-        label = self._read_change(job.label, job.label[0])
-        masks = [self._read_change(p, job.label[0], label.shape) for p in job.predictions]
-        return [count_change(mask, label) for mask in masks]
 
-    def _read_change(
-        self, paths: PairPaths, reference: Path, shape: tuple[int, ...] | None = None
-    ) -> np.ndarray:
-        masks = self._read(paths, reference, shape)
-        disagreeing = int((masks[0] != masks[-1]).sum())
-        if disagreeing:
-            raise DataError(
-                f"{paths[0]} and {paths[-1]}: disagree on what changed in {disagreeing} pixels; "
-                "change masks of both dates must be equal"
-            )
-        return masks[0]
-
-    def _read(
-        self, paths: PairPaths, reference: Path, shape: tuple[int, ...] | None = None
-    ) -> tuple[np.ndarray, ...]:
-        masks = []
-        for path in paths:
-            mask = read_label(path, self.classes)
-            shape = shape or mask.shape
-            if mask.shape != shape:
-                raise DataError(
-                    f"{path}: {mask.shape[1]} × {mask.shape[0]} pixels, but {reference} has "
-                    f"{shape[1]} × {shape[0]}; write masks of the labels' size"
-                )
-            masks.append(mask)
-        return tuple(masks)
+def _disagreement(paths: PairPaths, pixels: int, remedy: str) -> DataError:
+    return DataError(
+        f"{paths[0]} and {paths[-1]}: disagree on what changed in {pixels} pixels "
+        f"(0 in one alone); correct {remedy}"
+    )
 
 
 def count_all(
@@ -205,8 +189,7 @@ def count_all(
     """Count all pairs, in several processes where it pays; per folder of predictions one list.
 
     Raises:
-        DataError: as `MaskCounter`.
-        UserError: one of the processes was killed.
+        DataError, UserError: as `MaskCounter`; or one of the processes was killed.
     """
     rows = list(progress(ParallelMap(counter, jobs, workers), "score", unit="pair"))
     return [list(column) for column in zip(*rows, strict=True)]

@@ -2,34 +2,20 @@
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from argparse import Namespace
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
-from datasets.classes import is_binary
-from tools.scoring.statistics import (
-    CONFIDENCE,
-    Difference,
-    PairCounts,
-    Tallies,
-    compare,
-    image_scores,
-    interval,
-    pooled_scores,
-)
-from tools.scoring.tables import (
-    Values,
-    class_table,
-    comparison_table,
-    score_table,
-    score_titles,
-    transition_table,
-    transitions,
-    verdict,
-)
+import numpy as np
 
-MATRIX_TEXTS = {
+from datasets.classes import ClassList
+from tools.scoring import folders, statistics, tables
+from tools.scoring.statistics import PairCounts, Scores
+from utils.errors import OptionError
+from utils.files import write_json, write_text
+
+MATRICES = {
     "dates": "the class maps of both dates in one matrix (SenseEarth 2020, Bi-SRNet, SCanNet)",
     "transitions": "one map of from→to entries (ChangeMamba since June 2024, torchange)",
 }
@@ -40,161 +26,154 @@ ONE_SIDED = {
     "keep": "each date counts as it is, also where only one of them is predicted to change",
 }
 
-CHANGE_MATRIX = "change masks without classes: every pixel once, 2 × 2"
+
+def score_folders(options: Namespace) -> dict:
+    """Score as the options of ``tools/score.py`` say; print, write files, return what JSON holds.
+
+    Raises:
+        OptionError: options that contradict each other.
+        DataError: folders or files are missing or do not fit.
+    """
+    if options.matrix == "transitions" and options.one_sided == "keep":
+        raise OptionError(
+            "--one-sided keep: a change at one date alone is no transition; use --one-sided "
+            "unchanged, or --matrix dates"
+        )
+    if options.versus and not options.bootstrap:
+        raise OptionError("--versus compares by resampling; give --bootstrap at least 1")
+    classes, source = folders.find_classes(options.classes, options.label)
+    if classes.is_binary and options.matrix == "transitions":
+        raise OptionError("--matrix transitions: change masks without classes have none")
+    predictions = [folder for folder in (options.prediction, options.versus) if folder]
+    jobs = folders.find_jobs(options.label, predictions, options.names, classes.is_binary)
+    counter = folders.MaskCounter(classes, options.one_sided)
+    counts = folders.count_all(jobs, counter, options.workers)
+    report = Report(options, classes, source, [job.name for job in jobs], counts)
+    print(report.text())
+    if options.json:
+        write_json(options.json, report.to_dict())
+    if options.csv:
+        write_text(options.csv, report.to_csv())
+    return report.to_dict()
 
 
 @dataclass(frozen=True)
 class Report:
-    """Scores of one folder of predictions, A, or of two, A and B, ready to be told.
+    """Scores of one folder of predictions, A, or of two, A and B, ready to be told."""
 
-    Attributes:
-        folders: A, or A and B.
-        label: folder of the labels.
-        pair_names: names of the pairs.
-        class_names: *unchanged* first.
-        classes_source: where the class list comes from.
-        matrix: one of `tools.scoring.statistics.MATRICES`.
-        one_sided: a key of `ONE_SIDED`.
-        resamples: number of bootstrap resamples, 0 for none.
-        seed: of the resamples.
-        counts: per folder the counts of each pair.
-        tallies: per folder the tallies under ``matrix``.
-        samples: per folder what `tools.scoring.statistics.bootstrap` gave; empty without resamples.
-    """
-
-    folders: Sequence[Path]
-    label: Path
+    options: Namespace  # of the command
+    classes: ClassList
+    classes_source: str  # where they come from
     pair_names: Sequence[str]
-    class_names: Sequence[str]
-    classes_source: str
-    matrix: str
-    one_sided: str
-    resamples: int
-    seed: int
-    counts: Sequence[Sequence[PairCounts]]
-    tallies: Sequence[Tallies]
-    samples: Sequence[Values]
+    counts: Sequence[Sequence[PairCounts]]  # per folder, of each pair
 
     @cached_property
-    def values(self) -> list[Values]:
+    def tallies(self) -> list[np.ndarray]:
+        """Per folder the tallies of each pair under the chosen matrix."""
+        return [statistics.tally(pairs, self.options.matrix) for pairs in self.counts]
+
+    @cached_property
+    def values(self) -> list[Scores]:
         """Per folder the scores of all images pooled."""
-        return [pooled_scores(tallies) for tallies in self.tallies]
+        return [statistics.pooled_scores(tallies) for tallies in self.tallies]
 
     @cached_property
-    def differences(self) -> dict[str, Difference]:
+    def samples(self) -> list[Scores]:
+        """Per folder the scores of all resamples; empty without resamples."""
+        if not self.options.bootstrap:
+            return [{} for _ in self.tallies]
+        return statistics.bootstrap(self.tallies, self.options.bootstrap, self.options.seed)
+
+    @cached_property
+    def differences(self) -> dict[str, dict[str, float]]:
         """By how much A is better than B; empty without B."""
-        if len(self.values) < 2:
-            return {}
-        return compare(*zip(self.values, self.samples, strict=True))
+        return statistics.compare(self.values, self.samples) if self.options.versus else {}
 
-    @property
-    def is_binary(self) -> bool:
-        """Whether change masks were scored, without classes."""
-        return is_binary(len(self.class_names) - 1)
-
-    def _topics(self) -> dict[str, str]:
+    def _topics(self) -> dict[str, object]:
         """Say what was scored and how."""
-        classes = len(self.class_names) - 1
-        entries = classes + 1 if self.matrix == "dates" else classes**2 + 1
-        letters = ("prediction",) if len(self.folders) == 1 else ("A", "B")
-        conventions = {
-            "classes": f"unchanged and {classes} more, {self.classes_source}",
-            "matrix": f"{self.matrix}: {MATRIX_TEXTS[self.matrix]}, {entries} × {entries}",
-            "OA": "once over all pixels, once as the mean over images of each image's accuracy",
-            "change": ONE_SIDED[self.one_sided],
-        }
-        if self.is_binary:
-            conventions |= {"classes": f"none, {self.classes_source}", "matrix": CHANGE_MATRIX}
-            del conventions["change"]
+        options, classes, binary = self.options, self.classes.num_classes, self.classes.is_binary
+        entries = classes + 1 if options.matrix == "dates" else classes**2 + 1
+        named, matrix = "none", "change masks without classes: every pixel once, 2 × 2"
+        if not binary:
+            named = f"unchanged and {classes} more"
+            matrix = f"{options.matrix}: {MATRICES[options.matrix]}, {entries} × {entries}"
+        intervals = (
+            f"{statistics.CONFIDENCE:.0%} percentile bootstrap over images, {options.bootstrap} "
+            f"resamples, seed {options.seed}"
+        )
         return {
-            **{letter: str(folder) for letter, folder in zip(letters, self.folders, strict=True)},
-            "label": str(self.label),
+            "A" if options.versus else "prediction": options.prediction,
+            **({"B": options.versus} if options.versus else {}),
+            "label": options.label,
             "pairs": f"{len(self.pair_names):,}",
-            **conventions,
-            "intervals": f"{CONFIDENCE:.0%} percentile bootstrap over images, {self.resamples} "
-            f"resamples, seed {self.seed}"
-            if self.resamples
-            else "none",
+            "classes": f"{named}, {self.classes_source}",
+            "matrix": matrix,
+            "OA": "once over all pixels, once as the mean over images of each image's accuracy",
+            **({} if binary else {"change": ONE_SIDED[options.one_sided]}),
+            "intervals": intervals if options.bootstrap else "none",
         }
 
     def text(self) -> str:
         """Return everything but the single images, as text."""
         topics = self._topics()
         width = max(map(len, topics))
-        samples = self.samples[0] if self.samples else None
+        values, samples, classes = self.values[0], self.samples[0], self.classes.names
+        titles = tables.score_titles(values)
+        rows = ([values[name] for name in titles], [samples.get(name) for name in titles])
         blocks = ["\n".join(f"{topic:<{width}}  {text}" for topic, text in topics.items())]
-        blocks.append(score_table(self.values[0], samples))
-        if self.matrix == "dates" and not self.is_binary:
-            blocks.append(class_table(self.class_names, self.values[0], samples))
-        if not self.is_binary:
-            blocks.append(transition_table(transitions(self.class_names, self.counts[0])))
+        blocks.append(tables.value_table("in percent", list(titles.values()), *rows))
+        if not self.classes.is_binary:
+            if self.options.matrix == "dates":
+                drawn = samples["class_iou"].T if samples else [None] * len(classes)
+                ious = values["class_iou"]
+                blocks.append(tables.value_table("IoU per class", classes, ious, drawn))
+            blocks.append(tables.transition_table(tables.transitions(classes, self.counts[0])))
         if self.differences:
-            blocks.append(comparison_table(*self.values, self.differences))
-            name, title = next(iter(score_titles(self.values[0]).items()))
-            blocks.append(verdict(title, self.differences[name]))
+            blocks.append(tables.comparison(*self.values, self.differences))
         return "\n\n".join(blocks)
 
     def to_dict(self) -> dict:
         """Return everything but the single images, as plain values; scores are fractions."""
-        folders = [
-            {
-                "scores": with_intervals(values, self.samples[i] if self.samples else None),
-                "confusion": sum(pair.confusion for pair in counts).tolist(),
-                **(
-                    {} if self.is_binary else {"transitions": transitions(self.class_names, counts)}
-                ),
-            }
-            for i, (values, counts) in enumerate(zip(self.values, self.counts, strict=True))
-        ]
+        options, binary = self.options, self.classes.is_binary
         result = {
-            "prediction": str(self.folders[0]),
-            "label": str(self.label),
+            "prediction": str(options.prediction),
+            "label": str(options.label),
             "pairs": len(self.pair_names),
-            "classes": list(self.class_names),
-            "matrix": "change" if self.is_binary else self.matrix,
-            **({} if self.is_binary else {"one_sided": self.one_sided}),
-            "bootstrap": self.resamples,
-            "seed": self.seed,
-            **folders[0],
+            "classes": list(self.classes.names),
+            "matrix": "change" if binary else options.matrix,
+            **({} if binary else {"one_sided": options.one_sided}),
+            "bootstrap": options.bootstrap,
+            "seed": options.seed,
+            **self._folder(0),
         }
         if self.differences:
-            result["versus"] = {"prediction": str(self.folders[1]), **folders[1]}
-            result["differences"] = {name: vars(value) for name, value in self.differences.items()}
+            result["versus"] = {"prediction": str(options.versus), **self._folder(1)}
+            result["differences"] = self.differences
         return result
 
-    def rows(self) -> list[dict]:
-        """Return one row per image: name, pixels, changed pixels, and scores as fractions."""
+    def _folder(self, i: int) -> dict:
+        counts = self.counts[i]
+        scores = {name: {"value": value.tolist()} for name, value in self.values[i].items()}
+        for name, samples in self.samples[i].items():
+            scores[name]["interval"] = statistics.interval(samples).T.tolist()
+        result = {"scores": scores, "confusion": sum(pair.confusion for pair in counts).tolist()}
+        if not self.classes.is_binary:
+            result["transitions"] = tables.transitions(self.classes.names, counts)
+        return result
+
+    def to_csv(self) -> str:
+        """Return a row per image: name, pixels, changed pixels, and scores as fractions."""
         rows: list[dict] = [{"name": name} for name in self.pair_names]
-        for prefix, counts, tallies in zip(
-            ("", "versus_"), self.counts, self.tallies, strict=False
-        ):
-            scores = image_scores(tallies)
-            for i, (row, pair) in enumerate(zip(rows, counts, strict=True)):
-                labelled, predicted, _ = pair.transitions
-                row["pixels"] = int(labelled.sum())
-                row["changed_label"] = int(labelled.sum() - labelled[0, 0])
-                row[f"{prefix}changed_prediction"] = int(predicted.sum() - predicted[0, 0])
-                for name in score_titles(scores):
+        for i, prefix in enumerate(("", "versus_")[: len(self.counts)]):
+            scores = statistics.image_scores(self.tallies[i])
+            for j, (row, pair) in enumerate(zip(rows, self.counts[i], strict=True)):
+                row["pixels"] = int(pair.transitions[0].sum())
+                row["changed_label"], row[f"{prefix}changed_prediction"], _ = pair.changed
+                for name in tables.score_titles(scores):
                     if name in scores:
-                        row[f"{prefix}{name}"] = float(scores[name][i])
-        return rows
-
-
-def with_intervals(values: Values, samples: Values | None) -> dict:
-    """Return scores for JSON: ``{"score": {"value": …, "interval": [low, high]}, …}``."""
-    result = {}
-    for name, value in values.items():
-        entry = {"value": value.tolist()}
-        if samples is not None:
-            entry["interval"] = interval(samples[name]).T.tolist()
-        result[name] = entry
-    return result
-
-
-def csv_text(rows: Sequence[Mapping]) -> str:
-    """Format rows of equal keys as CSV with a header."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+                        row[f"{prefix}{name}"] = float(scores[name][j])
+        text = io.StringIO()
+        writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        return text.getvalue()

@@ -10,7 +10,6 @@ from datasets.cache import FileReader, build_cache
 from datasets.classes import SECOND_CLASSES
 from datasets.dataset import ChangeDetectionDataset
 from datasets.images import read_raster, save_raster
-from datasets.labels import read_label
 from datasets.loaders import collate
 from datasets.pairs import index_pairs
 from tests.helpers.band_models import FOUR
@@ -31,7 +30,7 @@ def test_samples_hold_the_chosen_bands(bands_root):
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16"])
-@pytest.mark.parametrize("bands", [1, 2, 4, 13, MAX_BANDS])
+@pytest.mark.parametrize("bands", [1, 4, MAX_BANDS])
 def test_geometry_is_shared_by_all_bands_dates_and_labels(bands, dtype, monkeypatch):
     """Each image holds its own position, so that a pixel tells where it comes from."""
     place = np.arange(12 * 12).reshape(12, 12)
@@ -71,8 +70,7 @@ def test_light_is_brightness_contrast_and_balance():
         for band in range(3):
             slope, offset = np.polyfit(image[..., band].ravel(), changed[..., band].ravel(), 1)
             assert 0.75 < slope < 1.27
-            residual = changed[..., band] - (slope * image[..., band] + offset)
-            assert np.abs(residual).max() < 1
+            assert np.abs(changed[..., band] - (slope * image[..., band] + offset)).max() < 1
 
 
 def test_light_differs_between_the_dates_and_follows_from_the_seed(bands_root):
@@ -94,29 +92,17 @@ def test_light_differs_between_the_dates_and_follows_from_the_seed(bands_root):
     assert abs(np.corrcoef(gain1, gain2)[0, 1]) < 0.5
 
 
-@pytest.mark.parametrize("numbers", [(1, 2, 3, 4), (4,)])
-def test_cached_samples_are_those_without_cache(numbers, bands_root, tmp_path):
-    pairs, bands = index_pairs(bands_root / "train")[:3], Bands(numbers, 16)
-    reader = build_cache(pairs, SECOND_CLASSES, tmp_path, bands=bands)
-    cached = ChangeDetectionDataset(pairs, SECOND_CLASSES, reader=reader)
-    plain = ChangeDetectionDataset(pairs, SECOND_CLASSES, reader=FileReader(SECOND_CLASSES, bands))
-    for i in range(3):
-        for key, value in plain[i].items():
-            if key != "name":
-                assert cached[i][key].dtype == value.dtype and torch.equal(cached[i][key], value)
-    other = build_cache(pairs, SECOND_CLASSES, tmp_path, bands=Bands((2, 1), 16))
-    image = pairs[0].image1
-    assert np.array_equal(other.image(image), read_raster(image)[..., [1, 0]])
-
-
-def test_cached_16_bit_images_of_odd_sizes(write_pairs, tmp_path):
+@pytest.mark.parametrize("numbers", [(1, 2, 3), (2, 1), (3,)])
+def test_cached_samples_of_odd_sizes_are_those_without_cache(numbers, write_pairs, tmp_path):
     folder = write_pairs({"a": (33, 35), "b": (31, 37)})
     for path in folder.glob("im[12]/*.png"):
         save_raster(path, read_raster(path).astype(np.uint16) * 251)
-    pairs, bands = index_pairs(folder), Bands((1, 2, 3), 16)
+    pairs, bands = index_pairs(folder), Bands(numbers, 16)
     reader = build_cache(pairs, SECOND_CLASSES, tmp_path / "cache", bands=bands)
-    for pair in pairs:
-        image = reader.image(pair.image2)
-        assert image.flags.aligned
-        assert np.array_equal(image, read_raster(pair.image2))
-        assert np.array_equal(reader.label(pair.label1), read_label(pair.label1, SECOND_CLASSES))
+    assert reader.image(pairs[0].image2).flags.aligned
+    cached = ChangeDetectionDataset(pairs, SECOND_CLASSES, reader=reader)
+    plain = ChangeDetectionDataset(pairs, SECOND_CLASSES, reader=FileReader(SECOND_CLASSES, bands))
+    for i in range(2):
+        for key in plain[i].keys() - {"name"}:
+            assert cached[i][key].dtype == plain[i][key].dtype
+            assert torch.equal(cached[i][key], plain[i][key])

@@ -1,68 +1,24 @@
-"""tools/check_data.py, and the quick check at the start of training."""
+"""tools/check_data.py."""
 
 import json
 import shutil
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from datasets.classes import SECOND_CLASSES
-from datasets.pairs import index_pairs
 from tests.helpers.damages import (
-    binary_labels,
     disagree,
     flipped_leak,
     foreign_colors,
-    land_cover_as_labels,
     same_dates,
-    smear_labels,
-    truncate,
 )
-from tests.helpers.image_files import read, write
+from tests.helpers.image_files import read
 from tools import check_data
-from tools.checking.inspection import quick_check
 from utils.errors import UserError
-
-# --- quick check ------------------------------------------------------------------------------
-
-
-def test_quick_check_is_silent_on_a_clean_set_and_fast(sample_root):
-    start = time.perf_counter()
-    assert quick_check(index_pairs(sample_root / "train"), SECOND_CLASSES) == []
-    assert time.perf_counter() - start < 1
-    assert quick_check([], SECOND_CLASSES) == []
-
-
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (binary_labels, "only 0 and 255"),
-        (smear_labels, "label1/00003.png"),
-        (disagree, "disagree on what changed"),
-        (land_cover_as_labels, "every pixel a class"),
-        (truncate, None),  # only the headers of images are read
-    ],
-)
-def test_quick_check_warns(damage, message, broken_root):
-    damage(broken_root)
-    warnings = quick_check(index_pairs(broken_root / "train"), SECOND_CLASSES)
-    assert len(warnings) == (message is not None)
-    assert message is None or (message in warnings[0] and "\n" not in warnings[0])
-
-
-def test_quick_check_sees_unchanged_sets_and_equal_dates(broken_root):
-    for path in (broken_root / "train").glob("label[12]/*.png"):
-        write(path, np.full((64, 64, 3), 255, np.uint8))
-    shutil.copy(broken_root / "train/im1/00004.png", broken_root / "train/im2/00004.png")
-    warnings = quick_check(index_pairs(broken_root / "train"), SECOND_CLASSES)
-    assert len(warnings) == 2
-    assert "nothing changed" in warnings[0] and "a sample of 12 pairs" in warnings[0]
-    assert "same image at both dates: train/im1/00004.png + train/im2/00004.png" in warnings[1]
-
 
 # --- the tool ---------------------------------------------------------------------------------
 

@@ -15,44 +15,16 @@ from PIL import Image
 
 from datasets.classes import SECOND_CLASSES
 from datasets.labels import read_label
-from datasets.splits import Split, by_folders, k_fold
+from datasets.splits import Split, k_fold
+from tests.helpers.reports import COLUMNS, write_masks, write_run
 from tools import demo, report, score
 from tools.reporting.gallery import mask_step
-from tools.reporting.page import script_json
 from tools.reporting.runs import find_run_folders, read_run
-from tools.reporting.tables import percent
+from tools.scoring.tables import percent
 from utils.errors import UserError
 from utils.tensor_files import save_checkpoint
 
-REPO = Path(__file__).resolve().parents[3]
-COLUMNS = ("score", "miou", "sek", "f_scd", "oa")
-# Of the 64 rows of each pair; the order by error is 00002, 00000, 00003, 00001.
-SPOILT_ROWS = {"00000": 20, "00001": 0, "00002": 44, "00003": 8}
-
-
-def write_run(outdir: Path, name: str, data_root: Path, seed: int = 0, **options) -> Path:
-    rng = np.random.default_rng(seed)
-    folder = outdir / "logs" / name
-    folder.mkdir(parents=True)
-    names = ("epoch", "loss_total", *COLUMNS, "iou_water", "lr", "train_s", "val_s")
-    with open(folder / "metrics.csv", "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(names)
-        writer.writerows([epoch, *rng.random(len(names) - 1)] for epoch in range(1, 6))
-    options = {"data_root": str(data_root), "model": "fcn", "backbone": "resnet18"} | options
-    (folder / "options.json").write_text(json.dumps(options))
-    return folder
-
-
-def write_masks(folder: Path, labels: Path) -> None:
-    """Predict the labels, but call the first rows of some pairs changed to playground."""
-    for name, rows in SPOILT_ROWS.items():
-        for date in (1, 2):
-            mask = read_label(labels / f"label{date}" / f"{name}.png", SECOND_CLASSES).copy()
-            mask[:rows] = 6
-            path = folder / f"im{date}" / f"{name}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(mask).save(path)
+WORST_FIRST = ["00002", "00000", "00003", "00001"]
 
 
 @pytest.fixture(scope="module")
@@ -67,11 +39,23 @@ def outdir(sample_root, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def page(outdir) -> str:
-    return report.main([str(outdir)]).read_text(encoding="utf-8")
+    return page_of(outdir)
+
+
+def page_of(*argv: object) -> str:
+    return report.main([str(part) for part in argv]).read_text(encoding="utf-8")
 
 
 def data_of(page: str) -> dict:
     return json.loads(re.search(r'id="data">(.*?)</script>', page, re.S)[1])
+
+
+def names_of(page: str) -> list[str]:
+    return [pair["name"] for pair in data_of(page)["gallery"]["pairs"]]
+
+
+def groups_of(page: str) -> dict[str, str]:
+    return {run["name"]: run["group"] for run in data_of(page)["runs"]}
 
 
 def rows_of(page: str) -> dict[str, str]:
@@ -87,15 +71,18 @@ def test_page_needs_nothing_but_itself(page):
     assert not re.search(r"(?i)@import|url\(|<link|<iframe|<script src|\bfetch\(|XMLHttp", page)
     assert all(target.startswith("#") for target in re.findall(r'href="(.*?)"', page))
     assert "default-src 'none'" in page
-    assert "{{" not in page
+    assert "{{" not in page and "{%" not in page
 
 
-def test_table_holds_the_best_epoch_of_each_csv(page, outdir):
+def test_tables_and_curves_hold_each_csv(page, outdir):
     rows = rows_of(page)
-    assert len(rows) == 2
-    for name, html in rows.items():
-        with open(outdir / "logs" / name / "metrics.csv", newline="") as file:
+    assert list(rows) == [run["name"] for run in data_of(page)["runs"]]
+    for run in data_of(page)["runs"]:
+        html = rows[run["name"]]
+        with open(outdir / "logs" / run["name"] / "metrics.csv", newline="") as file:
             lines = list(csv.DictReader(file))
+        for column, values in run["values"].items():
+            assert values == [float(line[column]) for line in lines]
         best = max(lines, key=lambda line: float(line["score"]))
         for column in COLUMNS:
             shown = re.search(rf'data-column="{column}".*?>(.*?)<', html)[1]
@@ -103,51 +90,20 @@ def test_table_holds_the_best_epoch_of_each_csv(page, outdir):
         assert f"<td>{best['epoch']} of 5</td>" in html
         seconds = sum(float(line["train_s"]) + float(line["val_s"]) for line in lines)
         assert re.search(r'data-column="seconds">(.*?)<', html)[1] == f"{seconds:,.0f}"
-    assert "pseudo labels" in rows["fcn_b_20260102-000000-bbbb"]
-
-
-def test_curves_hold_every_value(page, outdir):
-    for run in data_of(page)["runs"]:
-        with open(outdir / "logs" / run["name"] / "metrics.csv", newline="") as file:
-            lines = list(csv.DictReader(file))
-        for column, values in run["values"].items():
-            assert values == [float(line[column]) for line in lines]
-
-
-def test_runs_of_one_split_share_a_table(page):
-    assert page.count('<table class="stages">') == 1
-    assert "Validation split folders" in page
-    assert "different validation splits" not in page
+    assert len(rows) == 2 and "pseudo labels" in rows["fcn_b_20260102-000000-bbbb"]
+    assert page.count('<table class="stages">') == 1 and page.count('class="top"') == len(COLUMNS)
+    assert "Validation split folders" in page and "different validation splits" not in page
 
 
 def test_runs_of_different_splits_are_shown_apart(outdir, sample_root, tmp_path, capsys):
     names = tmp_path / "val.txt"
     names.write_text("00001\n00002\n")
-    other = tmp_path / "other"
-    write_run(other, "fcn_c_20260103-000000-cccc", sample_root, val_list=str(names))
-    page = report.main([str(outdir), str(other)]).read_text(encoding="utf-8")
+    write_run(tmp_path / "other", "fcn_c", sample_root, val_list=str(names))
+    page = page_of(outdir, tmp_path / "other")
     assert page.count('<table class="stages">') == 2
-    assert "2 different validation splits" in page
-    assert "Validation split lists" in page
-    assert [run["group"] for run in data_of(page)["runs"]] == ["A", "A", "B"]
+    assert "2 different validation splits" in page and "Validation split lists" in page
+    assert list(groups_of(page).values()) == ["A", "A", "B"]
     assert "not to be compared" in capsys.readouterr().out
-
-
-def test_checkpoint_tells_the_split_where_the_data_is_gone(tmp_path):
-    for name, val in (("a", ["train/1"]), ("b", ["train/1"]), ("c", ["train/2"])):
-        write_run(tmp_path, name, tmp_path / "gone")
-        split = {"protocol": "every-10th", "train": [], "val": val}
-        state = {"run": name, "split": split, "model": {"weight": torch.zeros(1)}}
-        save_checkpoint(tmp_path / "models" / f"{name}_30.00.pth", state)
-    (tmp_path / "models" / "broken.pth").write_bytes(b"no checkpoint")
-    page = report.main([str(tmp_path)]).read_text(encoding="utf-8")
-    assert page.count("known from the checkpoint") == 2
-    assert [run["group"] for run in data_of(page)["runs"]] == ["A", "A", "B"]
-
-
-def write_fold(outdir: Path, name: str, split: Split, **options) -> Path:
-    write_split(outdir, name, split)
-    return write_run(outdir, name, outdir / "gone", seed=len(name), **options)
 
 
 def write_split(outdir: Path, name: str, split: Split) -> None:
@@ -155,41 +111,54 @@ def write_split(outdir: Path, name: str, split: Split) -> None:
     save_checkpoint(outdir / "models" / f"{name}_30.00.pth", state)
 
 
+def write_fold(outdir: Path, name: str, split: Split, **options) -> Path:
+    write_split(outdir, name, split)
+    return write_run(outdir, name, outdir / "gone", seed=len(name), **options)
+
+
+def test_checkpoint_tells_the_split_where_the_data_is_gone(tmp_path):
+    for name, val in (("a", "train/1"), ("b", "train/1"), ("c", "train/2")):
+        write_fold(tmp_path, name, Split("every-10th", (), (val,)))
+    for name in "de":
+        folder = write_run(tmp_path, name, tmp_path / "gone")
+    (folder / "options.json").unlink()
+    (tmp_path / "models" / "broken.pth").write_bytes(b"no checkpoint")
+    page = page_of(tmp_path)
+    assert page.count("known from the checkpoint") == 2
+    assert page.count("Validation split unknown") == 2
+    assert list(groups_of(page).values()) == ["A", "A", "B", "C", "D"]
+    assert data_of(page)["gallery"] is None
+
+
 def test_folds_of_one_k_fold_share_a_table_with_their_mean(tmp_path):
     ids = [f"train/{i}" for i in range(10)]
     runs = [read_run(write_fold(tmp_path, "a" * (n + 1), k_fold(ids, 5, n, 0))) for n in range(3)]
     write_fold(tmp_path, "b", k_fold(ids, 5, 0, 0), lr=1.0)
+    for name in ("twice", "again"):
+        write_fold(tmp_path, name, k_fold(ids, 5, 1, 0), lr=2.0)
     write_fold(tmp_path, "other seed", k_fold(ids, 5, 0, 1))
     write_fold(tmp_path, "other pairs", k_fold(ids[1:], 5, 0, 0))
-    page = report.main([str(tmp_path)]).read_text(encoding="utf-8")
+    page = page_of(tmp_path)
     assert page.count('<table class="stages">') == 3
     assert "Validation split k-fold(k=5, seed=0) (each run on another of k parts" in page
     assert "10 pairs of" in page and "9 pairs of" in page
     assert "validated on fold 2<" in rows_of(page)["aaa"]
-    (mean,) = re.findall(r'<tr class="folds">(.*?)</tr>', page, re.S)
+    mean, none = re.findall(r'<tr class="folds">(.*?)</tr>', page, re.S)
     assert "Mean of 3 of 5 folds" in mean
+    assert "No mean: several runs of fold 1" in none and "±" not in none
     for column in COLUMNS:
         values = 100 * np.array([run.best[column] for run in runs])
         assert f'"{column}">{values.mean():.2f} ± {values.std(ddof=1):.2f}<' in mean
-    groups = {run["name"]: run["group"] for run in data_of(page)["runs"]}
+    groups = groups_of(page)
     assert (groups["aa"][1:], groups["b"][1:]) == (" fold 1", " fold 0")
-    assert "class=top" not in page  # a fold is no better than another
-
-
-def test_a_fold_that_is_there_twice_is_not_averaged(tmp_path):
-    ids = [f"train/{i}" for i in range(10)]
-    for name, fold in (("a", 0), ("b", 1), ("c", 1)):
-        write_fold(tmp_path, name, k_fold(ids, 2, fold, 0))
-    page = report.main([str(tmp_path)]).read_text(encoding="utf-8")
-    (mean,) = re.findall(r'<tr class="folds">(.*?)</tr>', page, re.S)
-    assert "No mean: several runs of fold 1" in mean and "±" not in mean
+    assert 'class="top"' not in page  # a fold is no better than another
 
 
 def test_table_of_the_demo_says_which_pairs_its_scores_are_of(tmp_path):
     (tmp_path / "data" / "val" / "im1").mkdir(parents=True)
     for name in "12":
         (tmp_path / "data" / "val" / "im1" / f"{name}.png").touch()
-    write_split(tmp_path, "a", by_folders(["train/1"], ["val/1", "val/2"]))
+    write_split(tmp_path, "a", Split("folders", ("train/1",), ("val/1", "val/2")))
     assert demo.describe_pairs(tmp_path) == "all scores: the 2 pairs of data/val (split folders)"
     write_split(tmp_path, "b", k_fold(["train/1", "train/2"], 2, 0, 0))
     assert "which do not compare" in demo.describe_pairs(tmp_path)
@@ -202,27 +171,16 @@ def test_demo_refuses_a_file_for_a_folder(tmp_path):
     assert (tmp_path / "demo").read_text() == "mine"
 
 
-def test_unknown_split_is_said(tmp_path):
-    by_folders = [write_run(tmp_path, name, tmp_path / "gone") for name in "ab"]
-    (by_folders[1] / "options.json").unlink()
-    page = report.main([str(tmp_path)]).read_text(encoding="utf-8")
-    assert page.count("Validation split unknown") == 2
-    assert data_of(page)["gallery"] is None
-
-
 def test_gallery_is_sorted_by_error_and_embeds_the_masks(page, outdir, sample_root):
     gallery = data_of(page)["gallery"]
-    assert [pair["name"] for pair in gallery["pairs"]] == ["00002", "00000", "00003", "00001"]
+    assert names_of(page) == WORST_FIRST
     assert gallery["step"] == mask_step(7)
     for pair in gallery["pairs"]:
         wrong = 0
         for date in (1, 2):
-            label = read_label(
-                sample_root / "val" / f"label{date}" / f"{pair['name']}.png", SECOND_CLASSES
-            )
-            mask = read_label(
-                outdir / "masks" / "test" / f"im{date}" / f"{pair['name']}.png", SECOND_CLASSES
-            )
+            file = f"{pair['name']}.png"
+            label = read_label(sample_root / f"val/label{date}" / file, SECOND_CLASSES)
+            mask = read_label(outdir / f"masks/test/im{date}" / file, SECOND_CLASSES)
             wrong += (mask != label).mean() / 2
             for uri, expected in (("labels", label), ("predictions", mask)):
                 grey = np.asarray(decode(pair[uri][date - 1]).convert("L"))
@@ -233,12 +191,8 @@ def test_gallery_is_sorted_by_error_and_embeds_the_masks(page, outdir, sample_ro
 
 
 def test_scores_are_those_of_the_scoring_tool(page, outdir, sample_root):
-    found = score.main(
-        [
-            *("--prediction", str(outdir / "masks" / "test"), "--bootstrap", "0"),
-            *("--label", str(sample_root / "val")),
-        ]
-    )
+    argv = ["--prediction", outdir / "masks/test", "--label", sample_root / "val"]
+    found = score.main([str(part) for part in (*argv, "--bootstrap", "0")])
     tiles = dict(re.findall(r'data-score="(\w+)">(.*?)<', page))
     assert set(tiles) == {*COLUMNS, "kappa"}
     for name, shown in tiles.items():
@@ -250,15 +204,13 @@ def test_scores_are_those_of_the_scoring_tool(page, outdir, sample_root):
 def test_pairs_and_names_limit_the_gallery(outdir, tmp_path):
     names = tmp_path / "names.txt"
     names.write_text("00001\n00003\n00000\n")
-    argv = [str(outdir), "--names", str(names), "--pairs", "2", "--out", str(tmp_path / "a.html")]
-    gallery = data_of(report.main(argv).read_text(encoding="utf-8"))["gallery"]
-    assert [pair["name"] for pair in gallery["pairs"]] == ["00000", "00003"]
-    assert gallery["total"] == 3
+    page = page_of(outdir, "--names", names, "--pairs", 2, "--out", tmp_path / "a.html")
+    assert names_of(page) == ["00000", "00003"]
+    assert data_of(page)["gallery"]["total"] == 3
 
 
 def test_masks_of_an_unlabelled_set_are_shown(outdir, unlabelled_val_root, tmp_path):
-    argv = [str(outdir), "--data-root", str(unlabelled_val_root), "--out", str(tmp_path / "a.html")]
-    page = report.main(argv).read_text(encoding="utf-8")
+    page = page_of(outdir, "--data-root", unlabelled_val_root, "--out", tmp_path / "a.html")
     pairs = data_of(page)["gallery"]["pairs"]
     assert [pair["error"] for pair in pairs] == [None] * 4
     changed = [pair["changed"] for pair in pairs]
@@ -271,45 +223,33 @@ def test_validation_pairs_are_those_of_the_checkpoint(sample_root, tmp_path):
     folder = write_run(tmp_path, "a", sample_root, val_list=str(tmp_path / "moved.txt"))
     write_masks(tmp_path / "masks" / "val", sample_root / "train")
     write_split(tmp_path, "a", Split("lists", (), val))
-    argv = [str(tmp_path), "--split", "val"]
-
-    def shown() -> list[str]:
-        gallery = data_of(report.main(argv).read_text(encoding="utf-8"))["gallery"]
-        return [pair["name"] for pair in gallery["pairs"]]
-
-    assert shown() == ["00003", "00001"]
+    argv = [tmp_path, "--split", "val", "--data-root", sample_root]
+    assert names_of(page_of(*argv[:3])) == ["00003", "00001"]
     (folder / "options.json").unlink()
-    argv += ["--data-root", str(sample_root)]
-    assert shown() == ["00003", "00001"]
+    assert names_of(page_of(*argv)) == ["00003", "00001"]
     write_split(tmp_path, "a", Split("lists", (), (*val, "train/99")))
     with pytest.raises(UserError, match=r"no pair train/99, but .*logs.a was validated on it"):
-        shown()
+        page_of(*argv)
     shutil.rmtree(tmp_path / "models")
     with pytest.raises(UserError, match=r"logs.a has no options.json and no checkpoint"):
-        shown()
-
-
-def test_validation_pairs_without_a_checkpoint_follow_from_the_options(sample_root, tmp_path):
-    write_run(tmp_path, "a", tmp_path / "gone", split="folders")
+        page_of(*argv)
+    (folder / "options.json").write_text('{"split": "folders"}')
+    shutil.rmtree(tmp_path / "masks")
     write_masks(tmp_path / "masks" / "val", sample_root / "val")
-    argv = [str(tmp_path), "--split", "val", "--data-root", str(sample_root)]
-    gallery = data_of(report.main(argv).read_text(encoding="utf-8"))["gallery"]
-    assert [pair["name"] for pair in gallery["pairs"]] == ["00002", "00000", "00003", "00001"]
+    assert names_of(page_of(*argv)) == WORST_FIRST
 
 
 def test_labels_of_another_kind_than_trained_on_are_not_scored(
     sample_root, binary_root, tmp_path, capsys
 ):
-    root = tmp_path / "root"
+    root, masks = tmp_path / "root", tmp_path / "out/masks/test"
     shutil.copytree(binary_root, root)
-    (root / "val/label").rename(tmp_path / "predicted")
+    masks.mkdir(parents=True)
+    (root / "val/label").rename(masks / "change")
     for name in ("label1", "label2"):
         shutil.copytree(sample_root / "val" / name, root / "val" / name)
     write_run(tmp_path / "out", "a", root)
-    masks = tmp_path / "out/masks/test"
-    masks.mkdir(parents=True)
-    (tmp_path / "predicted").rename(masks / "change")
-    page = report.main([str(tmp_path / "out")]).read_text(encoding="utf-8")
+    page = page_of(tmp_path / "out")
     assert "labels in label1 and label2, but" in capsys.readouterr().out
     assert "without labels" in page
     assert [pair["error"] for pair in data_of(page)["gallery"]["pairs"]] == [None] * 4
@@ -317,11 +257,9 @@ def test_labels_of_another_kind_than_trained_on_are_not_scored(
 
 def test_names_cannot_break_out_of_the_page(tmp_path):
     write_run(tmp_path, "a<script>&", tmp_path / "gone", model="</script><b>")
-    page = report.main([str(tmp_path)]).read_text(encoding="utf-8")
-    assert "a<script>" not in page
-    assert "</script><b>" not in page
+    page = page_of(tmp_path)
+    assert "a<script>" not in page and "</script><b>" not in page
     assert data_of(page)["runs"][0]["name"] == "a<script>&"
-    assert json.loads(script_json("</script>\u2028")) == "</script>\u2028"
 
 
 def test_missing_scores_are_absent_rather_than_zero(tmp_path):
@@ -332,9 +270,8 @@ def test_missing_scores_are_absent_rather_than_zero(tmp_path):
     assert run.rows[0] == {"epoch": 1, "loss_total": None, "miou": 0.5, "sek": None}
     assert run.best["epoch"] == 2
     assert run.seconds is None
-    html = rows_of(report.main([str(tmp_path)]).read_text(encoding="utf-8"))["a"]
-    assert 'data-column="sek">–<' in html
-    assert 'data-column="score">–<' in html
+    html = rows_of(page_of(tmp_path))["a"]
+    assert 'data-column="sek">–<' in html and 'data-column="score">–<' in html
 
 
 def test_runs_may_be_log_folders_or_outdirs(outdir, tmp_path):
@@ -350,40 +287,39 @@ def test_runs_may_be_log_folders_or_outdirs(outdir, tmp_path):
 # Errors
 
 
-def spoil(text: str):
-    return lambda out: next(out.glob("logs/*a/metrics.csv")).write_text(text)
+def spoil(name: str, text: str):
+    return lambda out: next(out.glob(f"logs/*a/{name}")).write_text(text)
+
+
+def without_masks(out: Path) -> None:
+    for path in out.glob("masks/test/*/00001.png"):
+        path.unlink()
+
+
+def with_small_mask(out: Path) -> None:
+    Image.new("L", (8, 8)).save(out / "masks/test/im2/00001.png")
+
+
+def untouched(out: Path) -> None:
+    assert out.is_dir()
 
 
 @pytest.mark.parametrize(
     ("damage", "argv", "message"),
     [
-        (lambda out: shutil.rmtree(out / "logs"), [], "no run with a metrics.csv"),
         (shutil.rmtree, [], "no such folder"),
-        (spoil(""), [], "no epochs in it"),
-        (spoil("a,b\n1,2\n"), [], "no epochs in it"),
-        (spoil("epoch,score\n1,high\n"), [], "line 2: .* must be a number"),
-        (spoil("epoch,score\n1,0.5,3\n"), [], "line 2"),
-        (lambda out: next(out.glob("logs/*a/options.json")).write_text("{"), [], "options.json"),
-        (lambda out: (out / "masks/test/im1/00001.png").unlink(), [], "no partner"),
-        (
-            lambda out: [path.unlink() for path in out.glob("masks/test/*/00001.png")],
-            [],
-            "no masks for pair 00001; predict all",
-        ),
-        (lambda out: None, ["--masks", "nowhere"], "no folders im1 and im2"),
-        (lambda out: None, ["--data-root", "nowhere"], "no such folder"),
-        (lambda out: None, ["--split", "train"], "pseudo masks"),
-        (lambda out: None, ["--out", "."], "is a folder"),
-        (
-            lambda out: Image.new("L", (8, 8)).save(out / "masks/test/im2/00001.png"),
-            [],
-            "8 × 8 pixels, but",
-        ),
-        (
-            lambda out: Image.new("L", (64, 64), 9).save(out / "masks/test/im2/00001.png"),
-            [],
-            "label value 9",
-        ),
+        (lambda out: shutil.rmtree(out / "logs"), [], "no run with a metrics.csv"),
+        (spoil("metrics.csv", ""), [], "no epochs in it"),
+        (spoil("metrics.csv", "a,b\n1,2\n"), [], "no epochs in it"),
+        (spoil("metrics.csv", "epoch,score\n1,high\n"), [], "line 2: .* must be a number"),
+        (spoil("metrics.csv", "epoch,score\n1,0.5,3\n"), [], "line 2"),
+        (spoil("options.json", "{"), [], "options.json"),
+        (without_masks, [], "no masks for pair 00001; predict all"),
+        (with_small_mask, [], "8 × 8 pixels, but"),
+        (untouched, ["--masks", "nowhere"], "no folders im1 and im2"),
+        (untouched, ["--data-root", "nowhere"], "no such folder"),
+        (untouched, ["--split", "train"], "pseudo masks"),
+        (untouched, ["--out", "."], "is a folder"),
     ],
 )
 def test_errors_name_the_file_and_the_remedy(outdir, tmp_path, damage, argv, message):
@@ -391,12 +327,12 @@ def test_errors_name_the_file_and_the_remedy(outdir, tmp_path, damage, argv, mes
     shutil.copytree(outdir, copy, ignore=shutil.ignore_patterns("*.html"))
     damage(copy)
     with pytest.raises(UserError, match=message):
-        report.main([str(copy), *argv])
+        page_of(copy, *argv)
     assert not (copy / "report.html").exists()
 
 
 def test_script_ends_with_status_2():
-    command = [sys.executable, str(REPO / "tools" / "report.py"), "nowhere"]
+    command = [sys.executable, report.__file__, "nowhere"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 2
-    assert result.stderr == ("error: nowhere: no such folder; name outdir or outdir/logs/<run>\n")
+    assert result.stderr == "error: nowhere: no such folder; name outdir or outdir/logs/<run>\n"

@@ -1,111 +1,152 @@
+"""The report's page in a headless Chromium; skipped where Debian's chromium-driver is missing."""
+
 import re
-from pathlib import Path
+import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
+from selenium import webdriver
+from selenium.webdriver import ActionChains, Keys
+from selenium.webdriver.common.actions.action_builder import ActionBuilder
+from selenium.webdriver.common.actions.pointer_input import PointerInput
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import WebDriverWait
 
-from tests.helpers.browser import MISSING, Browser
-from tests.unit.tools.test_report import write_masks, write_run
+from tests.helpers.reports import write_masks, write_run
 from tools import report
 
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--window-size=1400,1000")
+PICTURE = """
+let from = document.getElementById('after'), c = document.createElement('canvas');
+c.width = from.width, c.height = from.height;
+let context = c.getContext('2d', {willReadFrequently: true});
+context.drawImage(from, 0, 0);
+let d = context.getImageData(0, 0, c.width, c.height).data;
+let s = 0; for (let i = 0; i < d.length; i += 7) s = (s * 31 + d[i]) % 1000000007;
+return s
+"""
 
-@pytest.mark.skipif(bool(MISSING), reason=MISSING)
-def test_page_works_in_chromium(sample_root, tmp_path):
+
+class Browser(webdriver.Chrome):
+    def __init__(self):
+        options = webdriver.ChromeOptions()
+        options.binary_location = CHROMIUM
+        options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+        for flag in FLAGS:
+            options.add_argument(flag)
+        super().__init__(options, webdriver.ChromeService(DRIVER))
+
+    def js(self, expression: str):
+        return self.execute_script(f"return {expression}")
+
+    def wait_for(self, expression: str) -> None:
+        WebDriverWait(self, 15, 0.05).until(lambda _: self.js(expression))
+
+    def click(self, selector: str) -> None:
+        self.find_element(By.CSS_SELECTOR, selector).click()
+
+    def press(self, *keys: str) -> None:
+        ActionChains(self).send_keys(*keys).perform()
+
+    def drag(self, pixels: int, kind: str) -> None:
+        """Drag horizontally from the centre of the stage, with ``mouse`` or ``touch``."""
+        actions = ActionBuilder(self, mouse=PointerInput(kind, kind), duration=60)
+        stage = self.find_element(By.ID, "stage")
+        actions.pointer_action.move_to(stage).pointer_down().move_to(stage, pixels // 2)
+        actions.pointer_action.move_to(stage, pixels).pointer_up()
+        actions.perform()
+
+    def prefer(self, theme: str) -> None:
+        """Let the system prefer ``light`` or ``dark``, and no smooth scrolling."""
+        wanted = {"prefers-color-scheme": theme, "prefers-reduced-motion": "reduce"}
+        features = [{"name": name, "value": value} for name, value in wanted.items()]
+        self.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+
+    def clip(self) -> float:
+        """Share of the upper picture that is cut off, in percent."""
+        text = self.js("getComputedStyle(document.getElementById('after')).clipPath")
+        return float(re.fullmatch(r"inset\(0px 0px 0px ([\d.]+)%\)", text)[1])
+
+    def new_picture(self, seen: set[int]) -> None:
+        """Wait until the upper canvas shows what it has not shown yet."""
+        WebDriverWait(self, 15, 0.05).until(lambda _: self.execute_script(PICTURE) not in seen)
+        seen.add(self.execute_script(PICTURE))
+
+
+@pytest.fixture
+def browser(sample_root, tmp_path, monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "localhost,127.0.0.1")
     write_run(tmp_path / "out", "fcn_a_20260101-000000-aaaa", sample_root)
     write_run(tmp_path / "out", "fcn_b_20260102-000000-bbbb", sample_root, seed=1)
     write_masks(tmp_path / "out" / "masks" / "test", sample_root / "val")
     page = report.main([str(tmp_path / "out")])
-    with Browser(tmp_path / "profile") as browser:
+    with Browser() as browser:
         browser.prefer("light")
-        browser.open(page)
+        browser.get(page.resolve().as_uri())
         browser.wait_for("document.getElementById('stage').dataset.pair === '00002'")
-        look(browser, tmp_path)
-        assert browser.log() == []
-    assert browser.processes() == []
+        yield browser
 
 
-def look(browser: Browser, folder: Path) -> None:
-    assert browser.js("return document.querySelectorAll('#main-charts svg').length") == 6
-    assert browser.js("return document.querySelectorAll('#thumbs button').length") == 4
-    names = browser.js("return [...document.querySelectorAll('#thumbs b')].map(b => b.textContent)")
+@pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs Debian's chromium-driver")
+def test_page_works_in_chromium(browser, tmp_path):
+    assert browser.js("document.querySelectorAll('#main-charts svg').length") == 6
+    names = browser.js("[...document.querySelectorAll('#thumbs button b')].map(b => b.textContent)")
     assert names == ["00002", "00000", "00003", "00001"]
-    browser.js("document.getElementById('pairs').scrollIntoView()")
+    browser.execute_script("document.getElementById('pairs').scrollIntoView()")
 
     # Sweeping with mouse, finger and keyboard moves the clip of the upper picture.
-    assert clip(browser) == 50
-    browser.drag("#stage", 0, -150, "mouse")
-    by_mouse = clip(browser)
-    assert by_mouse < 40
-    browser.drag("#stage", 0, 150, "touch")
-    by_touch = clip(browser)
+    assert browser.clip() == 50
+    browser.drag(-150, "mouse")
+    assert browser.clip() < 40
+    browser.drag(150, "touch")
+    by_touch = browser.clip()
     assert by_touch > 60
-    assert browser.js("return document.activeElement.id") == "sweep"
-    browser.press("\ue014", "\ue014", "\ue012")  # right, right, left
-    assert clip(browser) == round(by_touch) + 1
-    browser.press("n")
-    browser.wait_for("document.getElementById('stage').dataset.pair === '00000'")
-    browser.press("p")
-    browser.wait_for("document.getElementById('stage').dataset.pair === '00002'")
+    assert browser.js("document.activeElement.id") == "sweep"
+    browser.press(Keys.ARROW_RIGHT, Keys.ARROW_RIGHT, Keys.ARROW_LEFT)
+    assert browser.clip() == round(by_touch) + 1
+    for key, pair in (("n", "00000"), ("p", "00002")):
+        browser.press(key)
+        browser.wait_for(f"document.getElementById('stage').dataset.pair === '{pair}'")
 
     # Each overlay, the opacity and the palette change what is drawn.
-    seen = {drawn(browser)}
-    browser.click("[data-layer=prediction]")
-    seen.add(changed_picture(browser, seen))
-    browser.click("[data-layer=label]")
-    seen.add(changed_picture(browser, seen))
-    browser.click("[data-layer=error]")
-    seen.add(changed_picture(browser, seen))
+    seen = {browser.execute_script(PICTURE)}
+    for layer in ("prediction", "label", "error"):
+        browser.click(f"[data-layer={layer}]")
+        browser.new_picture(seen)
     browser.press("3", "1")  # errors off, predictions on
-    seen.add(changed_picture(browser, seen))
+    browser.new_picture(seen)
     browser.click("[data-palette=safe]")
-    seen.add(changed_picture(browser, seen))
-    browser.js("let o = document.getElementById('opacity'); o.value = 20;"
-               "o.dispatchEvent(new Event('input'))")  # fmt: skip
-    changed_picture(browser, seen)
+    browser.new_picture(seen)
+    browser.execute_script(
+        "let o = document.getElementById('opacity'); o.value = 20;"
+        "o.dispatchEvent(new Event('input'))"
+    )
+    browser.new_picture(seen)
     swatch = "getComputedStyle(document.querySelector('[data-class=\"1\"]')).backgroundColor"
-    assert browser.js(f"return {swatch}") == "rgb(0, 114, 178)"
+    assert browser.js(swatch) == "rgb(0, 114, 178)"
 
     # An epoch is read from a chart by keyboard; a run leaves the curves when its legend is clicked.
-    browser.js("document.querySelector('#main-charts svg').focus()")
-    browser.press("\ue014", "\ue014")
-    assert browser.js("return document.querySelector('.tip:not([hidden])').innerText").startswith(
+    browser.execute_script("document.querySelector('#main-charts svg').focus()")
+    browser.press(Keys.ARROW_RIGHT, Keys.ARROW_RIGHT)
+    assert browser.js("document.querySelector('.tip:not([hidden])').innerText").startswith(
         "Epoch 2"
     )
-    browser.js("document.querySelector('#legend button').click()")
-    assert browser.js("return document.querySelectorAll('#main-charts .curve').length") == 6
+    browser.execute_script("document.querySelector('#legend button').click()")
+    assert browser.js("document.querySelectorAll('#main-charts .curve').length") == 6
 
     # Light and dark: by the system's preference, then by the button.
-    light = browser.js("return getComputedStyle(document.body).backgroundColor")
-    browser.screenshot(folder / "light.png")
+    background = "getComputedStyle(document.body).backgroundColor"
+    light = browser.js(background)
+    browser.save_screenshot(tmp_path / "light.png")
     browser.prefer("dark")
     browser.wait_for("document.documentElement.dataset.theme === 'dark'")
-    assert browser.js("return getComputedStyle(document.body).backgroundColor") != light
-    browser.screenshot(folder / "dark.png")
+    assert browser.js(background) != light
+    browser.save_screenshot(tmp_path / "dark.png")
     browser.click("#theme")
-    assert browser.js("return getComputedStyle(document.body).backgroundColor") == light
+    assert browser.js(background) == light
     for name in ("light.png", "dark.png"):
-        assert len(np.unique(np.asarray(Image.open(folder / name)).reshape(-1, 3), axis=0)) > 200
-
-
-def clip(browser: Browser) -> float:
-    text = browser.js("return getComputedStyle(document.getElementById('after')).clipPath")
-    return float(re.fullmatch(r"inset\(0px 0px 0px ([\d.]+)%\)", text)[1])
-
-
-def drawn(browser: Browser) -> int:
-    """Return a sum over the upper canvas that tells pictures apart."""
-    return browser.js(
-        "let from = document.getElementById('after'), c = document.createElement('canvas');"
-        "c.width = from.width, c.height = from.height;"
-        "let context = c.getContext('2d', {willReadFrequently: true});"
-        "context.drawImage(from, 0, 0);"
-        "let d = context.getImageData(0, 0, c.width, c.height).data;"
-        "let s = 0; for (let i = 0; i < d.length; i += 7) s = (s * 31 + d[i]) % 1000000007;"
-        "return s"
-    )
-
-
-def changed_picture(browser: Browser, seen: set[int]) -> int:
-    browser.wait_for(lambda: drawn(browser) not in seen)
-    return drawn(browser)
+        with Image.open(tmp_path / name) as shown:
+            assert len(np.unique(np.asarray(shown.convert("RGB")).reshape(-1, 3), axis=0)) > 200
+    assert browser.get_log("browser") == []

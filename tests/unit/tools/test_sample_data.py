@@ -1,37 +1,22 @@
-import subprocess
-import sys
+"""Procedural scenes, and tools/make_sample_data.py that writes them."""
+
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from datasets.classes import SECOND_CLASSES
 from datasets.pairs import index_pairs
+from tests.helpers.faults import assert_one_line, run_script
+from tests.helpers.image_files import files_below, read
 from tools import make_sample_data
-from tools.scenes.scene import Scene, make_scene, write_sample_data
+from tools.scenes.sample import SampleSet, write_sample_data
+from tools.scenes.scene import Scene, make_scene
+from utils.errors import OptionError
 
-TOOL = Path(__file__).resolve().parents[3] / "tools" / "make_sample_data.py"
 FOLDERS = {"im1", "im2", "label1", "label2", "truth1", "truth2"}
 CLASSES = set(range(1, 7))
-
-
-def read_bytes(root: Path) -> dict[str, bytes]:
-    files = (path for path in root.rglob("*") if path.is_file())
-    return {path.relative_to(root).as_posix(): path.read_bytes() for path in files}
-
-
-def read_array(path: Path) -> np.ndarray:
-    return np.asarray(Image.open(path))
-
-
-def same(a: Scene, b: Scene) -> bool:
-    return all(np.array_equal(getattr(a, name), getattr(b, name)) for name in vars(a))
-
-
-def run_tool(*options: object, cwd: Path | None = None) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(TOOL), *map(str, options)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, cwd=cwd)
+SMALL = SampleSet(3, 2, 48, 64, seed=5)
 
 
 @pytest.fixture(scope="module")
@@ -42,17 +27,14 @@ def scenes() -> list[Scene]:
 @pytest.fixture(scope="module")
 def written(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("sample")
-    write_sample_data(root, 3, 2, 48, 64, seed=5)
+    write_sample_data(root, SMALL)
     return root
 
 
-def test_same_seed_same_scene():
-    assert same(make_scene((1, 0, 4), 64, 64), make_scene((1, 0, 4), 64, 64))
-    assert same(make_scene(7, 64, 64), make_scene([7], 64, 64))
-
-
-def test_other_seed_split_or_index_other_scene():
+def test_seed_split_and_index_decide_the_scene():
     base = make_scene((1, 0, 4), 64, 64)
+    again = make_scene([1, 0, 4], 64, 64)
+    assert all(np.array_equal(getattr(base, name), getattr(again, name)) for name in vars(base))
     for seed in [(2, 0, 4), (1, 1, 4), (1, 0, 5)]:
         assert not np.array_equal(base.truth1, make_scene(seed, 64, 64).truth1)
 
@@ -64,15 +46,11 @@ def test_labels_are_truth_where_it_changed(scenes):
             assert label.dtype == truth.dtype == np.uint8
             assert np.array_equal(label, np.where(changed, truth, 0))
             assert set(np.unique(truth)) <= CLASSES
-        assert np.array_equal(scene.label1 > 0, scene.label2 > 0)
 
 
-def test_all_classes_change_at_both_dates(scenes):
+def test_all_classes_change_and_a_fair_share_of_the_pixels(scenes):
     for labels in ([s.label1 for s in scenes[:20]], [s.label2 for s in scenes[:20]]):
         assert set(np.unique(np.stack(labels))) == CLASSES | {0}
-
-
-def test_a_fair_share_changes(scenes):
     share = np.mean([scene.label1 > 0 for scene in scenes])
     assert 0.15 < share < 0.30
 
@@ -99,13 +77,9 @@ def test_any_size(height, width):
         scene = make_scene((0, 0, index), height, width)
         assert scene.image1.shape == scene.image2.shape == (height, width, 3)
         assert scene.image1.dtype == scene.image2.dtype == np.uint8
-        for name in ("label1", "label2", "truth1", "truth2"):
-            assert getattr(scene, name).shape == (height, width)
-
-
-def test_too_small_is_refused():
+        assert scene.label1.shape == scene.truth2.shape == (height, width)
     with pytest.raises(ValueError, match="at least 32"):
-        make_scene(0, 31, 64)
+        make_scene(0, 31, width)
 
 
 def test_layout_and_content_on_disk(written):
@@ -115,90 +89,61 @@ def test_layout_and_content_on_disk(written):
         for folder in FOLDERS
         for index in range(pairs)
     }
-    assert set(read_bytes(written)) == names
+    assert set(files_below(written)) == names
     scene = make_scene((5, 1, 1), 48, 64)
     for folder, array in (("im1", scene.image1), ("im2", scene.image2), ("truth2", scene.truth2)):
-        assert np.array_equal(read_array(written / "val" / folder / "00001.png"), array)
-    label = read_array(written / "val" / "label1" / "00001.png")
+        assert np.array_equal(read(written / "val" / folder / "00001.png"), array)
+    label = read(written / "val" / "label1" / "00001.png")
     assert np.array_equal(SECOND_CLASSES.to_index(label), scene.label1)
 
 
-def test_a_restart_changes_no_byte(written, tmp_path):
-    expected = read_bytes(written)
-    write_sample_data(tmp_path, 3, 2, 48, 64, seed=5)
-    assert read_bytes(tmp_path) == expected
-    (tmp_path / "train" / "im2" / "00001.png").unlink()
+def test_neither_a_restart_nor_processes_change_a_byte(written, tmp_path):
+    (tmp_path / "val" / "label1").mkdir(parents=True)
     (tmp_path / "val" / "label1" / "00000.png").write_bytes(b"cut off")
-    write_sample_data(tmp_path, 3, 2, 48, 64, seed=5)
-    assert read_bytes(tmp_path) == expected
-
-
-def test_processes_write_the_same(tmp_path):
+    write_sample_data(tmp_path, SMALL)
+    assert files_below(tmp_path) == files_below(written)
     for workers in (1, 2):
-        write_sample_data(tmp_path / str(workers), 10, 6, 32, 32, seed=5, workers=workers)
-    assert read_bytes(tmp_path / "1") == read_bytes(tmp_path / "2")
+        write_sample_data(tmp_path / str(workers), SampleSet(10, 6, 32, 32, 5), workers)
+    assert files_below(tmp_path / "1") == files_below(tmp_path / "2")
 
 
 def test_label_formats_agree(written, tmp_path):
-    write_sample_data(tmp_path, 3, 2, 48, 64, seed=5, label_format="index")
+    write_sample_data(tmp_path, SampleSet(3, 2, 48, 64, 5, "index"))
     labels = sorted(tmp_path.glob("*/label[12]/*.png"))
-    assert len(labels) == 10
+    assert len(labels) == 10 and any(read(path).any() for path in labels)
     for path in labels:
-        index = read_array(path)
-        rgb = read_array(written / path.relative_to(tmp_path))
-        assert index.ndim == 2
-        assert np.array_equal(SECOND_CLASSES.to_index(rgb), index)
-    assert any(read_array(path).any() for path in labels)
+        rgb = read(written / path.relative_to(tmp_path))
+        assert np.array_equal(SECOND_CLASSES.to_index(rgb), read(path))
 
 
-def test_unknown_label_format_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="'index'"):
-        write_sample_data(tmp_path, 1, 0, 32, 32, seed=0, label_format="gray")
-    assert not read_bytes(tmp_path)
+def make(root: Path, train_pairs: int, *options: str) -> None:
+    small = ["--val-pairs", "1", "--size", "32x40", "--seed", "9"]
+    make_sample_data.main([str(root), "--train-pairs", str(train_pairs), *small, *options])
 
 
-def test_tool_writes_refuses_and_overwrites(tmp_path):
-    root = tmp_path / "new" / "sample"
-    small = ("--val-pairs", 1, "--size", "32x40", "--seed", 9)
-    first = run_tool("--out", root, "--train-pairs", 3, *small)
-    assert first.returncode == 0, first.stderr
-    assert len(first.stdout.splitlines()) == 1
-    assert "3 training and 1 validation pairs of 32x40" in first.stdout
-    before = read_bytes(root)
-    assert len(before) == 4 * 6
-
-    refused = run_tool(root, "--train-pairs", 2, *small)
-    assert refused.returncode == 2
-    assert refused.stderr.startswith("error: ") and "--overwrite" in refused.stderr
-    assert len(refused.stderr.splitlines()) == 1
-    assert read_bytes(root) == before
-
-    second = run_tool(root, "--train-pairs", 2, *small, "--overwrite")
-    assert second.returncode == 0, second.stderr
-    after = read_bytes(root)
-    assert after == {name: before[name] for name in before if not name.endswith("00002.png")}
+def test_tool_writes_refuses_and_overwrites(tmp_path, capsys):
+    make(tmp_path / "new", 3)
+    (line,) = capsys.readouterr().out.splitlines()
+    truths = [read(tmp_path / "new" / "val" / f"truth{d}" / "00000.png") for d in (1, 2)]
+    assert truths[0].shape == (32, 40)
+    assert line.startswith("3 training and 1 validation pairs of 32x40 pixels, ")
+    before = files_below(tmp_path / "new")
+    with pytest.raises(OptionError, match="--overwrite"):
+        make(tmp_path / "new", 2)
+    assert files_below(tmp_path / "new") == before
+    make(tmp_path / "new", 2, "--overwrite")
+    expected = {name: before[name] for name in before if not name.endswith("00002.png")}
+    assert files_below(tmp_path / "new") == expected
 
 
-def test_another_label_format_leaves_no_empty_folder(tmp_path):
-    small = [str(tmp_path), "--train-pairs", "1", "--val-pairs", "1", "--size", "32"]
-    for label_format, folders in (
-        ("rgb", {"label1", "label2"}),
-        ("binary", {"label"}),
-        ("rgb", {"label1", "label2"}),
-    ):
-        make_sample_data.main([*small, "--overwrite", "--label-format", label_format])
-        for split in ("train", "val"):
-            found = {path.name for path in (tmp_path / split).iterdir()}
-            assert found == {"im1", "im2", "truth1", "truth2", *folders}
-
-
-def test_what_a_killed_run_left_is_overwritten_too(tmp_path):
-    small = [str(tmp_path), "--train-pairs", "2", "--val-pairs", "1", "--size", "32"]
-    make_sample_data.main(small)
-    (tmp_path / "train/label1/00001.png").rename(tmp_path / "train/label1/.00001.png.abc.tmp")
+def test_what_a_killed_run_left_is_overwritten_without_empty_folders(tmp_path):
+    make(tmp_path, 2)
+    (tmp_path / "train/label1/00001.png").rename(tmp_path / "train/label1/.00001.png.abcd1234.tmp")
     (tmp_path / "train/label2/00001.png").unlink()
-    make_sample_data.main([*small, "--overwrite", "--label-format", "binary"])
-    assert not (tmp_path / "train/label1").exists()
+    make(tmp_path, 2, "--overwrite", "--label-format", "binary")
+    for split in ("train", "val"):
+        found = {path.name for path in (tmp_path / split).iterdir()}
+        assert found == {"im1", "im2", "truth1", "truth2", "label"}
     assert [pair.name for pair in index_pairs(tmp_path / "train")] == ["00000", "00001"]
 
 
@@ -207,18 +152,17 @@ def test_tool_never_overwrites_real_data(tmp_path):
         path = tmp_path / "train" / folder / "00003.png"
         path.parent.mkdir(parents=True)
         path.write_bytes(b"precious")
-    before = read_bytes(tmp_path)
-    refused = run_tool(tmp_path, "--train-pairs", 1, "--val-pairs", 0, "--overwrite")
-    assert refused.returncode == 2
-    assert "is not sample data" in refused.stderr
-    assert read_bytes(tmp_path) == before
+    before = files_below(tmp_path)
+    with pytest.raises(OptionError, match=r"im1.00003\.png: not written by this tool"):
+        make(tmp_path, 1, "--overwrite")
+    assert files_below(tmp_path) == before
 
 
-@pytest.mark.parametrize(
-    "options", [("--size", "16"), ("--size", "big"), ("--seed", "-1"), ("a", "--out", "b")]
-)
-def test_tool_refuses_bad_options(options, tmp_path):
-    result = run_tool(*options, cwd=tmp_path)
-    assert result.returncode == 2
-    assert "error: " in result.stderr and "Traceback" not in result.stderr
+def test_tool_refuses_bad_options(tmp_path, monkeypatch, capsys):
+    for options in (["--size", "16"], ["--size", "big"], ["--seed", "-1"]):
+        with pytest.raises(SystemExit):
+            make(tmp_path / "out", 1, *options)
+        assert options[0] in capsys.readouterr().err
+    status, err = run_script(make_sample_data, ["a", "--out", "b"], monkeypatch, capsys)
+    assert_one_line(status, err, "name the folder once")
     assert not list(tmp_path.iterdir())

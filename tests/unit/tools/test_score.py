@@ -3,8 +3,6 @@
 import csv
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -49,20 +47,13 @@ def value(result: dict, name: str) -> float:
 # The tool
 
 
-@pytest.mark.parametrize("matrix", ["dates", "transitions", "7", "37"])
+@pytest.mark.parametrize("matrix", ["dates", "transitions"])
 def test_labels_score_one_against_themselves(folders, matrix):
     _, label = folders
     result = run(label, label, "--matrix", matrix, "--bootstrap", 20)
     for name in (*SCALARS, "oa_image_mean", "iou_changed", "iou_unchanged"):
         assert result["scores"][name] == {"value": 1, "interval": [1, 1]}, name
     assert all(row["iou"] == 1 for row in result["transitions"])
-
-
-def test_aliases_of_the_matrices(folders):
-    for name, alias in (("dates", "7"), ("transitions", "37")):
-        assert run(*folders, "--matrix", name, "--bootstrap", 5) == run(
-            *folders, "--matrix", alias, "--bootstrap", 5
-        )
 
 
 def test_what_test_py_prints(folders, capsys):
@@ -79,14 +70,9 @@ def test_what_test_py_prints(folders, capsys):
     for name in SCALARS:
         assert value(result, name) == pytest.approx(getattr(expected, name), abs=1e-12), name
     assert result["confusion"] == confusion.counts.tolist()
-    text = capsys.readouterr().out
-    for figure in summary(expected).split("  "):
-        title, percent = figure.split()
-        assert any(
-            line.split()[0].rstrip(",") == title and line.split()[-1] == percent
-            for line in text.splitlines()
-            if line
-        ), figure
+    lines = [line.split() for line in capsys.readouterr().out.splitlines() if line]
+    printed = {(line[0].rstrip(","), line[-1]) for line in lines}
+    assert {tuple(figure.split()) for figure in summary(expected).split("  ")} <= printed
 
 
 def test_colours_and_indices_give_the_same(folders, tmp_path):
@@ -95,35 +81,23 @@ def test_colours_and_indices_give_the_same(folders, tmp_path):
         colored = (SECOND_CLASSES.to_rgb(mask) for mask in (first, second))
         write(tmp_path / "colored", ("label1", "label2"), *colored, f"{i:03d}")
     plain = run(prediction, label, "--bootstrap", 10)
-    colored = run(tmp_path / "colored", label, "--bootstrap", 10)
-    assert colored["scores"] == plain["scores"]
+    assert run(tmp_path / "colored", label, "--bootstrap", 10)["scores"] == plain["scores"]
 
 
-def repeat(folders: tuple[Path, Path]) -> None:
-    """Three of each pair: as many as pay for two processes."""
+def test_processes_give_the_same_and_pass_on_errors(folders):
     for path in [path for folder in folders for path in folder.glob("*/*.png")]:
-        for copy in "ab":
+        for copy in "ab":  # as many as pay for two processes
             shutil.copy(path, path.with_name(f"{path.stem}{copy}.png"))
-
-
-def test_processes_give_the_same(folders):
-    repeat(folders)
     alone = run(*folders, "--bootstrap", 10, "--workers", 1)
     assert alone["pairs"] == 18
     assert run(*folders, "--bootstrap", 10, "--workers", 2) == alone
-
-
-def test_errors_come_out_of_processes(folders):
-    repeat(folders)
-    prediction, label = folders
-    (prediction / "im1" / "003.png").write_bytes(b"no image")
+    (folders[0] / "im1" / "003.png").write_bytes(b"no image")
     with pytest.raises(DataError, match=r"im1/003\.png: cannot be decoded"):
-        run(prediction, label, "--workers", 2)
+        run(*folders, "--workers", 2)
 
 
 def test_transitions_are_listed(folders):
-    result = run(*folders, "--bootstrap", 0)
-    maps = all_maps()
+    result, maps = run(*folders, "--bootstrap", 0), all_maps()
     rows = {(row["from"], row["to"]): row for row in result["transitions"]}
     for i, j in ((1, 2), (4, 4), (6, 1)):
         row = rows[SECOND_CLASSES.names[i], SECOND_CLASSES.names[j]]
@@ -154,16 +128,7 @@ def test_files_and_text(folders, tmp_path, capsys):
         assert part in text
     run(*folders, "--matrix", "37", "--bootstrap", 0)
     text = capsys.readouterr().out
-    assert "transitions:" in text
-    assert "37 × 37" in text
-
-
-def test_a_folder_equals_itself(folders, capsys):
-    prediction, label = folders
-    result = run(prediction, label, "--versus", prediction, "--bootstrap", 50)
-    for difference in result["differences"].values():
-        assert difference == {"value": 0, "low": 0, "high": 0, "share_better": 0}
-    assert "undecided" in capsys.readouterr().out
+    assert "transitions:" in text and "37 × 37" in text
 
 
 def test_a_better_folder_is_better(folders, tmp_path, capsys):
@@ -178,6 +143,10 @@ def test_a_better_folder_is_better(folders, tmp_path, capsys):
     assert {"score", "versus_score", "versus_changed_prediction"} <= set(header)
     run(prediction, label, "--versus", label, "--bootstrap", 50)
     assert "B is better" in capsys.readouterr().out
+    result = run(prediction, label, "--versus", prediction, "--bootstrap", 50)
+    for difference in result["differences"].values():
+        assert difference == {"value": 0, "low": 0, "high": 0, "share_better": 0}
+    assert "undecided" in capsys.readouterr().out
 
 
 def test_names_choose_the_pairs(folders, tmp_path):
@@ -236,69 +205,42 @@ def test_rules_for_change_at_one_date(folders):
 # Errors
 
 
-def no_prediction(prediction: Path, label: Path) -> None:
-    for folder in ("im1", "im2"):
-        (prediction / folder / "002.png").unlink()
+def remove(*names: str) -> Callable[[Path, Path], None]:
+    return lambda prediction, label: [(prediction.parent / name).unlink() for name in names]
 
 
-def no_label(prediction: Path, label: Path) -> None:
-    for folder in ("label1", "label2"):
-        (label / folder / "002.png").unlink()
+def save(name: str, mask: np.ndarray) -> Callable[[Path, Path], None]:
+    return lambda prediction, label: Image.fromarray(mask).save(prediction.parent / name)
 
 
-def no_partner(prediction: Path, label: Path) -> None:
-    (prediction / "im2" / "002.png").unlink()
+def full(value: int, *shape: int) -> np.ndarray:
+    return np.full((*SIZES[2], *shape), value, np.uint8)
 
 
-def other_size(prediction: Path, label: Path) -> None:
-    Image.fromarray(np.zeros((5, 7), np.uint8)).save(prediction / "im2" / "002.png")
-
-
-def unknown_value(prediction: Path, label: Path) -> None:
-    Image.fromarray(np.full(SIZES[2], 7, np.uint8)).save(prediction / "im1" / "002.png")
-
-
-def unknown_color(prediction: Path, label: Path) -> None:
-    Image.fromarray(np.full((*SIZES[2], 3), 77, np.uint8)).save(prediction / "im1" / "002.png")
-
-
-def one_sided_label(prediction: Path, label: Path) -> None:
-    Image.fromarray(np.ones(SIZES[2], np.uint8)).save(label / "label1" / "002.png")
-
-
-def no_folder(prediction: Path, label: Path) -> None:
-    (prediction / "im2").rename(prediction / "elsewhere")
-
-
-def no_folders(prediction: Path, label: Path) -> None:
-    for name in ("label1", "label2"):
-        (label / name).rename(label / f"old_{name}")
+def without(*names: str) -> Callable[[Path, Path], None]:
+    return lambda prediction, label: [shutil.rmtree(prediction.parent / name) for name in names]
 
 
 def nothing_in_it(prediction: Path, label: Path) -> None:
-    for path in (*(prediction / "im1").iterdir(), *(prediction / "im2").iterdir()):
+    for path in prediction.glob("*/*.png"):
         path.unlink()
-
-
-def same_name_twice(prediction: Path, label: Path) -> None:
-    Image.fromarray(np.zeros(SIZES[2], np.uint8)).save(prediction / "im1" / "002.bmp")
 
 
 @pytest.mark.parametrize(
     ("damage", "file", "remedy"),
     [
-        (no_prediction, "label1/002.png", "--names"),
-        (no_label, "im1/002.png", "remove the file"),
-        (no_partner, "im1/002.png", "add the file"),
-        (other_size, "im2/002.png", "labels' size"),
-        (unknown_value, "im1/002.png", "classes.json"),
-        (unknown_color, "im1/002.png", "classes.json"),
+        (remove("prediction/im1/002.png", "prediction/im2/002.png"), "label1/002.png", "--names"),
+        (remove("label/label1/002.png", "label/label2/002.png"), "im1/002.png", "remove the file"),
+        (remove("prediction/im2/002.png"), "im1/002.png", "add the file"),
+        (save("prediction/im2/002.png", np.zeros((5, 7), np.uint8)), "im2/002.png", "labels' size"),
+        (save("prediction/im1/002.png", full(7)), "im1/002.png", "classes.json"),
+        (save("prediction/im1/002.png", full(77, 3)), "im1/002.png", "classes.json"),
+        (save("prediction/im1/002.bmp", full(0)), "im1/002.png", "remove one"),
+        (save("label/label1/002.png", full(1)), "label1/002.png", "correct the labels"),
         (lambda prediction, label: one_sided(prediction), "im2/001.png", "--one-sided"),
-        (one_sided_label, "label1/002.png", "correct the labels"),
-        (no_folder, "prediction/im2", "both dates"),
-        (no_folders, "label", "label1 and label2"),
+        (without("prediction/im2"), "prediction/im2", "both dates"),
+        (without("label/label1", "label/label2"), "label", "label1 and label2"),
         (nothing_in_it, "prediction/im1", "PNG"),
-        (same_name_twice, "im1/002.png", "remove one"),
     ],
 )
 def test_damage_is_named_with_its_remedy(
@@ -313,21 +255,10 @@ def test_damage_is_named_with_its_remedy(
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
-    [("", "no names"), ("000\n000.png\n", "repeat"), ("nowhere\n", "'nowhere' has no label")],
-)
-def test_bad_lists_of_names(folders, tmp_path, text, message):
-    names = tmp_path / "names.txt"
-    names.write_text(text, encoding="utf-8")
-    with pytest.raises(DataError, match=message):
-        run(*folders, "--names", names)
-
-
-@pytest.mark.parametrize(
     ("options", "message"),
     [
         (("--names", "no/such/file"), "cannot be read"),
-        (("--classes", "no/such/classes.json"), "no such file"),
+        (("--names", __file__), "has no label"),
         (("--classes", "other.json"), "other.json: no such file; name a JSON file of classes"),
         (("--versus", ".", "--bootstrap", "0"), "--bootstrap"),
         (("--versus", "no/such/folder"), "no/such/folder"),
@@ -336,21 +267,3 @@ def test_bad_lists_of_names(folders, tmp_path, text, message):
 def test_bad_options(folders, options, message):
     with pytest.raises(UserError, match=message):
         run(*folders, *options)
-
-
-def test_the_command_ends_in_one_line(folders):
-    prediction, label = folders
-    one_sided(prediction)
-    script = Path(score.__file__)
-    command = [sys.executable, script, "--prediction", prediction, "--label", label]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert len(done.stderr.splitlines()) == 1
-    assert done.stderr.startswith("error: ")
-
-
-def test_sample_data_scores_as_perfect(sample_root, capsys):
-    result = run(sample_root / "val", sample_root / "val", "--bootstrap", 10)
-    assert value(result, "score") == 1
-    assert "SECOND's" in capsys.readouterr().out

@@ -39,32 +39,24 @@ def test_counts_equal_a_loop_over_pixels(classes):
     assert np.array_equal(pair.transitions, transitions)
 
 
-def test_transition_scores_equal_those_of_the_whole_matrix():
-    # The definition: one map of entries (from - 1)·C + to, in a matrix of 37 × 37.
-    confusion = ConfusionMatrix(37)
-    for first, second, true1, true2 in all_maps():
-        codes = []
-        for mask1, mask2 in ((first, second), (true1, true2)):
-            code = (mask1.astype(int) - 1) * 6 + mask2
-            codes.append(torch.from_numpy(np.where(mask1 > 0, code, 0)))
-        confusion.update(*codes)
-    expected = compute_metrics(confusion.counts)
-    found = pooled_scores(tally(counts_of(all_maps()), "transitions"))
-    for name in SCALARS:
-        assert found[name] == pytest.approx(getattr(expected, name), abs=1e-12), name
-    assert found["class_iou"] == pytest.approx(expected.class_iou, abs=1e-12)
+def codes(mask1: np.ndarray, mask2: np.ndarray) -> torch.Tensor:
+    """The definition of transitions: one map of entries (from - 1)·C + to, else 0."""
+    return torch.from_numpy(np.where(mask1 > 0, (mask1.astype(int) - 1) * 6 + mask2, 0))
 
 
-def test_date_scores_equal_those_of_the_whole_matrix():
-    confusion = ConfusionMatrix(7)
+@pytest.mark.parametrize(("matrix", "entries"), [("dates", 7), ("transitions", 37)])
+def test_scores_equal_those_of_the_whole_matrix(matrix, entries):
+    confusion = ConfusionMatrix(entries)
     for first, second, true1, true2 in all_maps():
-        confusion.update(torch.from_numpy(first), torch.from_numpy(true1))
-        confusion.update(torch.from_numpy(second), torch.from_numpy(true2))
+        if matrix == "transitions":
+            confusion.update(codes(first, second), codes(true1, true2))
+        else:
+            confusion.update(torch.from_numpy(first), torch.from_numpy(true1))
+            confusion.update(torch.from_numpy(second), torch.from_numpy(true2))
     expected = compute_metrics(confusion.counts)
-    found = pooled_scores(tally(counts_of(all_maps()), "dates"))
-    for name in (*SCALARS, "iou_changed", "iou_unchanged"):
+    found = pooled_scores(tally(counts_of(all_maps()), matrix))
+    for name in (*SCALARS, "iou_changed", "iou_unchanged", "class_iou"):
         assert found[name] == pytest.approx(getattr(expected, name), abs=1e-12), name
-    assert found["class_iou"] == pytest.approx(expected.class_iou, abs=1e-12)
 
 
 def test_image_scores_are_those_of_each_image_alone():
@@ -74,14 +66,6 @@ def test_image_scores_are_those_of_each_image_alone():
         alone = compute_metrics(torch.from_numpy(pair.confusion))
         for name in SCALARS:
             assert together[name][i] == pytest.approx(getattr(alone, name), abs=1e-12), name
-
-
-def test_both_matrices_agree_on_change():
-    counts = counts_of(all_maps())
-    dates, transitions = (pooled_scores(tally(counts, m)) for m in ("dates", "transitions"))
-    for name in ("miou", "iou_changed", "iou_unchanged"):
-        assert dates[name] == pytest.approx(transitions[name], abs=1e-12)
-    assert transitions["f_scd"] < dates["f_scd"]
 
 
 def test_accuracies_differ_only_where_sizes_do():
@@ -98,23 +82,17 @@ def test_one_sided_pixels_are_counted_and_dropped():
     first, second = np.array([[0, 3, 0, 2]], np.uint8), np.array([[0, 0, 5, 2]], np.uint8)
     label = np.array([[0, 0, 0, 2]], np.uint8)
     pair = count_pair(first, second, label, label, 6)
-    assert (pair.one_sided_prediction, pair.one_sided_label) == (2, 0)
+    assert pair.one_sided == [0, 2, 0]
     with pytest.raises(ValueError, match="one date alone"):
         tally([pair], "transitions")
     for mask in drop_one_sided(first, second):
         assert mask.tolist() == [[0, 0, 0, 2]]
 
 
-def test_wrong_arguments_are_errors():
+def test_maps_of_several_shapes_are_an_error():
     mask = np.zeros((2, 2), np.uint8)
     with pytest.raises(ValueError, match="shapes"):
         count_pair(mask, mask, mask, mask[:1], 6)
-    with pytest.raises(ValueError, match="transitions"):
-        tally(counts_of(all_maps()), "37")
-    with pytest.raises(ValueError, match="no pairs"):
-        tally([], "dates")
-    with pytest.raises(ValueError, match="bootstrap"):
-        bootstrap([tally(counts_of(all_maps()), "dates")], 0)
 
 
 # Resampling
@@ -153,12 +131,6 @@ def test_an_interval_has_the_width_of_theory():
     assert high - low == pytest.approx(expected, rel=0.08)
 
 
-def test_one_image_has_an_interval_of_no_width():
-    tallies = tally(counts_of(all_maps()[:1]), "dates")
-    (samples,) = bootstrap([tallies], 50)
-    assert np.ptp(samples["score"]) == 0
-
-
 def test_resamples_depend_on_the_seed_alone(monkeypatch):
     tallies = tally(counts_of(all_maps()), "dates")
     (first,) = bootstrap([tallies], 64, seed=3)
@@ -173,10 +145,11 @@ def test_paired_differences():
     better, worse = (tally(counts_of(all_maps(right)), "dates") for right in (0.9, 0.5))
     values = [pooled_scores(stack) for stack in (better, worse)]
     samples = bootstrap([better, worse], 300)
-    difference = compare((values[0], samples[0]), (values[1], samples[1]))["score"]
-    assert difference.value == pytest.approx(values[0]["score"] - values[1]["score"])
-    assert 0 < difference.low < difference.value < difference.high
-    assert difference.share_better == 1
-    opposite = compare((values[1], samples[1]), (values[0], samples[0]))["score"]
-    assert (opposite.low, opposite.high) == pytest.approx((-difference.high, -difference.low))
-    assert opposite.share_better == 0
+    difference = compare(values, samples)["score"]
+    assert difference["value"] == pytest.approx(values[0]["score"] - values[1]["score"])
+    assert 0 < difference["low"] < difference["value"] < difference["high"]
+    assert difference["share_better"] == 1
+    opposite = compare(values[::-1], samples[::-1])["score"]
+    ends = (-difference["high"], -difference["low"])
+    assert (opposite["low"], opposite["high"]) == pytest.approx(ends)
+    assert opposite["share_better"] == 0

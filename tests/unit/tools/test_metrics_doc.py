@@ -1,16 +1,19 @@
-"""The example of docs/metrics.md: `python -m pytest -s tests/test_metrics_doc.py` prints it."""
+"""The example of docs/metrics.md: `python -m pytest -s` on this file prints it."""
 
 import re
 from pathlib import Path
 
 import numpy as np
 
-from tools.scoring.statistics import MATRICES, PairCounts, count_pair, pooled_scores, tally
-from tools.scoring.tables import SCORES
+from tools import score
+from tools.scoring.statistics import PairCounts, count_pair, pooled_scores, tally
+from tools.scoring.tables import score_titles
 from utils.text import table
 
-DOC = (Path(__file__).resolve().parents[3] / "docs" / "metrics.md").read_text(encoding="utf-8")
+REPO = Path(__file__).resolve().parents[3]
+DOC = (REPO / "docs" / "metrics.md").read_text(encoding="utf-8")
 SHIFT, BLOCK = 2, 8  # pixels
+MATRICES = ("dates", "transitions")
 
 
 def blocks(rng: np.random.Generator, side: int, low: int, high: int) -> np.ndarray:
@@ -43,7 +46,7 @@ def example_table() -> list[tuple[str, ...]]:
     """One row per score: its name and its value in percent under either convention."""
     values = [pooled_scores(tally(example(), matrix)) for matrix in MATRICES]
     rows = []
-    for name, title in SCORES.items():
+    for name, title in score_titles(values[0]).items():
         dates, transitions = (100 * float(scores[name]) for scores in values)
         rows.append((title, f"{dates:.1f}", f"{transitions:.1f}", f"{transitions - dates:+.1f}"))
     return rows
@@ -59,10 +62,8 @@ def test_the_table_of_the_document():
 
 
 def test_files_and_options_of_the_document_exist():
-    from tools import score
-
     for name in re.findall(r"`((?:utils|tools|tests|datasets)/[\w./]+)`", DOC):
-        assert (Path(__file__).resolve().parents[3] / name).exists(), name
+        assert (REPO / name).exists(), name
     for block in re.findall(r"```bash\n(.*?)```", DOC, flags=re.DOTALL):
         for line in block.splitlines():
             if line.startswith("python tools/score.py"):

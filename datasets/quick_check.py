@@ -1,0 +1,49 @@
+"""A few pairs looked at before training, which would find the same only in the middle of it."""
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+
+from datasets.bands import Bands
+from datasets.cache import FileReader
+from datasets.dataset import ChangeDetectionDataset
+from datasets.pairs import Pair
+from datasets.task import Task
+from utils.errors import DataError
+
+SECONDS, SAMPLE = 0.6, 16
+
+
+def quick_check(pairs: Sequence[Pair], task: Task, bands: Bands) -> list[str]:
+    """Read evenly spread pairs for half a second, as training will, and return warnings.
+
+    A warning is one line: files that cannot be read or lack a band, sizes or labels that do not
+    fit each other, both dates of one image, labels that say nothing.
+    """
+    dataset = ChangeDetectionDataset(pairs, task, reader=FileReader(task.classes, bands))
+    deadline = time.perf_counter() + SECONDS
+    faults: dict[str, list[str]] = {}
+    changed, copies = [], []
+    looked_at = range(0, len(pairs), max(1, len(pairs) // SAMPLE))[:SAMPLE]
+    for number, index in enumerate(looked_at):
+        if number and time.perf_counter() > deadline:
+            looked_at = looked_at[:number]
+            break
+        try:
+            sample = dataset[index]
+        except DataError as error:
+            faults.setdefault(str(error).rpartition("; ")[2], []).append(str(error))
+            continue
+        if np.array_equal(sample["image1"], sample["image2"]):
+            copies.append(f"{pairs[index].image1} and {pairs[index].image2}")
+        if "change_mask" in sample:
+            changed.append(float(sample["change_mask"].float().mean()))
+    found = [(len(errors), errors[0]) for errors in faults.values()]
+    if copies:
+        found.append((len(copies), f"{copies[0]}: the same pixels; remove the pair"))
+    if changed and max(changed) == 0:
+        found.append((len(changed), "no pixel is labelled as changed; look at the labels"))
+    if changed and min(changed) == 1:
+        found.append((len(changed), "all pixels are labelled as changed; look at the labels"))
+    return [f"{count} of {len(looked_at)} pairs looked at: {text}" for count, text in found]
