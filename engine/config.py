@@ -347,7 +347,10 @@ class TrainConfig(
 
     def fixed_options(self) -> dict[str, Any]:
         """Return the options that a resumed run must share, as plain values."""
-        return {f.name: _plain(getattr(self, f.name)) for f in fields(self) if is_fixed(f)}
+        return {name: _plain(getattr(self, name)) for name in FIXED_OPTIONS}
+
+
+FIXED_OPTIONS = tuple(field.name for field in fields(TrainConfig) if is_fixed(field))
 
 
 def _plain(value: Any) -> Any:

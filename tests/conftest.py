@@ -1,4 +1,4 @@
-"""Generated pairs and finished training runs that the tests share; those of a session: read only."""
+"""Generated pairs and finished runs that the tests share; those of a session are read only."""
 
 import json
 import shutil

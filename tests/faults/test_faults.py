@@ -18,16 +18,19 @@ import train
 from tests.helpers.faults import (
     assert_one_line,
     assert_only_whole_files,
+    before_step,
     in_second_epoch,
     run_script,
 )
-from tests.helpers.processes import REPO, ended, error_lines, start_script
+from tests.helpers.processes import REPO, ended, start_script
 from tests.helpers.runs import (
+    STEPS,
     assert_same_run,
-    best_files,
+    assert_same_values,
     csv_rows,
     latest_file,
     options,
+    resume,
     train_options,
 )
 from utils.tensor_files import read_checkpoint
@@ -40,25 +43,25 @@ FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 @pytest.mark.parametrize("place", ["replace", "save"])
 def test_a_full_disk_keeps_the_last_checkpoint(
-    place, half_outdir, whole_outdir, sample_root, tmp_path, monkeypatch, capsys
+    place, half_outdir, fcn_run, tmp_path, monkeypatch, capsys
 ):
     outdir = tmp_path / "out"
     shutil.copytree(half_outdir, outdir)
     before = {path: path.read_bytes() for path in (outdir / "models").iterdir()}
-    argv = train_options(sample_root, outdir, "--epochs", 2, "--resume")
+    argv = fcn_run.argv(outdir, "--resume")
 
     def fail(*_args: object, **_options: object) -> None:
         raise FULL
 
     with monkeypatch.context() as patch:
-        in_second_epoch(patch, lambda: patch.setattr(*target, fail))
+        before_step(patch, 1, lambda: patch.setattr(*target, fail))
         target = (os, "replace") if place == "replace" else (torch, "save")
         assert_one_line(
             *run_script(train, argv, patch, capsys), "cannot write", "No space left on device"
         )
     assert {path: path.read_bytes() for path in (outdir / "models").iterdir()} == before
-    train.main(argv)
-    assert_same_run(outdir, whole_outdir)
+    resume(fcn_run, outdir)
+    assert_same_run(outdir, fcn_run.outdir)
 
 
 @pytest.fixture
@@ -90,20 +93,18 @@ def fill(folder: Path) -> Path:
     return path
 
 
-def test_a_disk_that_is_really_full(
-    small_disk, half_outdir, whole_outdir, sample_root, monkeypatch, capsys
-):
+def test_a_disk_that_is_really_full(small_disk, half_outdir, fcn_run, monkeypatch, capsys):
     outdir = small_disk / "out"
     shutil.copytree(half_outdir, outdir)
     before = {path: path.read_bytes() for path in (outdir / "models").iterdir()}
-    argv = train_options(sample_root, outdir, "--epochs", 2, "--resume")
+    argv = fcn_run.argv(outdir, "--resume")
     with monkeypatch.context() as patch:
-        in_second_epoch(patch, lambda: fill_but(small_disk, 1 << 19))
+        before_step(patch, 1, lambda: fill_but(small_disk, 1 << 19))
         assert_one_line(*run_script(train, argv, patch, capsys), "cannot write")
     assert {path: path.read_bytes() for path in (outdir / "models").iterdir()} == before
     (small_disk / "filler").unlink()
-    train.main(argv)
-    assert_same_run(outdir, whole_outdir)
+    resume(fcn_run, outdir)
+    assert_same_run(outdir, fcn_run.outdir)
 
 
 def fill_but(folder: Path, free: int) -> None:
@@ -130,7 +131,7 @@ def test_a_full_disk_under_tensorboard(sample_root, tmp_path):
     child = start_script("train.py", argv, tmp_path / "printed", full_for_tensorboard)
     with ended(child):
         assert child.wait() == 2, child.err
-    (line,) = error_lines(child)  # and no traceback of the thread that writes
+    (line,) = child.error_lines  # and no traceback of the thread that writes
     (folder,) = (outdir / "logs").iterdir()
     assert line.startswith(f"error: cannot write {folder}: No space left on device; ")
 
@@ -146,12 +147,11 @@ def test_a_start_on_a_full_disk(small_disk, sample_root, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("script", [label, predict])
-def test_masks_on_a_full_disk(script, small_disk, whole_outdir, sample_root, monkeypatch, capsys):
-    (best,) = best_files(whole_outdir)
+def test_masks_on_a_full_disk(script, small_disk, fcn_run, sample_root, monkeypatch, capsys):
     outdir = small_disk / "out"
     outdir.mkdir()
     fill(small_disk)
-    argv = options(sample_root, outdir, "--checkpoints", best)
+    argv = options(sample_root, outdir, "--checkpoints", fcn_run.best)
     assert_one_line(*run_script(script, argv, monkeypatch, capsys), "No space left on device")
     assert_only_whole_files(outdir)
     (small_disk / "filler").unlink()
@@ -159,12 +159,12 @@ def test_masks_on_a_full_disk(script, small_disk, whole_outdir, sample_root, mon
     assert len(list(outdir.rglob("*.png"))) == (24 if script is label else 8)
 
 
-def test_a_read_only_outdir(small_disk, half_outdir, sample_root, monkeypatch, capsys):
+def test_a_read_only_outdir(small_disk, half_outdir, fcn_run, monkeypatch, capsys):
     outdir = small_disk / "out"
     shutil.copytree(half_outdir, outdir)
     before = latest_file(outdir).read_bytes()
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-    argv = train_options(sample_root, outdir, "--epochs", 2, "--resume")
+    argv = fcn_run.argv(outdir, "--resume")
     assert_one_line(
         *run_script(train, argv, monkeypatch, capsys), "cannot write", "Read-only file system"
     )
@@ -175,15 +175,14 @@ def test_a_read_only_outdir(small_disk, half_outdir, sample_root, monkeypatch, c
 # --- vanished folders -----------------------------------------------------------------------
 
 
-def test_an_outdir_that_is_removed_is_made_again(whole_outdir, sample_root, tmp_path, monkeypatch):
+def test_an_outdir_that_is_removed_is_made_again(fcn_run, tmp_path, monkeypatch):
     outdir = tmp_path / "out"
     with monkeypatch.context() as patch:
         in_second_epoch(patch, lambda: shutil.rmtree(outdir))
-        train.main(train_options(sample_root, outdir, "--epochs", 2))
-    states = [read_checkpoint(latest_file(d)) for d in (outdir, whole_outdir)]
-    for name, value in states[0]["model"].items():
-        assert torch.equal(value, states[1]["model"][name])
-    assert csv_rows(outdir) == csv_rows(whole_outdir)
+        train.main(fcn_run.argv(outdir))
+    states = [read_checkpoint(latest_file(d))["model"] for d in (outdir, fcn_run.outdir)]
+    assert_same_values(*states)
+    assert csv_rows(outdir) == csv_rows(fcn_run.outdir)
 
 
 def test_an_outdir_that_becomes_a_file(sample_root, tmp_path, monkeypatch, capsys):
@@ -204,7 +203,7 @@ def test_an_outdir_that_becomes_a_file(sample_root, tmp_path, monkeypatch, capsy
 def test_images_that_vanish(broken_root, tmp_path, monkeypatch, capsys):
     path = broken_root / "train" / "im2" / "00005.png"
     with monkeypatch.context() as patch:
-        in_second_epoch(patch, path.unlink)
+        before_step(patch, STEPS, path.unlink)  # all files of the first epoch are read
         argv = train_options(broken_root, tmp_path, "--epochs", 2)
         assert_one_line(*run_script(train, argv, patch, capsys), f"{path}: no such file")
     assert read_checkpoint(latest_file(tmp_path))["epoch"] == 1

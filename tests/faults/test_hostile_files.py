@@ -10,11 +10,12 @@ import pytest
 import label
 import test as predict
 import train
+from datasets.bands import RGB
 from datasets.classes import SECOND_CLASSES
-from datasets.images import image_size, open_image, read_bands
+from datasets.images import image_size, read_bands
 from datasets.labels import read_label
 from tests.helpers.faults import assert_one_line, run_script
-from tests.helpers.runs import best_files, options, train_options
+from tests.helpers.runs import keys, options, read_masks, train_options
 from utils.errors import DataError
 
 # --- hostile images -------------------------------------------------------------------------
@@ -33,11 +34,15 @@ def write_bomb(path: Path, side: int) -> Path:
     return path
 
 
-READERS = [image_size, open_image, read_bands, lambda path: read_label(path, SECOND_CLASSES)]
+READERS = (
+    image_size,
+    lambda path: read_bands(path, RGB),
+    lambda path: read_label(path, SECOND_CLASSES),
+)
 
 
 @pytest.mark.parametrize("reader", READERS)
-@pytest.mark.parametrize("side", [20_000, 100_000, 2**31 - 1])
+@pytest.mark.parametrize("side", [20_000, 2**31 - 1])
 def test_decompression_bombs_are_refused(reader, side, tmp_path):
     path = write_bomb(tmp_path / "bomb.png", side)
     with pytest.raises(DataError, match=f"^{path}: ") as caught:
@@ -61,7 +66,7 @@ def tree(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_names_of_a_data_set_stay_inside_outdir(whole_outdir, sample_root, tmp_path):
+def test_names_of_a_data_set_stay_inside_outdir(fcn_run, sample_root, tmp_path):
     place = tmp_path / "place"
     root, outdir, outside = place / "data", place / "deep" / "out", place / "outside"
     shutil.copytree(sample_root, root)
@@ -76,63 +81,45 @@ def test_names_of_a_data_set_stay_inside_outdir(whole_outdir, sample_root, tmp_p
         linked.rename(target)
         linked.symlink_to(target)
     before = tree(place)
-    (best,) = best_files(whole_outdir)
-    shutil.copy(best, outdir.parent if outdir.parent.mkdir() else place)
-    label.main(options(root, outdir, "--checkpoints", best))
+    label.main(options(root, outdir, "--checkpoints", fcn_run.best))
     argv = train_options(root, outdir, "--use-pseudo-label", "--save-mask", "--batch-size", 2)
     train.main(argv)
     after = tree(place)
-    written = set(after) - set(before) - {place / best.name}
+    written = set(after) - set(before)
     assert written and all(path.is_relative_to(outdir) for path in written)
     assert {path: after[path] for path in before} == before
     # Names that begin with a dot are hidden files, not images.
-    masks = {
-        path.stem
-        for path in (outdir / "masks" / "train" / "im1").iterdir()
-        if path.suffix == ".png"
-    }
-    assert masks == {
-        path.stem for path in (root / "train" / "im1").iterdir() if path.name[0] != "."
-    }
+    masks, images = (
+        {path.stem for path in (folder / "train/im1").glob("[!.]*.png")}
+        for folder in (outdir / "masks", root)
+    )
+    assert masks == images
 
 
-@pytest.mark.parametrize(
-    "line", ["../../../etc/passwd", "/etc/passwd", "..", "/", "train/../../x.png"]
-)
+@pytest.mark.parametrize("line", ["../../../etc/passwd", "..", "/", ".", "train/../../x.png"])
 def test_lists_name_pairs_of_the_data_set_alone(line, sample_root, tmp_path):
     names = tmp_path / "val.txt"
     names.write_text(f"{line}\n", encoding="utf-8")
-    with pytest.raises(DataError, match="is no pair of the training folder"):
+    with pytest.raises(DataError, match=r"is no pair of the training folder|val\.txt: "):
         train.main(train_options(sample_root, tmp_path / "out", "--val-list", names))
     assert not (tmp_path / "out").exists()
 
 
-def test_a_list_that_names_the_folder_itself(sample_root, tmp_path):
-    names = tmp_path / "val.txt"
-    names.write_text(".\n", encoding="utf-8")
-    with pytest.raises(DataError):
-        train.main(train_options(sample_root, tmp_path / "out", "--val-list", names))
-
-
-def test_a_list_with_paths_is_a_list_of_names(whole_outdir, sample_root, tmp_path):
+def test_a_list_with_paths_is_a_list_of_names(fcn_run, sample_root, tmp_path):
     names = tmp_path / "val.txt"
     names.write_text("../../outside/00003.png\n/etc/00005.png\n", encoding="utf-8")
-    (best,) = best_files(whole_outdir)
-    more = ("--split", "val", "--val-list", names, "--checkpoints", best)
+    more = ("--split", "val", "--val-list", names, "--checkpoints", fcn_run.best)
     predict.main(options(sample_root, tmp_path / "out", *more))
-    masks = {p.relative_to(tmp_path) for p in tmp_path.rglob("*.png")}
-    folder = Path("out/masks/val")
-    assert masks == {
-        folder / date / f"{name}.png" for date in ("im1", "im2") for name in ("00003", "00005")
-    }
+    assert set(read_masks(tmp_path / "out/masks/val")) == keys(["00003", "00005"])
+    assert len(list(tmp_path.rglob("*.png"))) == 4
 
 
-def test_a_mask_that_is_a_link_is_replaced_not_followed(whole_outdir, sample_root, tmp_path):
+def test_a_mask_that_is_a_link_is_replaced_not_followed(fcn_run, sample_root, tmp_path):
     target = tmp_path / "precious.png"
     target.write_bytes(b"precious")
     mask = tmp_path / "out" / "masks" / "train" / "im1" / "00000.png"
     mask.parent.mkdir(parents=True)
     mask.symlink_to(target)
-    label.main(options(sample_root, tmp_path / "out", "--checkpoints", best_files(whole_outdir)[0]))
+    label.main(options(sample_root, tmp_path / "out", "--checkpoints", fcn_run.best))
     assert target.read_bytes() == b"precious"
     assert not mask.is_symlink()

@@ -1,5 +1,6 @@
 """Scripts killed at random moments leave whole files, and go on."""
 
+import os
 import random
 import signal
 import time
@@ -11,20 +12,19 @@ import pytest
 import label
 from tests.helpers.faults import assert_only_whole_files
 from tests.helpers.processes import LIMIT_S, ended, eventually, start_script
-from tests.helpers.runs import best_files, latest_file, options, train_options
+from tests.helpers.runs import latest_file, options, train_options
 from utils.tensor_files import read_checkpoint
 
 
 def kill_at_random(
+    moments: int,
     script: str,
     argv: list[str],
-    outdir: Path,
     folder: Path,
-    moments: int,
     longest_s: float,
     prepare: Callable | None = None,
 ) -> int:
-    """Kill a script at random moments; return how often it was still running."""
+    """Kill a script that writes to ``out``; return how often it was still running."""
     draw, killed = random.Random(0), 0
     for moment in range(moments):
         with ended(start_script(script, argv, folder / f"{script}{moment}", prepare)) as child:
@@ -35,16 +35,31 @@ def kill_at_random(
             status = child.wait()
             killed += status == -signal.SIGKILL
             assert status in (0, -signal.SIGKILL), child.err
-        assert_only_whole_files(outdir)
+        assert_only_whole_files(folder / "out")
     return killed
 
 
-def train_under_fire(moments: int, data: Path, tmp_path: Path) -> None:
+def slow_masks() -> None:
+    """Leave time to kill a process between two masks."""
+    replace = os.replace
+
+    def slow(*paths: object) -> None:
+        time.sleep(0.2)
+        replace(*paths)
+
+    os.replace = slow
+
+
+MOMENTS = [3, pytest.param(30, marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("moments", MOMENTS)
+def test_training_killed_at_random_moments(moments, sample_root, tmp_path):
     outdir = tmp_path / "out"
     argv = train_options(
-        data, outdir, "--epochs", 1000, "--checkpoint-every", 1, "--workers", 1, "--resume"
+        sample_root, outdir, "--epochs", 1000, "--checkpoint-every", 1, "--workers", 1, "--resume"
     )
-    assert kill_at_random("train.py", argv, outdir, tmp_path, moments, 2) == moments
+    assert kill_at_random(moments, "train.py", argv, tmp_path, 2) == moments
 
     def position() -> tuple[int, int]:
         if not latest_file(outdir).exists():
@@ -60,24 +75,13 @@ def train_under_fire(moments: int, data: Path, tmp_path: Path) -> None:
     assert_only_whole_files(outdir)
 
 
-def slow_masks() -> None:
-    """Leave time to kill a process between two masks."""
-    from utils import files
-
-    replace = files.os.replace
-
-    def slow(*paths: object) -> None:
-        time.sleep(0.2)
-        replace(*paths)
-
-    files.os.replace = slow
-
-
-def label_under_fire(moments: int, data: Path, tmp_path: Path, checkpoint: Path) -> None:
+@pytest.mark.parametrize("moments", MOMENTS)
+def test_labelling_killed_at_random_moments(moments, fcn_run, sample_root, tmp_path):
     whole, outdir = tmp_path / "whole", tmp_path / "out"
-    argv = options(data, outdir, "--checkpoints", checkpoint, "--test-batch-size", 1)
-    label.main(options(data, whole, "--checkpoints", checkpoint, "--test-batch-size", 1))
-    assert kill_at_random("label.py", argv, outdir, tmp_path, moments, 1, slow_masks) > 0
+    more = ("--checkpoints", fcn_run.best, "--test-batch-size", 1)
+    label.main(options(sample_root, whole, *more))
+    argv = options(sample_root, outdir, *more)
+    assert kill_at_random(moments, "label.py", argv, tmp_path, 1, slow_masks) > 0
     label.main(argv)
     masks = [
         {path.relative_to(d): path.read_bytes() for path in d.rglob("*.png")}
@@ -85,21 +89,3 @@ def label_under_fire(moments: int, data: Path, tmp_path: Path, checkpoint: Path)
     ]
     assert len(masks[0]) == 24
     assert masks[0] == masks[1]
-
-
-def test_training_killed_at_3_moments(sample_root, tmp_path):
-    train_under_fire(3, sample_root, tmp_path)
-
-
-def test_labelling_killed_at_3_moments(whole_outdir, sample_root, tmp_path):
-    label_under_fire(3, sample_root, tmp_path, best_files(whole_outdir)[0])
-
-
-@pytest.mark.slow
-def test_training_killed_at_30_moments(sample_root, tmp_path):
-    train_under_fire(30, sample_root, tmp_path)
-
-
-@pytest.mark.slow
-def test_labelling_killed_at_30_moments(whole_outdir, sample_root, tmp_path):
-    label_under_fire(30, sample_root, tmp_path, best_files(whole_outdir)[0])

@@ -82,9 +82,9 @@ def test_a_signal_in_validation_does_not_wait_for_its_end(
     variant, epoch, steps, whole_run, tmp_path
 ):
     run, first = whole_run(variant), 4 * (epoch - 1) + 1  # of four batches an epoch
-    with before_prediction(first, lambda: os.kill(os.getpid(), signal.SIGTERM)) as predicted:
-        with pytest.raises(InterruptionError):
-            train.main(run.argv(tmp_path, "--val-batch-size", 1))
+    send = before_prediction(first, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with send as predicted, pytest.raises(InterruptionError):
+        train.main(run.argv(tmp_path, "--val-batch-size", 1))
     assert len(predicted) == first
     state = read_checkpoint(latest_file(tmp_path))["training"]
     assert (state["epoch"], state["step"], state["validated"]) == (epoch, steps, False)

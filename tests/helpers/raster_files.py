@@ -4,7 +4,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-import pytest
+import rasterio
 
 HEIGHT, WIDTH = 9, 13
 
@@ -17,7 +17,6 @@ def noise(bands: int, dtype: str = "uint16", seed: int = 0) -> np.ndarray:
 
 
 def write_tiff(path: Path, values: np.ndarray, **options: object) -> Path:
-    rasterio = pytest.importorskip("rasterio")
     height, width, bands = values.shape
     size = {"height": height, "width": width, "count": bands}
     with warnings.catch_warnings():

@@ -14,65 +14,122 @@ from PIL import Image
 import label
 import test as predict
 import train
-from datasets.task import is_mask_folder, load_classes
-from engine.ensemble import open_ensemble
-from engine.training import Record
 from models.checkpoint import load_model
-from tests.helpers.change_sets import OF_CLASSES, SIDE, masks_in_both, small_model
+from tests.helpers.change_sets import OF_CLASSES, SIDE, masks_in_both
+from tests.helpers.faults import CrashError, before_step, crash
 from tests.helpers.runs import (
     PREFIX,
+    VAL_NAMES,
+    Run,
     assert_same_run,
     best_files,
     latest_file,
     options,
+    resume,
     train_options,
 )
 from tools import check_data, pseudo_accuracy, report, score
-from tools.scoring.folders import find_masks
 from utils.errors import CheckpointError, DataError, OptionError
 from utils.tensor_files import read_checkpoint
 
 
 @pytest.fixture(scope="module")
-def outdir(binary_root, tmp_path_factory) -> Path:
+def run(binary_root, tmp_path_factory) -> Run:
     """Two epochs of training on change masks, and the masks of the test set. Read only."""
     outdir = tmp_path_factory.mktemp("binary_run")
-    train.main(train_options(binary_root, outdir, "--epochs", 2))
-    predict.main(options(binary_root, outdir, "--tta"))
-    return outdir
+
+    def argv(outdir: Path, *more: object) -> list[str]:
+        return train_options(binary_root, outdir, "--epochs", 2, *more)
+
+    train.main(argv(outdir))
+    return Run(outdir, argv, predict.main(options(binary_root, outdir, "--tta")))
 
 
-def test_names_of_a_binary_list_mean_nothing(outdir):
-    (best,) = best_files(outdir)
-    names = {"names": ["same", "built"]}
-    assert open_ensemble([best], names)[0].path == best
+# --- scripts --------------------------------------------------------------------------------
 
 
-def test_training_says_so_and_keeps_no_score_of_classes(binary_root, outdir, capsys):
-    (best,) = best_files(outdir)
-    state = read_checkpoint(best)
-    assert best.name == f"{PREFIX}_{100 * state['metrics']['f1']:.2f}.pth"
+def test_training_says_so_and_keeps_no_score_of_classes(run, tmp_path, capsys):
+    state = read_checkpoint(run.best)
+    assert run.best.name == f"{PREFIX}_{100 * state['metrics']['f1']:.2f}.pth"
     assert state["config"]["num_classes"] == 0
     assert not any(OF_CLASSES.search(name) for name in state["metrics"])
-    with next((outdir / "logs").glob("*/metrics.csv")).open(newline="") as file:
+    with next((run.outdir / "logs").glob("*/metrics.csv")).open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert not any(OF_CLASSES.search(name) for name in rows[0])
     assert max(float(row["f1"]) for row in rows) == state["metrics"]["f1"]
-    assert load_model(best).semantic_head is None
-    argv = train_options(binary_root, outdir, "--load-from", best, "--save-mask")
-    metrics = train.main(argv)
+    assert load_model(run.best, "cpu").semantic_head is None
+    metrics = train.main(run.argv(tmp_path, "--load-from", run.best, "--save-mask"))
     printed = capsys.readouterr().out
     assert "binary change labels (from train/label): the change branch is trained alone" in printed
     assert not re.search("Score|SeK|F_scd", printed)
     assert metrics.f1 == pytest.approx(state["metrics"]["f1"], abs=1e-6)
-    assert len(list((outdir / "masks/val/change").iterdir())) == 4
+    assert len(list((tmp_path / "masks/val/change").iterdir())) == 4
 
 
-def test_masks_are_black_and_white_and_score_as_they_were_scored(binary_root, outdir, tmp_path):
-    folder = outdir / "masks" / "test"
-    assert sorted(path.name for path in (folder / "change").iterdir()) == [
-        f"{i:05d}.png" for i in range(4)
-    ]
+def test_a_resumed_run_is_the_uninterrupted_one(run, tmp_path, monkeypatch):
+    more = ("--checkpoint-every", 1, "--cache", "disk")
+    with monkeypatch.context() as patch, pytest.raises(CrashError):
+        before_step(patch, 5, crash)
+        train.main(run.argv(tmp_path, *more))
+    resume(run, tmp_path, *more)
+    assert_same_run(tmp_path, run.outdir)
+
+
+def test_finished_masks_are_skipped(run, binary_root, tmp_path, capsys):
+    shutil.copytree(run.outdir, tmp_path / "out")
+    folder = tmp_path / "out/masks/test"
+    argv = options(binary_root, tmp_path / "out", "--tta")
+    predict.main(argv)  # copies have another age
+    before = {path: path.stat().st_mtime_ns for path in (folder / "change").iterdir()}
+    expected = (folder / "metrics.json").read_text()
+    capsys.readouterr()
+    predict.main(argv)
+    assert "4 pairs were finished already" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert (folder / "metrics.json").read_text() == expected
+    predict.main([*argv, "--overwrite", "--time-limit", "1000"])
+    assert all(path.stat().st_mtime_ns != time for path, time in before.items())
+    for path in (run.outdir / "masks/test/change").glob("*.png"):  # the limit is kept
+        assert (folder / "change" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_a_run_with_a_head_of_one_class_is_not_gone_on_with(run, tmp_path):
+    shutil.copytree(run.outdir, tmp_path / "out")
+    state = read_checkpoint(latest_file(run.outdir))
+    state["config"]["num_classes"] = 1
+    torch.save(state, latest_file(tmp_path / "out"))
+    with pytest.raises(OptionError, match="semantic classes is 1, that of these data 0"):
+        train.main(run.argv(tmp_path / "out", "--resume"))
+
+
+def test_what_needs_classes_is_refused(run, binary_root, sample_root, fcn_run, tmp_path):
+    for main, argv in (
+        (label.main, options(binary_root, run.outdir)),
+        (pseudo_accuracy.main, ["--data-root", str(binary_root), "--masks", str(tmp_path)]),
+    ):
+        with pytest.raises(DataError, match="nothing to vote; pseudo labels need classes"):
+            main(argv)
+    with pytest.raises(OptionError, match="pseudo labels are classes"):
+        train.main(run.argv(run.outdir, "--use-pseudo-label"))
+    for main in (label.main, predict.main):
+        with pytest.raises(CheckpointError, match="predicts change alone, the data set has class"):
+            main(options(sample_root, tmp_path, "--checkpoints", run.best))
+    with pytest.raises(CheckpointError, match=rf"{fcn_run.best}: predicts classes"):
+        predict.main(options(binary_root, tmp_path, "--checkpoints", run.best, fcn_run.best))
+
+
+def test_training_of_classes_starts_from_a_model_of_change(run, sample_root, tmp_path, capsys):
+    train.main(train_options(sample_root, tmp_path, "--pretrain-from", run.best))
+    assert f"starting from {run.best}; semantic_head starts anew" in capsys.readouterr().out
+    assert read_checkpoint(best_files(tmp_path)[0])["config"]["num_classes"] == 6
+
+
+# --- tools ----------------------------------------------------------------------------------
+
+
+def test_masks_are_black_and_white_and_score_as_they_were_scored(run, binary_root, tmp_path):
+    folder = run.outdir / "masks" / "test"
+    assert sorted(path.stem for path in (folder / "change").iterdir()) == VAL_NAMES
     assert not (folder / "im1").exists()
     for path in (folder / "change").iterdir():
         with Image.open(path) as image:
@@ -80,7 +137,9 @@ def test_masks_are_black_and_white_and_score_as_they_were_scored(binary_root, ou
     printed = json.loads((folder / "metrics.json").read_text())
     for prediction, truth in ((folder, binary_root / "val"), (folder / "change",) * 2):
         argv = ["--prediction", str(prediction), "--label", str(truth), "--bootstrap", "20"]
-        result = score.main([*argv, "--versus", str(folder), "--csv", str(tmp_path / "rows.csv")])
+        argv += ["--versus", str(folder), "--json", str(tmp_path / "scores.json")]
+        score.main([*argv, "--csv", str(tmp_path / "rows.csv")])
+        result = json.loads((tmp_path / "scores.json").read_text())
         assert "transitions" not in result and np.sum(result["confusion"]) == 4 * SIDE**2
         assert not any(OF_CLASSES.search(name) for name in result["scores"])
         assert set(result["differences"]) == set(result["scores"])
@@ -89,128 +148,28 @@ def test_masks_are_black_and_white_and_score_as_they_were_scored(binary_root, ou
             assert found == pytest.approx(printed)
     with (tmp_path / "rows.csv").open(newline="") as file:
         assert not any(OF_CLASSES.search(name) for name in next(csv.reader(file)))
-
-
-def test_score_text_and_what_change_masks_cannot(binary_root, outdir, capsys):
-    argv = ["--prediction", str(outdir / "masks/test"), "--label", str(binary_root / "val")]
-    score.main([*argv, "--bootstrap", "0"])
-    printed = capsys.readouterr().out
-    assert "every pixel once" in printed and "F1 " in printed
-    assert not re.search("Score|SeK|F_scd|per class|from→to", printed)
     with pytest.raises(OptionError, match="--matrix transitions: change masks"):
         score.main([*argv, "--matrix", "transitions"])
 
 
-def test_labels_of_classes_beside_a_folder_label_are_scored_as_such(broken_root, capsys):
+def test_which_labels_are_scored(broken_root, tmp_path, capsys):
     root = broken_root / "val"
+    argv = ["--prediction", str(root), "--label", str(root), "--bootstrap", "0"]
     (root / "label").mkdir()
-    score.main(["--prediction", str(root), "--label", str(root), "--bootstrap", "0"])
+    score.main(argv)  # classes, though there is a folder `label`
     assert "Score" in capsys.readouterr().out
     masks_in_both(broken_root)
     Image.new("L", (SIDE, SIDE)).save(root / "label/00000.png")
-    assert is_mask_folder(root)
-    masks = find_masks(root, binary=True)
-    assert masks["00001"] == (root / "label1/00001.png", root / "label2/00001.png")
+    score.main([*argv, "--json", str(tmp_path / "scores.json")])  # label1 and label2 come first
+    result = json.loads((tmp_path / "scores.json").read_text())
+    assert "f1" in result["scores"] and np.sum(result["confusion"]) == 4 * SIDE**2
+    (root / "label2/00002.png").unlink()
+    with pytest.raises(DataError, match=r"label1/00002\.png: no partner in .*label2"):
+        score.main(argv)
 
 
-@pytest.mark.parametrize("date", [1, 2])
-def test_a_mask_of_one_date_alone_is_not_scored(date, broken_root):
-    masks_in_both(broken_root)
-    (broken_root / f"val/label{date}/00002.png").unlink()
-    with pytest.raises(
-        DataError, match=rf"label{3 - date}/00002\.png: no partner in .*label{date}"
-    ):
-        find_masks(broken_root / "val", binary=True)
-
-
-def test_finished_masks_are_skipped(binary_root, outdir, tmp_path, capsys):
-    shutil.copytree(outdir, tmp_path / "out")
-    folder = tmp_path / "out/masks/test"
-    predict.main(options(binary_root, tmp_path / "out", "--tta"))  # copies have another age
-    before = {path: path.stat().st_mtime_ns for path in (folder / "change").iterdir()}
-    expected = (folder / "metrics.json").read_text()
-    capsys.readouterr()
-    predict.main(options(binary_root, tmp_path / "out", "--tta"))
-    assert "4 pairs were finished already" in capsys.readouterr().out
-    assert {path: path.stat().st_mtime_ns for path in before} == before
-    assert (folder / "metrics.json").read_text() == expected
-    predict.main(options(binary_root, tmp_path / "out", "--tta", "--overwrite"))
-    assert all(path.stat().st_mtime_ns != time for path, time in before.items())
-
-
-@pytest.mark.parametrize(
-    ("crash_at", "more"),
-    [((1, True), ()), ((2, False), ("--checkpoint-every", 1, "--cache", "disk"))],
-)
-def test_a_resumed_run_is_the_uninterrupted_one(
-    crash_at, more, binary_root, outdir, tmp_path, monkeypatch
-):
-    class CrashError(Exception):
-        pass
-
-    save = Record.save_latest
-
-    def crash(record, trainer):
-        save(record, trainer)
-        if (trainer.epoch, trainer.validated) == crash_at:
-            raise CrashError
-
-    argv = train_options(binary_root, tmp_path, "--epochs", 2, *more)
-    monkeypatch.setattr(Record, "save_latest", crash)
-    with pytest.raises(CrashError):
-        train.main(argv)
-    monkeypatch.setattr(Record, "save_latest", save)
-    train.main([*argv, "--resume"])
-    assert_same_run(tmp_path, outdir)
-
-
-def test_a_time_limit_that_is_kept_changes_no_mask(binary_root, outdir, tmp_path):
-    more = ("--tta", "--time-limit", 1000, "--checkpoints", *best_files(outdir))
-    predict.main(options(binary_root, tmp_path, *more))
-    paths = sorted((outdir / "masks/test/change").glob("*.png"))
-    assert len(paths) == 4
-    for path in paths:
-        found = tmp_path / "masks/test/change" / path.name
-        assert found.read_bytes() == path.read_bytes()
-
-
-def test_a_run_with_a_head_of_one_class_is_not_gone_on_with(binary_root, outdir, tmp_path):
-    shutil.copytree(outdir, tmp_path / "out")
-    state = read_checkpoint(latest_file(outdir))
-    state["config"]["num_classes"] = 1
-    torch.save(state, latest_file(tmp_path / "out"))
-    with pytest.raises(OptionError, match="semantic classes is 1, that of these data 0"):
-        train.main(train_options(binary_root, tmp_path / "out", "--epochs", 2, "--resume"))
-
-
-def test_what_needs_classes_is_refused(binary_root, sample_root, outdir, tmp_path):
-    (best,) = best_files(outdir)
-    with pytest.raises(DataError, match="nothing to vote; pseudo labels need classes"):
-        label.main(options(binary_root, outdir))
-    with pytest.raises(DataError, match="nothing to vote; pseudo labels need classes"):
-        pseudo_accuracy.main(["--data-root", str(binary_root), "--masks", str(tmp_path)])
-    with pytest.raises(OptionError, match="pseudo labels are classes"):
-        train.main(train_options(binary_root, outdir, "--use-pseudo-label"))
-    for main in (label.main, predict.main):
-        with pytest.raises(CheckpointError, match="predicts change alone, the data set has class"):
-            main(options(sample_root, tmp_path, "--checkpoints", best))
-    semantic = small_model(6)
-    state = {"format": 1, "config": semantic.config.to_dict(), "model": semantic.state_dict()}
-    torch.save(state, tmp_path / "semantic.pth")
-    both = ["--checkpoints", best, tmp_path / "semantic.pth"]
-    with pytest.raises(CheckpointError, match=r"semantic\.pth: predicts classes"):
-        predict.main(options(binary_root, tmp_path, *both))
-
-
-def test_training_of_classes_starts_from_a_model_of_change(sample_root, outdir, tmp_path, capsys):
-    start = outdir / "models" / f"{PREFIX}_latest.pth"
-    train.main(train_options(sample_root, tmp_path, "--pretrain-from", start))
-    assert f"starting from {start}; semantic_head starts anew" in capsys.readouterr().out
-    assert read_checkpoint(best_files(tmp_path)[0])["config"]["num_classes"] == 6
-
-
-def test_report_tells_of_change_alone(outdir, binary_root):
-    page = report.main([str(outdir)]).read_text(encoding="utf-8")
+def test_report_tells_of_change_alone(run):
+    page = report.main([str(run.outdir)]).read_text(encoding="utf-8")
     data = json.loads(re.search(r'id="data">(.*?)</script>', page, re.S)[1])
     assert data["gallery"]["binary"] and data["gallery"]["total"] == 4
     pair = data["gallery"]["pairs"][0]
@@ -238,4 +197,3 @@ def test_check_and_converted_copy(binary_root, tmp_path, capsys):
     for path in binary_root.glob("*/label/*.png"):
         copy = tmp_path / "copy" / path.relative_to(binary_root)
         assert np.array_equal(np.asarray(Image.open(copy)), np.asarray(Image.open(path)))
-    assert load_classes(tmp_path / "copy").is_binary

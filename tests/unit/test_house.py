@@ -1,4 +1,4 @@
-"""The rules of the house: imports point one way and stand at the top, the tour names what exists."""
+"""The rules of the house: imports point one way, at the top; the tour names what exists."""
 
 import ast
 import re

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
 
-from engine.run import FIXED_OPTIONS
+from engine.config import FIXED_OPTIONS
 from tools.reporting.runs import Run
 
 # Runs that differ in one of these are of different models, not folds of one. Each fold may have

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from datasets.classes import SECOND_CLASSES
-from datasets.images import read_rgb
+from datasets.images import read_bands
 from datasets.labels import read_label
 from datasets.pairs import index_pairs
 from engine.config import REPO
@@ -101,7 +101,7 @@ def draw_overview(outdir: Path) -> None:
         for pair in index_pairs(outdir / "data" / split)[:SHOWN_PAIRS]:
             written = [masks / date / f"{pair.name}.png" for date in ("im1", "im2")]
             labels = [read_label(p, SECOND_CLASSES) for p in (pair.label1, pair.label2, *written)]
-            images = [read_rgb(pair.image1), read_rgb(pair.image2)]
+            images = [read_bands(pair.image1), read_bands(pair.image2)]
             rows.append(images + [SECOND_CLASSES.to_rgb(label) for label in labels])
         return rows
 

@@ -1,27 +1,22 @@
 import copy
 import shutil
-from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
-from engine import runtime
+from datasets.bands import Bands, Imagery
 from engine.predictor import IDENTITY, VIEWS, Predictor
-from engine.runtime import (
-    COMPILE_S,
-    COMPILE_SAVES,
-    build_predictor,
-    choose_precision,
-    compile_predictor,
-)
+from engine.runtime import build_predictor, choose_precision, compile_if_asked
 from models.checkpoint import Checkpoint
+from tests.helpers.band_models import STATISTICS, checkpoint_of
 from tests.unit.models.test_models import small_model
 from utils.errors import OptionError
 
 CPU = torch.device("cpu")
 FLOAT32 = choose_precision("off", CPU)
-HOURS = 3600.0
 
 
 def make_checkpoint(backbone: str = "mobilenetv3_small_050", seed: int = 0) -> Checkpoint:
@@ -41,14 +36,7 @@ def images(pairs: int = 2, height: int = 64, width: int = 96) -> tuple[torch.Ten
     )
 
 
-def samples(number: int) -> tuple[dict, int]:
-    image1, image2 = images(1, 64, 64)
-    return {"image1": image1[0], "image2": image2[0]}, number
-
-
-@pytest.mark.parametrize(
-    "backbone", ["mobilenetv3_small_050", "hrnet_w18_small", "mobilenetv2_050"]
-)
+@pytest.mark.parametrize("backbone", ["mobilenetv3_small_050", "hrnet_w18_small"])
 @pytest.mark.parametrize("tta", [False, True])
 def test_the_predictor_equals_the_plain_models(backbone, tta):
     checkpoints = [make_checkpoint(backbone, seed) for seed in range(2)]
@@ -65,17 +53,6 @@ def test_the_predictor_equals_the_plain_models(backbone, tta):
         assert stem.weight.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_the_predictor_computes_in_the_given_precision():
-    seen = []
-    checkpoint = make_checkpoint()
-    predictor = build_predictor([checkpoint], CPU, choose_precision("bf16", CPU), tta=False)
-    head = predictor.models[0].change_head
-    head.register_forward_hook(lambda m, i, output: seen.append(output.dtype))
-    probs = predictor(*images())
-    assert seen == [torch.bfloat16]
-    assert all(value.dtype == torch.float32 for value in probs)
-
-
 @pytest.mark.parametrize("backbone", ["mobilenetv2_050", "hrnet_w18_small"])
 def test_stored_weights_compute_what_autocast_computes(backbone):
     precision = choose_precision("bf16", CPU)
@@ -88,138 +65,104 @@ def test_stored_weights_compute_what_autocast_computes(backbone):
     torch.testing.assert_close(predictor(*images()), converted(*images()), rtol=0, atol=0)
 
 
-def test_four_bands():
-    model = small_model(in_channels=4)
-    checkpoint = Checkpoint(Path("none.pth"), model.config, model.state_dict(), {})
-    assert build_predictor([checkpoint], CPU, FLOAT32, tta=True).models[0].config.in_channels == 4
+def test_models_of_an_ensemble_see_their_own_bands():
+    """Each gets its bands, in its order, under its statistics, as it would alone."""
+    swapped = Imagery(Bands((4, 2), 16), (1500.0, 1000.0), (700.0, 300.0))
+    checkpoints = [checkpoint_of(STATISTICS), checkpoint_of(swapped)]
+    batch = np.random.default_rng(0).integers(0, 3000, (2, 1, 4, 32, 48)).astype(np.uint16)
+    predictor = build_predictor(checkpoints, CPU, FLOAT32, tta=True)
+    together = predictor.each_model(*map(torch.from_numpy, batch))
+    for checkpoint, found in zip(checkpoints, together, strict=True):
+        chosen = [number - 1 for number in checkpoint.config.imagery.bands.numbers]
+        own = [torch.from_numpy(image[:, chosen]) for image in batch]
+        alone = build_predictor([checkpoint], CPU, FLOAT32, tta=True)(*own)
+        for a, b in zip(found, alone, strict=True):
+            assert torch.equal(a, b)
 
 
-# What compile_predictor decides; nothing is compiled
+# What compile_if_asked decides
 
 
 @pytest.fixture
-def predictor(monkeypatch) -> Predictor:
-    built = build_predictor([make_checkpoint()], CPU, FLOAT32, tta=True)
-    monkeypatch.delenv("CXX", raising=False)
-    built.compilations = 0
+def predictor() -> Predictor:
+    built = Predictor([make_checkpoint().build()], VIEWS)
     built.batches = []
-
-    def compiled(self) -> None:
-        self.compilations += 1
-        self.models[0].register_forward_pre_hook(lambda m, i: self.batches.append(len(i[0])))
-
-    monkeypatch.setattr(Predictor, "compile", compiled)
-    monkeypatch.setattr(shutil, "which", lambda name: f"/{name}")
+    built.models[0].register_forward_pre_hook(lambda m, i: built.batches.append(len(i[0])))
     return built
 
 
-def refuse_to_say(text: str) -> None:
-    raise AssertionError(text)
+def loader_of(pairs: int, batch_size: int = 8, one_size: bool = True) -> SimpleNamespace:
+    image1, image2 = images(1, 64, 64)
+    starts = range(0, pairs, batch_size)
+    batches = [list(range(i, min(i + batch_size, pairs))) for i in starts]
+    sizes = {(64, 64)} if one_size else {(64, 64), (32, 64)}
+    return SimpleNamespace(
+        dataset=[{"image1": image1[0], "image2": image2[0]}],
+        batch_sampler=SimpleNamespace(batches=batches, sizes=sizes),
+    )
 
 
-def test_off_does_nothing(predictor):
-    compile_predictor(predictor, "off", {}, 0, 8, one_size=False, say=refuse_to_say)
-    assert predictor.compilations == 0
+@pytest.mark.parametrize(
+    "case",
+    [
+        ("off", "cuda", 1000, True, 0),
+        ("auto", "cuda", 500, True, 6 * 8),
+        ("auto", "cuda", 499, True, 0),
+        ("auto", "cuda", 500, False, 0),
+        ("auto", "cpu", 1000, True, 0),
+        ("on", "cpu", 100, True, 6 * 8),  # warmed up with a whole batch
+        ("on", "cpu", 5, True, 6 * 5),
+        ("on", "cpu", 0, True, 0),
+    ],
+)
+def test_who_is_compiled(case, predictor, monkeypatch, capsys):
+    mode, device, pairs, one_size, passes = case
 
+    def compiled(model: torch.nn.Module, dynamic: bool) -> torch.nn.Module:
+        predictor.device = CPU  # which the decision alone took for another
+        return model
 
-def test_auto_leaves_little_work_alone(predictor):
-    compile_predictor(predictor, "auto", *samples(3), 8, one_size=True, say=refuse_to_say)
-    assert predictor.compilations == 0
-
-
-@pytest.mark.parametrize(("excess", "compiled"), [(0.99, 0), (1.01, 1)])
-def test_auto_compiles_where_the_saving_exceeds_the_cost(excess, compiled, predictor, monkeypatch):
-    pairs = 100
-    pair_s = excess * COMPILE_S * len(predictor.models) / (COMPILE_SAVES * pairs)
-    monkeypatch.setattr(runtime, "_seconds", lambda *arguments: pair_s)
-    said = []
-    compile_predictor(predictor, "auto", *samples(pairs), 8, one_size=True, say=said.append)
-    assert predictor.compilations == compiled
-    assert len(said) == 2 * compiled
-    if compiled:
-        assert f"of {pair_s * pairs:.0f} s" in said[0]
-        assert said[1].startswith("compiled 1 models in")
-
-
-def test_auto_counts_no_more_than_the_time_that_is_left(predictor, monkeypatch):
-    monkeypatch.setattr(runtime, "_seconds", lambda *arguments: HOURS)
-    limit = 0.99 * COMPILE_S / COMPILE_SAVES
-    for remaining_s, compiled in ((limit, 0), (1.02 * limit, 1)):
-        compile_predictor(
-            *(predictor, "auto", *samples(9), 8, True),
-            say=lambda text: None,
-            remaining_s=remaining_s,
-        )
-        assert predictor.compilations == compiled
-
-
-def fail_to_compile(graph: object, inputs: object) -> None:
-    raise RuntimeError("Failed to find C compiler")
-
-
-def test_auto_goes_on_without_what_cannot_be_compiled(monkeypatch):
-    predictor = build_predictor([make_checkpoint()], CPU, FLOAT32, tta=True)
-    plain = build_predictor([make_checkpoint()], CPU, FLOAT32, tta=True)
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=fail_to_compile))
-    monkeypatch.setattr(runtime, "_seconds", lambda *arguments: HOURS)
-    said = []
-    compile_predictor(predictor, "auto", *samples(9), 8, one_size=True, say=said.append)
-    assert said[1:] == [
-        "compiling failed (RuntimeError: Failed to find C compiler); going on without "
-        "(--compile off)"
-    ]
-    for found, expected in zip(predictor(*images()), plain(*images()), strict=True):
-        torch.testing.assert_close(found, expected, rtol=0, atol=0)
-    with pytest.raises(torch._dynamo.exc.BackendCompilerFailed):
-        compile_predictor(predictor, "on", *samples(9), 8, one_size=True)
-
-
-@pytest.mark.parametrize(("number", "expected"), [(100, 6 * 8), (5, 6 * 5)])
-def test_on_warms_up_with_a_whole_batch(number, expected, predictor):
-    compile_predictor(predictor, "on", *samples(number), 8, one_size=True, say=lambda text: None)
-    assert predictor.compilations == 1
-    assert sum(predictor.batches) == expected
+    monkeypatch.setattr(torch, "compile", compiled)
+    predictor.device = torch.device(device)
+    compile_if_asked(predictor, mode, loader_of(pairs, one_size=one_size))
+    assert sum(predictor.batches) == passes
+    said = "compiling 1 models, which takes minutes\n"
+    assert capsys.readouterr().out == (said if passes else "")
 
 
 def test_on_is_refused_for_mixed_sizes(predictor):
     with pytest.raises(OptionError, match=r"--compile on: the pairs have several sizes"):
-        compile_predictor(predictor, "on", *samples(2), 8, one_size=False)
-    assert predictor.compilations == 0
+        compile_if_asked(predictor, "on", loader_of(2, one_size=False))
 
 
-def test_on_is_refused_without_a_compiler(predictor, monkeypatch):
-    monkeypatch.setattr(shutil, "which", lambda name: None)
-    with pytest.raises(OptionError, match=r"--compile on: no C\+\+ compiler found; install g\+\+"):
-        compile_predictor(predictor, "on", *samples(2), 8, one_size=True)
+def test_auto_goes_on_without_what_cannot_be_compiled(monkeypatch, capsys):
+    predictor, plain = (build_predictor([make_checkpoint()], CPU, FLOAT32, True) for _ in range(2))
+    compiler = torch.compile
 
+    def fail(graph: object, inputs: object) -> None:
+        raise RuntimeError("Failed to find C compiler")
 
-def test_on_takes_the_compiler_that_the_environment_names(predictor, monkeypatch):
-    monkeypatch.setattr(shutil, "which", lambda name: name if name == "/opt/icpx" else None)
-    monkeypatch.setenv("CXX", "/opt/icpx")
-    compile_predictor(predictor, "on", *samples(2), 8, one_size=True, say=lambda text: None)
-    assert predictor.compilations == 1
+    def compiled(model: torch.nn.Module, dynamic: bool) -> torch.nn.Module:
+        predictor.device = CPU
+        return compiler(model, dynamic=dynamic, backend=fail)
 
-
-@pytest.mark.parametrize("obstacle", ["sizes", "compiler"])
-def test_auto_yields_to_obstacles_silently(obstacle, predictor, monkeypatch):
-    if obstacle == "compiler":
-        monkeypatch.setattr(shutil, "which", lambda name: None)
-    monkeypatch.setattr(runtime, "_seconds", lambda *arguments: HOURS)
-    compile_predictor(
-        predictor, "auto", *samples(9), 8, one_size=obstacle == "compiler", say=refuse_to_say
-    )
-    assert predictor.compilations == 0
+    monkeypatch.setattr(torch, "compile", compiled)
+    predictor.device = torch.device("cuda")
+    compile_if_asked(predictor, "auto", loader_of(500))
+    reason = "(RuntimeError: Failed to find C compiler)"
+    assert f"compiling failed {reason}; going on without" in capsys.readouterr().out
+    for found, expected in zip(predictor(*images()), plain(*images()), strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    with pytest.raises(OptionError, match=r"--compile on: compiling failed .*find C compiler"):
+        compile_if_asked(predictor, "on", loader_of(9))
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 def test_a_compiled_predictor_agrees_with_the_plain_one():
     checkpoint = make_checkpoint()
-    plain = build_predictor([checkpoint], CPU, FLOAT32, tta=True)
-    predictor = build_predictor([checkpoint], CPU, FLOAT32, tta=True)
-    said = []
-    compile_predictor(predictor, "on", *samples(4), 4, one_size=True, say=said.append)
-    assert said
+    plain, predictor = (build_predictor([checkpoint], CPU, FLOAT32, tta=True) for _ in range(2))
+    compile_if_asked(predictor, "on", loader_of(4, batch_size=4))
     for pairs in (4, 1):  # an incomplete batch is filled up
         inputs = images(pairs, 64, 64)
         for found, expected in zip(predictor(*inputs), plain(*inputs), strict=True):
@@ -234,6 +177,7 @@ class OneConvolution(torch.nn.Module):
         self.head = torch.nn.Conv2d(3, 3, 1)
 
     def forward(self, image1: torch.Tensor, image2: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        image1, image2 = image1 / 64, image2 / 64
         return self.head(image1), self.head(image2), (image1 - image2).abs().mean(1)
 
 

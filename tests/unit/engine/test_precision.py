@@ -5,19 +5,18 @@ import pytest
 import torch
 from torch import nn
 
+from engine.config import TrainConfig
 from engine.predictor import VIEWS, Predictor, decode
 from engine.runtime import Precision, choose_precision, set_backend_options
-from engine.training import LossReader, train_one_epoch
+from engine.state import TrainState
+from engine.training import training_step
 from models.change_detector import ModelConfig, build_model
 from models.losses import ChangeCriterion
-from models.normalization import normalize
 from tools.scenes.scene import make_scene
-from utils.dist import World
 from utils.errors import OptionError
 from utils.parallel import give_back_freed_memory
 
 CPU, CUDA, MPS = torch.device("cpu"), torch.device("cuda"), torch.device("mps")
-ALONE = World(0, 1, CPU)
 
 
 # What auto chooses
@@ -49,21 +48,15 @@ def test_auto_on_gpus(capability, expected, monkeypatch):
 
 
 def test_auto_elsewhere_is_float32():
-    assert choose_precision("auto", MPS).name == "off"
+    precision = choose_precision("auto", MPS)
+    assert precision.name == "off"
+    assert isinstance(precision.autocast(), nullcontext)
 
 
 def test_fp16_is_refused_on_cpus():
     with pytest.raises(OptionError, match=r"--amp fp16: for GPUs only"):
         choose_precision("fp16", CPU)
-
-
-@pytest.mark.parametrize("name", ["off", "bf16"])
-def test_only_fp16_scales_the_loss(name):
-    assert not Precision(name, CPU).scaler.is_enabled()
-
-
-def test_off_leaves_float32_alone():
-    assert isinstance(choose_precision("off", CPU).autocast(), nullcontext)
+    assert not any(Precision(name, CPU).scaler.is_enabled() for name in ("off", "bf16"))
 
 
 def test_bf16_multiplies_in_bf16_and_gives_logits_in_float32():
@@ -104,8 +97,11 @@ class Plain(nn.Module):
         self.semantic = nn.Conv2d(8, 6, 1)
         self.change = nn.Conv2d(8, 1, 1)
 
+    def parameter_groups(self, lr: float) -> list[dict]:
+        return [{"params": list(self.parameters()), "lr": lr}]
+
     def forward(self, image1: torch.Tensor, image2: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        features1, features2 = (self.hidden(image).relu() for image in (image1, image2))
+        features1, features2 = (self.hidden(image / 64).relu() for image in (image1, image2))
         change = self.change((features1 - features2).abs()).squeeze(1)
         return self.semantic(features1), self.semantic(features2), change
 
@@ -135,27 +131,19 @@ def split(batch: dict, parts: int) -> list[dict]:
     ]
 
 
-def gradient_of(loader: list[dict], accumulate: int) -> tuple[list[torch.Tensor], dict, int]:
+def gradient_of(batches: list[dict], accumulate: int) -> tuple[list[torch.Tensor], dict, int]:
     """Return what plain descent at rate one subtracts, the mean losses, and the steps taken."""
-    model, steps = Plain(), []
+    model = Plain()
     before = [parameter.detach().clone() for parameter in model.parameters()]
-    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
-    losses = LossReader(ALONE)
-    train_one_epoch(
-        model,
-        loader,
-        ChangeCriterion(6),
-        optimizer,
-        scheduler,
-        world=ALONE,
-        precision=choose_precision("off", CPU),
-        losses=losses,
-        accumulate=accumulate,
-        after_step=lambda: steps.append(1),
-    )
+    config = TrainConfig(accumulate=accumulate, amp="off")
+    state = TrainState(config, model, ChangeCriterion(6), steps=len(batches))
+    state.optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    state.scheduler = torch.optim.lr_scheduler.ConstantLR(state.optimizer, factor=1.0)
+    state.begin_epoch()
+    for batch in batches:
+        training_step(state, batch)
     after = [parameter.detach() for parameter in model.parameters()]
-    return [a - b for a, b in zip(before, after, strict=True)], losses.means(), len(steps)
+    return [a - b for a, b in zip(before, after, strict=True)], state.losses.means(), state.step
 
 
 @pytest.mark.parametrize("parts", [2, 4])
@@ -207,7 +195,7 @@ def test_bf16_masks_agree_with_float32():
     for step in range(steps):
         batch = scene_batch(8 * (step % 8), 8)
         targets = (batch["label1"], batch["label2"], batch["change_mask"])
-        output = model(normalize(batch["image1"]), normalize(batch["image2"]))
+        output = model(batch["image1"], batch["image2"])
         optimizer.zero_grad()
         criterion(output, *targets)["total"].backward()
         optimizer.step()

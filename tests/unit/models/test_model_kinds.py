@@ -9,6 +9,7 @@ import torch
 from timm.models import adapt_input_conv
 
 from datasets.bands import Imagery
+from engine.metrics import compute_change_metrics, metrics_from_dict
 from engine.predictor import VIEWS, Predictor, decode
 from models.change_detector import ModelConfig, build_model
 from models.checkpoint import Checkpoint
@@ -16,10 +17,10 @@ from models.encoder import build_encoder
 from models.losses import ChangeCriterion
 from models.weights import transfer_weights
 from tests.helpers.band_models import STATISTICS, checkpoint_of
-from tests.helpers.change_sets import small_model
-from tests.helpers.runs import BACKBONE
+from tests.helpers.change_sets import OF_CLASSES, small_model
 from utils.errors import CheckpointError
 
+BACKBONE = "mobilenetv3_small_050"
 FIRST = "encoder.body.conv_stem.weight"
 
 
@@ -91,3 +92,22 @@ def test_views_and_models_of_change_are_averaged():
     (change,) = decode(probs)
     assert change.dtype == torch.uint8
     assert torch.equal(change > 0, probs.change_probs >= 0.5)
+
+
+def test_scores_of_change_equal_their_definitions():
+    unchanged, false, missed, found = 50.0, 7.0, 11.0, 32.0
+    metrics = compute_change_metrics(torch.tensor([[unchanged, false], [missed, found]]))
+    precision, recall = found / (found + false), found / (found + missed)
+    assert metrics.precision == pytest.approx(precision)
+    assert metrics.recall == pytest.approx(recall)
+    f1 = 2 * precision * recall / (precision + recall)
+    assert metrics.f1 == metrics.rank == pytest.approx(f1)
+    ious = (unchanged / (unchanged + false + missed), found / (found + false + missed))
+    assert (metrics.iou_unchanged, metrics.iou_changed) == pytest.approx(ious)
+    assert metrics.miou == pytest.approx(sum(ious) / 2)
+    assert metrics.oa == pytest.approx(0.82)
+    chance = ((57 * 61) + (43 * 39)) / 100**2
+    assert metrics.kappa == pytest.approx((0.82 - chance) / (1 - chance))
+    assert not any(OF_CLASSES.search(name) for name in metrics.to_dict())
+    assert metrics_from_dict(metrics.to_dict()) == metrics
+    assert compute_change_metrics(torch.zeros(2, 2)).f1 == 0

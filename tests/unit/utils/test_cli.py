@@ -6,37 +6,40 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from tests.helpers.script_runs import train_argv
 
 import label
 import test as predict
 import train
 from engine.config import REPO
 from utils import cli
-from utils.errors import OptionError, UserError
+from utils.errors import DataError, OptionError, UserError, one_line
 
-SCRIPTS = ("train.py", "label.py", "test.py")
-
-
-def test_defaults_are_the_published_ones():
-    args = train.parse_args([])
-    assert args.data_root == REPO / "data" / "dataset"
-    assert args.outdir == REPO / "outdir"
-    assert args.pretrained_dir == REPO / "data" / "pretrained_models"
-    assert (args.model, args.backbone, args.lightweight) == ("pspnet", "hrnet_w18", False)
-    assert (args.batch_size, args.val_batch_size, args.epochs) == (8, 16, 30)
-    assert (args.lr, args.weight_decay) == (1.5e-4, 1e-4)
-    for script in (label, predict):
-        args = script.parse_args([])
-        assert args.data_root == REPO / "data" / "dataset"
-        assert args.test_batch_size == 16
-        assert args.checkpoints is None
-    assert label.parse_args([]).tta
-    assert label.parse_args([]).vote == "hard"
+SCRIPTS = {"train.py": train, "label.py": label, "test.py": predict}
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_help_starts_without_torch(script):
+@pytest.mark.parametrize(
+    ("script", "defaults"),
+    [
+        (
+            "train.py",
+            {
+                "--model": "pspnet",
+                "--backbone": "hrnet_w18",
+                "--batch-size": "8",
+                "--val-batch-size": "16",
+                "--epochs": "30",
+                "--lr": "1.5e-4",
+                "--weight-decay": "1e-4",
+                "--data-root": "data/dataset",
+                "--outdir": "outdir",
+                "--pretrained-dir": "data/pretrained_models",
+            },
+        ),
+        ("label.py", {"--test-batch-size": "16", "--vote": "hard", "--tta": "on"}),
+        ("test.py", {"--test-batch-size": "16", "--split": "test", "--compile": "auto"}),
+    ],
+)
+def test_help_starts_at_once_and_tells_the_published_defaults(script, defaults):
     code = (
         "import runpy, sys\n"
         f"sys.argv = ['{script}', '--help']\n"
@@ -52,9 +55,12 @@ def test_help_starts_without_torch(script):
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=REPO)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"usage: {script}")
-    assert "--data-root" in done.stdout
     assert "example" in done.stdout
     assert done.stderr == "heavy: []\n"
+    options = " ".join(done.stdout.partition("\n\n")[2].split())
+    for option, default in defaults.items():
+        text = options.split(f" {option}", maxsplit=1)[1]
+        assert text.split("(default: ")[1].startswith(default), option
 
 
 @pytest.mark.parametrize(
@@ -65,110 +71,126 @@ def test_help_starts_without_torch(script):
         (train, ["--epochs", "two"]),
         (train, ["--lr", "nan"]),
         (train, ["--lr", "0"]),
-        (train, ["--lr", "inf"]),
         (train, ["--weight-decay", "-1"]),
         (train, ["--model", "unet"]),
         (train, ["--class-weights", "1,,2"]),
         (train, ["--class-weights", "1,0,2"]),
         (train, ["--workers", "-1"]),
         (train, ["--crop-size", "1.5"]),
+        (train, ["--seed", str(2**70)]),
         (train, ["--light"]),
+        (train, ["--compile", "--checkpoint-activations"]),
+        (train, ["--pseudo-label-root", "masks"]),
         (label, ["--vote", "loud"]),
         (label, ["--vote", "soft", "--min-confidence", "1.5"]),
         (label, ["--min-confidence", "0.5"]),
         (label, ["--checkpoints"]),
         (predict, ["--time-limit", "0"]),
         (predict, ["--split", "train"]),
-        (predict, ["--test-batch-size", "0"]),
     ],
 )
-def test_bad_options_exit_with_status_2(script, options, capsys):
+def test_bad_options_are_one_line_and_status_2(script, options, monkeypatch, capsys, tmp_path):
+    argv = ["--data-root", str(tmp_path / "none"), *options]
+    monkeypatch.setattr(sys, "argv", ["x.py", *argv])
     with pytest.raises(SystemExit) as stop:
-        script.parse_args(options)
+        cli.run(lambda: script.main(argv))
     assert stop.value.code == 2
     message = capsys.readouterr().err.splitlines()[-1]
-    assert "error: " in message
+    assert "error: " in message and "none" not in message  # not the data set's
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (DataError("a.png: broken"), "a.png: broken"),
+        (DataError("first\n  second\n"), "first second"),
+        (DataError(""), "DataError"),
+        (
+            DataError(
+                "Caught DataError in DataLoader worker process 0.\nOriginal Traceback (most recent "
+                'call last):\n  File "x.py", line 1, in f\nutils.errors.DataError: a: b: c\n'
+            ),
+            "a: b: c",
+        ),
+    ],
+)
+def test_one_line(error, line):
+    assert one_line(error) == line
+
+
+# --- what becomes of an error ---------------------------------------------------------------
+
+
+def ended(work: Callable[[], object], monkeypatch, capsys, *options: str) -> tuple[int, str]:
+    """Return the status and what is said of a main that fails."""
+    monkeypatch.setattr(sys, "argv", ["train.py", *options])
+    with pytest.raises(SystemExit) as stop:
+        cli.run(work)
+    return stop.value.code, capsys.readouterr().err
 
 
 def raising(error: BaseException) -> Callable[[], None]:
-    """Return a main that fails."""
-
     def fail() -> None:
         raise error
 
     return fail
 
 
-def test_user_errors_are_one_line_and_status_2(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["train.py"])
-
-    with pytest.raises(SystemExit) as stop:
-        cli.run(raising(UserError("a.png: broken;\n  copy it again")))
-    assert stop.value.code == 2
-    assert capsys.readouterr().err == "error: a.png: broken; copy it again\n"
-
-
-def test_interruption_is_status_130(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["train.py"])
-
-    with pytest.raises(SystemExit) as stop:
-        cli.run(raising(KeyboardInterrupt))
-    assert stop.value.code == 130
-    assert capsys.readouterr().err == "interrupted\n"
-
-
-def test_debug_shows_the_traceback(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["train.py", "--debug"])
-
-    with pytest.raises(UserError):
-        cli.run(raising(UserError("broken")))
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (UserError("a.png: broken;\n  copy it"), 2, "error: a.png: broken; copy it\n"),
+        (OptionError("--lr: no"), 2, "error: --lr: no\n"),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to"), 2, "error: out of memory (CUDA"),
+        (RuntimeError("DefaultCPUAllocator: can't"), 2, "error: out of memory (DefaultCPUAll"),
+    ],
+)
+def test_an_error_of_users_is_one_line_and_a_status(error, status, said, monkeypatch, capsys):
+    code, err = ended(raising(error), monkeypatch, capsys)
+    assert code == status and err.startswith(said) and len(err.splitlines()) == 1
+    assert ("--batch-size" in err) == ("out of memory" in err)
+    with pytest.raises(type(error)):
+        ended(raising(error), monkeypatch, capsys, "--debug")
 
 
-def test_a_broken_cache_of_the_compiler_is_one_line_and_status_2(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(sys, "argv", ["test.py"])
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-
+def test_a_broken_cache_of_the_compiler_is_one_line_and_status_2(monkeypatch, capsys):
     def load_broken(graph: object, inputs: object) -> None:
         raise ImportError("a.main.so: file too short")
 
     def compiled() -> None:
         torch.compile(lambda x: x + 1, backend=load_broken)(torch.ones(1))
 
-    with pytest.raises(SystemExit) as stop:
-        cli.run(compiled)
-    assert stop.value.code == 2
-    assert capsys.readouterr().err == (
-        f"error: compiling failed (ImportError: a.main.so: file too short); remove {tmp_path}, "
-        "where a killed program may have left a broken file, or do without: no --compile in "
-        "training, --compile off elsewhere\n"
+    status, err = ended(compiled, monkeypatch, capsys)
+    assert status == 2
+    assert err.startswith(
+        "error: compiling failed (ImportError: a.main.so: file too short); remove "
     )
-
-
-@pytest.mark.parametrize(
-    ("error", "said"),
-    [
-        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."), "CUDA out of"),
-        (RuntimeError("[enforce fail] . DefaultCPUAllocator: can't allocate memory"), "[enforce"),
-    ],
-)
-def test_too_little_memory_is_one_line_and_status_2(error, said, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["train.py"])
-
-    with pytest.raises(SystemExit) as stop:
-        cli.run(raising(error))
-    assert stop.value.code == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"error: out of memory ({said}")
-    assert "--batch-size" in line
+    assert err.endswith("do without: no --compile in training, --compile off elsewhere\n")
 
 
 def test_other_errors_are_not_hidden(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train.py"])
-
     with pytest.raises(ZeroDivisionError):
-        cli.run(raising(ZeroDivisionError))
+        cli.run(raising(ZeroDivisionError()))
 
 
-def test_unknown_device_is_an_error(sample_root, tmp_path):
-    with pytest.raises(OptionError, match="--device tpu: not usable here"):
-        train.main(train_argv(sample_root, tmp_path, "--device", "tpu"))
+@pytest.mark.parametrize(
+    ("body", "status", "out", "err"),
+    [
+        ("raise DataError('a.png: cannot\\nbe')", 2, "", "error: a.png: cannot be\n"),
+        ("raise KeyboardInterrupt", 130, "", "interrupted\n"),
+        ("return None", 0, "after\n", ""),
+    ],
+)
+def test_a_program_ends_with_status_and_line(body, status, out, err):
+    script = (
+        "from utils import cli\n"
+        "from utils.errors import DataError\n"
+        f"def main():\n    {body}\n"
+        "cli.run(main)\n"
+        "print('after')\n"
+    )
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=REPO)
+    assert (done.returncode, done.stdout, done.stderr) == (status, out, err)

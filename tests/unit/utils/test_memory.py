@@ -1,19 +1,19 @@
+"""Whether memory that tensors have freed stays with the process."""
+
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
+from tests.helpers.processes import REPO
 from utils.parallel import give_back_freed_memory, keep_freed_memory
-
-REPO = Path(__file__).parents[3]
 
 # Prints how many pages another tensor of a size costs after some have been freed: each lies a
 # little beside the last one's place, until there is room. Only its first megabytes are touched.
 SCRIPT = """
 import resource, sys, torch
-from utils import memory
-getattr(memory, sys.argv[1])()
+from utils import parallel
+getattr(parallel, sys.argv[1])()
 megabytes, touched = int(sys.argv[2]), int(sys.argv[3])
 for _ in range(20):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -7,13 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
 from PIL import Image
 
 from tests.helpers.faults import assert_one_line, run_script
 from tools import check_data, make_sample_data, report, score
-from tools.checking import inspection
-from tools.scenes import sample
-from tools.scoring.folders import MaskCounter
 from utils.errors import DataError, UserError
 from utils.parallel import ParallelMap
 
@@ -26,6 +24,19 @@ def square(number: int) -> int:
 
 def end_by_force(*_: object, **__: object) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.fixture
+def killed_workers(monkeypatch) -> None:
+    """Kill every other process that reads or has written a file."""
+    parent = os.getpid()
+    for owner, name in ((Image, "open"), (rasterio, "open"), (os, "replace")):
+        work = getattr(owner, name)
+
+        def killed(*args: object, work=work, **options: object):
+            return work(*args, **options) if os.getpid() == parent else end_by_force()
+
+        monkeypatch.setattr(owner, name, killed)
 
 
 def test_results_come_in_order_and_errors_as_they_are():
@@ -50,34 +61,34 @@ def many_masks(tmp_path) -> Path:
     return tmp_path / "masks"
 
 
-def test_no_tool_shows_a_traceback(sample_root, many_masks, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(inspection, "inspect_pair", end_by_force)
-    monkeypatch.setattr(sample, "write_scene", end_by_force)
-    monkeypatch.setattr(MaskCounter, "__call__", end_by_force)
-    outdir = ["--outdir", str(tmp_path / "check")]
+@pytest.fixture
+def report_argv(many_masks, tmp_path) -> list[str]:
+    """Arguments of report.py: a run that has predicted these masks, and their data set."""
+    root, outdir = tmp_path / "root", tmp_path / "out"
+    for date in ("1", "2"):
+        for folder in (f"label{date}", f"im{date}"):
+            shutil.copytree(many_masks / f"label{date}", root / "val" / folder)
+        shutil.copytree(many_masks / f"label{date}", outdir / "masks/test" / f"im{date}")
+    (outdir / "logs/a").mkdir(parents=True)
+    (outdir / "logs/a/metrics.csv").write_text("epoch,score\n1,0.5\n")
+    return [str(outdir), "--data-root", str(root)]
+
+
+def test_no_tool_shows_a_traceback(
+    killed_workers, sample_root, many_masks, report_argv, tmp_path, monkeypatch, capsys
+):
     for tool, argv in (
-        (check_data, [str(sample_root), *outdir]),
+        (check_data, [str(sample_root), "--outdir", str(tmp_path / "check")]),
         (make_sample_data, [str(tmp_path / "sample"), "--train-pairs", "16"]),
         (score, ["--prediction", str(many_masks), "--label", str(many_masks)]),
+        (report, report_argv),
     ):
         ended = run_script(tool, [*argv, "--workers", "2"], monkeypatch, capsys)
         assert_one_line(*ended, "was killed", "--workers")
     assert not (tmp_path / "check").exists()
 
 
-def test_the_report_of_masks_reads_in_processes_too(
-    sample_root, many_masks, tmp_path, monkeypatch, capsys
-):
-    root, outdir = tmp_path / "root", tmp_path / "out"
-    for date in ("1", "2"):
-        shutil.copytree(many_masks / f"label{date}", root / "val" / f"label{date}")
-        shutil.copytree(many_masks / f"label{date}", root / "val" / f"im{date}")
-        shutil.copytree(many_masks / f"label{date}", outdir / "masks/test" / f"im{date}")
-    (outdir / "logs/a").mkdir(parents=True)
-    (outdir / "logs/a/metrics.csv").write_text("epoch,score\n1,0.5\n")
-    argv = [str(outdir), "--data-root", str(root), "--workers"]
-    pages = [report.main([*argv, workers]).read_text() for workers in ("1", "2")]
+def test_the_report_of_masks_does_not_depend_on_the_number_of_processes(report_argv):
+    pages = [report.main([*report_argv, "--workers", n]).read_text() for n in ("1", "2")]
     scores = [page[page.index('<section id="masks">') :] for page in pages]
     assert scores[0] == scores[1]
-    monkeypatch.setattr(MaskCounter, "__call__", end_by_force)
-    assert_one_line(*run_script(report, [*argv, "2"], monkeypatch, capsys), "was killed")
