@@ -7,14 +7,13 @@ from torch import nn
 
 from engine.config import TrainConfig
 from engine.predictor import VIEWS, Predictor, decode
-from engine.runtime import Precision, choose_precision, set_backend_options
+from engine.runtime import Precision, choose_precision
 from engine.state import TrainState
 from engine.training import training_step
 from models.change_detector import ModelConfig, build_model
 from models.losses import ChangeCriterion
 from tools.scenes.scene import make_scene
 from utils.errors import OptionError
-from utils.parallel import give_back_freed_memory
 
 CPU, CUDA, MPS = torch.device("cpu"), torch.device("cuda"), torch.device("mps")
 
@@ -68,20 +67,6 @@ def test_bf16_multiplies_in_bf16_and_gives_logits_in_float32():
         output = model(*torch.randn(2, 1, 3, 64, 64))
     assert seen == [torch.bfloat16]
     assert all(logits.dtype == torch.float32 for logits in output)
-
-
-def test_backend_options_are_set_in_one_place():
-    matmul, tuning = torch.get_float32_matmul_precision(), torch.backends.cudnn.benchmark
-    tf32 = torch.backends.cudnn.allow_tf32
-    try:
-        set_backend_options()
-        assert torch.get_float32_matmul_precision() == "high"
-        assert torch.backends.cudnn.benchmark
-        assert torch.backends.cudnn.allow_tf32
-    finally:
-        torch.set_float32_matmul_precision(matmul)
-        torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32 = tuning, tf32
-        give_back_freed_memory()
 
 
 # Accumulation

@@ -241,13 +241,6 @@ def test_gradients_reach_all_parameters(model, backbone):
     assert all(parameter.grad.abs().sum() > 0 for parameter in network.semantic_head.parameters())
 
 
-def test_hrnet_is_what_timm_builds_except_for_the_interpolation():
-    ours = build_encoder("hrnet_w18_small").body.state_dict()
-    theirs = timm.create_model("hrnet_w18_small").state_dict()
-    assert set(ours) <= set(theirs)
-    assert all(ours[name].shape == theirs[name].shape for name in ours)
-
-
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
 def test_pyramid_pooling_keeps_the_memory_layout(layout):
     features = pair(2, 8, 12, 12)[0].contiguous(memory_format=layout)
