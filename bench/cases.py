@@ -30,13 +30,13 @@ from datasets.loaders import collate
 from datasets.pairs import Pair, index_pairs
 from datasets.task import load_task
 from engine.config import LabelConfig, TrainConfig
-from engine.labelling import count_votes, hard_votes, label
-from engine.predictor import VIEWS, Probabilities, decode
+from engine.labelling import label, vote_batch
+from engine.predictor import VIEWS, decode
 from engine.runtime import build_predictor, choose_precision
 from engine.state import TrainState
 from engine.training import training_step
 from models.change_detector import ModelConfig, build_model
-from models.checkpoint import load_model, open_checkpoint
+from models.checkpoint import open_checkpoint
 from models.losses import ChangeCriterion, default_class_weights
 from models.recompute import checkpoint_activations
 from tools.scenes.scene import make_scene
@@ -119,17 +119,13 @@ class InferCase(Case):
         batch, views = self.batch(), VIEWS[: self.options.views]
         images = [batch[key].contiguous() for key in ("image1", "image2")]
         if name == REFERENCE:
-            models = [reference.Detector(load_model(path, self.device)) for path in self.paths]
-            return lambda: _maps(reference.mean(reference.predict(models, *images, views)))
-        checkpoints = [open_checkpoint(path) for path in self.paths]
-        predictor = build_predictor(checkpoints, self.device, self.precision, len(views) > 1)
+            predictor = reference.Predictor(self.paths, self.device, views)
+        else:
+            checkpoints = [open_checkpoint(path) for path in self.paths]
+            predictor = build_predictor(checkpoints, self.device, self.precision, len(views) > 1)
         if name == "compiled":
             predictor.compile()
-        return lambda: _maps(predictor(*images))
-
-
-def _maps(probs: Probabilities) -> list[torch.Tensor]:
-    return [classes.cpu() for classes in decode(probs)]
+        return lambda: [classes.cpu() for classes in decode(predictor(*images))]
 
 
 class TrainCase(Case):
@@ -167,8 +163,6 @@ class LabelCase(Case):
 
     def make(self, name: str) -> Callable[[], Path]:
         """Return a call that labels all pairs and returns the folder of the masks."""
-        if name == REFERENCE:
-            return partial(self._label_as_published, self.folder / name)
         config = LabelConfig(
             data_root=self.folder,
             outdir=self.folder / name,
@@ -178,6 +172,8 @@ class LabelCase(Case):
             compile="on" if name == "compiled" else "off",
             tta=self.options.views > 1,
         )
+        if name == REFERENCE:
+            return partial(self._label_as_published, config)
         shares = self.extras.setdefault("waiting_share", {}).setdefault(name, [])
         return partial(self._label, config, shares)
 
@@ -194,23 +190,22 @@ class LabelCase(Case):
         shares.append(sum(waits) / total)  # of the time, the main thread waits for a batch
         return config.outdir / "masks" / "train"
 
-    def _label_as_published(self, folder: Path) -> Path:
-        classes, views = self.task.classes, VIEWS[: self.options.views]
-        models = [reference.Detector(load_model(path, self.device)) for path in self.paths]
-        for start in range(0, len(self.train_pairs), self.options.batch_size):
-            pairs = self.train_pairs[start : start + self.options.batch_size]
-            dates = ([pair.image1 for pair in pairs], [pair.image2 for pair in pairs])
-            arrays = [torch.from_numpy(np.stack(reference.read(paths))) for paths in dates]
-            images = [array.permute(0, 3, 1, 2).to(self.device) for array in arrays]
-            votes = [
-                hard_votes(probs1.argmax(1) + 1, probs2.argmax(1) + 1)
-                for probs1, probs2, _ in reference.predict(models, *images, views)
-            ]
-            winners = count_votes(torch.stack(votes), classes.num_classes).cpu().numpy()
-            for pair, winner in zip(pairs, winners, strict=True):
+    def _label_as_published(self, config: LabelConfig) -> Path:
+        folder, classes = config.outdir, self.task.classes
+        views = VIEWS[: self.options.views]
+        predictor = reference.Predictor(self.paths, self.device, views)
+        for start in range(0, len(self.train_pairs), config.test_batch_size):
+            pairs = self.train_pairs[start : start + config.test_batch_size]
+            batch = {}
+            for date in ("image1", "image2"):
+                arrays = reference.read(getattr(pair, date) for pair in pairs)
+                images = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
+                batch[date] = images.to(self.device)
+            votes = vote_batch(config, predictor, batch, classes.num_classes).cpu().numpy()
+            for pair, vote in zip(pairs, votes, strict=True):
                 for date, path in (("im1", pair.label1), ("im2", pair.label2)):
                     (truth,) = reference.read([path])
-                    image = Image.fromarray(np.where(truth > 0, truth, winner))
+                    image = Image.fromarray(np.where(truth > 0, truth, vote))
                     image.putpalette([channel for color in classes.colors for channel in color])
                     (folder / date).mkdir(parents=True, exist_ok=True)
                     image.save(folder / date / f"{pair.name}.png")
@@ -228,23 +223,24 @@ class LoadCase(Case):
     def make(self, name: str) -> Callable[[], None]:
         """Return a call that reads all pairs once."""
         augmenting: list[float] = []
-        transform = partial(record, augmenting, TrainTransform())
-        reader = make_reader("disk", self.folder, self.train_pairs, self.task)
-        dataset = ChangeDetectionDataset(self.train_pairs, self.task, transform, reader=reader)
+        if name == REFERENCE:
+            read = partial(reference.read_sample, generator=np.random.default_rng(0))
+            kinds = FOLDERS.values()
+            items = [[getattr(pair, kind) for kind in kinds] for pair in self.train_pairs]
+        else:
+            transform = partial(record, augmenting, TrainTransform())
+            reader = make_reader("disk", self.folder, self.train_pairs, self.task)
+            parts = (self.train_pairs, self.task, transform)
+            read = ChangeDetectionDataset(*parts, reader=reader).__getitem__
+            items = range(len(self.train_pairs))
 
         def read_all() -> None:
-            for i in range(len(dataset)):
-                dataset[i]
-            self.extras["augmentation_ms_per_pair"] = 1000 * statistics.median(augmenting)
+            for item in items:
+                read(item)
+            if augmenting:
+                self.extras["augmentation_ms_per_pair"] = 1000 * statistics.median(augmenting)
 
-        generator, kinds = np.random.default_rng(0), FOLDERS.values()
-        files = [[getattr(pair, kind) for kind in kinds] for pair in self.train_pairs]
-
-        def read_all_as_published() -> None:
-            for paths in files:
-                reference.read_sample(paths, generator)
-
-        return read_all_as_published if name == REFERENCE else read_all
+        return read_all
 
 
 def _model_configs(options: Options) -> list[ModelConfig]:

@@ -8,7 +8,7 @@ examples:
 
 import multiprocessing
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -75,7 +75,8 @@ def measure(case: Case, options: Options) -> dict[str, dict[str, Any]]:
     names = (REFERENCE, "ours", "compiled") if options.compile else (REFERENCE, "ours")
     variants: dict[str, dict[str, Any]] = {name: {"seconds": []} for name in names}
     for name, variant in variants.items():
-        calls[name] = _repeated(case.make(name), options.repeat)
+        one = case.make(name)
+        calls[name] = lambda one=one: [one() for _ in range(options.repeat)][-1]
         use_backend(of_baseline=name == REFERENCE)
         if not case.starts_anew:
             variant["warmup_s"], _ = timed(calls[name], device)
@@ -104,15 +105,9 @@ def measure(case: Case, options: Options) -> dict[str, dict[str, Any]]:
     return variants
 
 
-def _repeated(call: Callable[[], Any], times: int) -> Callable[[], Any]:
-    """Return a call that does another some times, and returns what the last returned."""
-    return lambda: [call() for _ in range(times)][-1]
-
-
 def peak_memory(options: Options, name: str) -> int:
     """Return the peak memory of a variant that has a fresh process to itself, in bytes."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(_peak_memory, options, name, torch.get_num_threads()).result()
 
 

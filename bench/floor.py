@@ -7,7 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench.cases import Case
-from bench.machine import copy_bandwidth, matrix_rate
+from bench.machine import measured_rates
 from models.change_detector import ModelConfig, build_model
 
 TRAINING_FACTOR = 3  # forward, gradient of the inputs, gradient of the weights
@@ -66,7 +66,7 @@ def floor(case: Case) -> dict[str, Any]:
     works = [count_work(config, case.size, training) for config in case.configs]
     flops = passes * sum(work.flops for work in works)
     moved = sum(passes * work.elements + work.parameters for work in works) * dtype.itemsize
-    rate, bandwidth = matrix_rate(case.device, dtype), copy_bandwidth(case.device)
+    rate, bandwidth = measured_rates(case.device, dtype)
     arithmetic, memory = flops / rate, moved / bandwidth
     return {
         "flops": flops,

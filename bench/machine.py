@@ -22,13 +22,12 @@ UNITS = ("amx_bf16", "avx512_bf16", "avx512_f", "avx2")
 def describe_machine(device: torch.device) -> dict[str, Any]:
     """Return the class of machine, versions and thread count."""
     able, cpu = torch.cpu.get_capabilities(), None
+    affinity = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))
     with suppress(OSError):
         cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
     machine = {
         "cpu": cpu[1].strip() if cpu else platform.processor() or platform.machine(),
-        "cores": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
+        "cores": len(affinity(0)),
         "threads": torch.get_num_threads(),
         "ram_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9),
         "units": [unit for unit in UNITS if able.get(unit)],
@@ -73,24 +72,17 @@ def use_backend(of_baseline: bool) -> None:
     give_back_freed_memory()
 
 
-def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Return the measured rate of a square matrix product, in FLOP/s."""
+def measured_rates(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
+    """Return the rates of a large matrix product (FLOP/s) and copy (bytes/s, read and written)."""
     set_backend_options()
-    side = RATE_SIDES[device.type == "cuda"]
-    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-    out = torch.empty_like(a)
-    return 2 * side**3 / _best_seconds(lambda: torch.mm(a, b, out=out), device)
-
-
-def copy_bandwidth(device: torch.device) -> float:
-    """Return the measured bandwidth of copying a large tensor, in bytes/s, read plus written."""
-    source = torch.zeros(COPY_BYTES[device.type == "cuda"], dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-    return 2 * len(source) / _best_seconds(lambda: target.copy_(source), device)
-
-
-def _best_seconds(work: Callable[[], object], device: torch.device) -> float:
-    return min(timed(work, device)[0] for _ in range(REPETITIONS))
+    side, size = RATE_SIDES[device.type == "cuda"], COPY_BYTES[device.type == "cuda"]
+    a, b, out = (torch.rand(side, side, device=device).to(dtype) for _ in range(3))
+    source, target = (torch.zeros(size, dtype=torch.uint8, device=device) for _ in range(2))
+    product_s, copy_s = (
+        min(timed(work, device)[0] for _ in range(REPETITIONS))
+        for work in (lambda: torch.mm(a, b, out=out), lambda: target.copy_(source))
+    )
+    return 2 * side**3 / product_s, 2 * size / copy_s
 
 
 def peak_bytes(work: Callable[[], object], device: torch.device) -> int:

@@ -5,6 +5,7 @@ framework's defaults. It computes with the very weights of the model it is given
 """
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from torch import nn
 from datasets.bands import IMAGENET_MEAN, IMAGENET_STD
 from engine.predictor import VIEWS, Probabilities, View, apply_view, undo_view
 from models.change_detector import ChangeDetector, ChangeOutput
+from models.checkpoint import load_model
 
 
 class Detector(nn.Module):
@@ -43,34 +45,40 @@ def normalize(images: torch.Tensor) -> torch.Tensor:
     return (images.float().contiguous() - mean) / std
 
 
-@torch.no_grad()
-def predict(
-    models: Sequence[Detector], image1: torch.Tensor, image2: torch.Tensor, views: Sequence[View]
-) -> list[Probabilities]:
-    """Return each model's mean probabilities over the views, one view after the other.
+class Predictor:
+    """Runs models under all views, one after the other; called as `engine.predictor.Predictor`.
 
     Args:
-        models: in eval mode.
-        image1: (N, 3, H, W) uint8, on the models' device.
-        image2: the same shape.
+        paths: checkpoints.
+        device: of models and images.
         views: all six as published.
     """
-    image1, image2 = normalize(image1), normalize(image2)
-    means = []
-    for model in models:
-        seen = []
-        for view in views:
-            logits1, logits2, change = model(
-                apply_view(image1, view).contiguous(), apply_view(image2, view).contiguous()
-            )
-            probs = (logits1.softmax(1), logits2.softmax(1), change.sigmoid())
-            seen.append([undo_view(p, view) for p in probs])
-        means.append(mean(seen))
-    return means
+
+    def __init__(self, paths: Sequence[Path], device: torch.device, views: Sequence[View]) -> None:
+        self.models = [Detector(load_model(path, device)) for path in paths]
+        self.views = views
+
+    def __call__(self, image1: torch.Tensor, image2: torch.Tensor) -> Probabilities:
+        """Return the models' mean probabilities; arguments as `each_model`."""
+        return _mean(self.each_model(image1, image2))
+
+    @torch.no_grad()
+    def each_model(self, image1: torch.Tensor, image2: torch.Tensor) -> list[Probabilities]:
+        """Return each model's mean probabilities over the views; images are (N, 3, H, W) uint8."""
+        image1, image2 = normalize(image1), normalize(image2)
+        means = []
+        for model in self.models:
+            seen = []
+            for view in self.views:
+                images = (apply_view(image, view).contiguous() for image in (image1, image2))
+                logits1, logits2, change = model(*images)
+                probs = (logits1.softmax(1), logits2.softmax(1), change.sigmoid())
+                seen.append([undo_view(p, view) for p in probs])
+            means.append(_mean(seen))
+        return means
 
 
-def mean(probabilities: Iterable[Sequence[torch.Tensor]]) -> Probabilities:
-    """Return the mean over views or models, as the published script takes it."""
+def _mean(probabilities: Iterable[Sequence[torch.Tensor]]) -> Probabilities:
     stacks = map(torch.stack, zip(*probabilities, strict=True))
     return Probabilities(*(stack.mean(0) for stack in stacks))
 
@@ -87,12 +95,12 @@ def train_step(
     return loss.item()
 
 
-def read(paths: Iterable[str]) -> list[np.ndarray]:
+def read(paths: Iterable[Path]) -> list[np.ndarray]:
     """Decode files with PIL, as each access of the published data set does."""
     return [np.array(Image.open(path)) for path in paths]
 
 
-def read_sample(paths: Sequence[str], generator: np.random.Generator) -> tuple:
+def read_sample(paths: Sequence[Path], generator: np.random.Generator) -> tuple:
     """Read image 1, image 2 and index labels 1 and 2, turn and normalise them; add what changed."""
     flip, turns = VIEWS[generator.integers(len(VIEWS))]
     arrays = (np.rot90(a[:, ::-1] if flip else a, turns).copy() for a in read(paths))

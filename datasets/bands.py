@@ -6,9 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)  # RGB, in 0..255
-
 IMAGENET_STD = (58.395, 57.12, 57.375)
-
 MAX_BANDS = 128  # what OpenCV 5 flips and turns at once
 
 
@@ -60,8 +58,7 @@ class Imagery:
         std: standard deviation of each, above 0.
 
     Raises:
-        TypeError: ``bands`` is neither `Bands` nor a dict, or the statistics are no lists.
-        ValueError: the statistics are not finite numbers, one per band.
+        TypeError, ValueError: ``bands`` are none, or not one finite number per band.
     """
 
     bands: Bands = RGB
@@ -93,11 +90,7 @@ RGB_IMAGERY = Imagery()
 
 
 def union(selections: Sequence[Bands]) -> Bands:
-    """Return the bands that serve several selections of one depth.
-
-    Raises:
-        ValueError: the depths differ.
-    """
+    """Return the bands that serve several selections; a ValueError if their depths differ."""
     depths = sorted({selection.bits for selection in selections})
     if len(depths) > 1:
         raise ValueError("images of 8 and of 16 bits")

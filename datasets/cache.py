@@ -27,11 +27,8 @@ from utils.files import atomic_path, remove_leftovers, write_text
 from utils.text import progress
 
 FORMAT = 3
-
 LEFTOVER_AGE_S = 86400  # another program may be writing the same cache for hours
-
 THREADS = 2  # the decoders leave the interpreter lock free
-
 SHARED_MEMORY = Path("/dev/shm")
 
 
@@ -94,8 +91,8 @@ def make_reader(
     One process per node builds it, the others of that node open the same file.
 
     Args:
-        mode: ``ram``, ``disk`` or ``off``.
-        outdir: holds the cache of ``disk``.
+        mode: ``ram``, ``disk`` (in ``outdir``) or ``off``.
+        outdir: of the run.
         pairs: whose files are cached.
         task: its classes decode the labels.
         pseudo_label_root: folder of pseudo masks to cache as well.
@@ -118,7 +115,7 @@ def cache_folder(mode: str, outdir: Path) -> Path:
     """Return where a cache lies: ``ram`` in shared memory until the program ends, ``disk`` to stay.
 
     Where there is no shared-memory folder, ``ram`` takes the system's temporary one. What programs
-    of this user and machine have left there that were killed is removed first.
+    of this machine that were killed have left there is removed first.
     """
     if mode == "disk":
         return outdir / "cache"
@@ -127,21 +124,11 @@ def cache_folder(mode: str, outdir: Path) -> Path:
     prefix = f"scd-cache-{socket.gethostname()}-"
     for left in place.glob(f"{prefix}*"):
         number = left.name.removeprefix(prefix).split("-")[0]
-        if number.isdigit() and not _is_running(int(number)):
+        if Path("/proc/self").exists() and not Path("/proc", number).exists():
             shutil.rmtree(left, ignore_errors=True)
     folder = Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir=place))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
-
-
-def _is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # another user's, or Windows, which says nothing
-        return True
-    return True
 
 
 def build_cache(

@@ -10,18 +10,7 @@ import numpy as np
 from utils.errors import DataError
 
 CLASSES_FILE = "classes.json"
-
 MAX_CLASSES = 255  # index 255 stays free, and a palette PNG holds 256 colours
-
-
-def is_binary(num_classes: int) -> bool:
-    """Tell whether labels of C classes, *unchanged* not counted, say what changed alone."""
-    return num_classes == 1
-
-
-def semantic_classes(num_classes: int) -> int:
-    """Return how many of C classes a model has to tell apart: 0 of a single one."""
-    return 0 if is_binary(num_classes) else num_classes
 
 
 @dataclass(frozen=True)
@@ -57,7 +46,7 @@ class ClassList:
     @property
     def is_binary(self) -> bool:
         """Whether labels say what changed and nothing else."""
-        return is_binary(self.num_classes)
+        return self.num_classes == 1
 
     def to_dict(self) -> dict:
         """Return plain lists, as checkpoints store them."""
@@ -81,10 +70,8 @@ class ClassList:
         Raises:
             ValueError: a pixel has a colour that is not in the class list.
         """
-        packed = (
-            rgb[..., 0].astype(np.int32) << 16 | rgb[..., 1].astype(np.int32) << 8 | rgb[..., 2]
-        )
-        found = self._index_of_color[packed]
+        red, green, blue = (rgb[..., channel].astype(np.int32) for channel in range(3))
+        found = self._index_of_color[red << 16 | green << 8 | blue]
         if not found.all():
             color = tuple(int(channel) for channel in rgb[found == 0][0])
             raise ValueError(f"colour {color} is in {int((found == 0).sum())} pixels, but no class")
@@ -94,13 +81,8 @@ class ClassList:
 SECOND_CLASSES = ClassList(
     names=("unchanged", "water", "ground", "low vegetation", "tree", "building", "playground"),
     colors=(
-        (255, 255, 255),
-        (0, 0, 255),
-        (128, 128, 128),
-        (0, 128, 0),
-        (0, 255, 0),
-        (128, 0, 0),
-        (255, 0, 0),
+        *((255, 255, 255), (0, 0, 255), (128, 128, 128), (0, 128, 0)),
+        *((0, 255, 0), (128, 0, 0), (255, 0, 0)),
     ),
 )
 

@@ -10,7 +10,6 @@ import numpy as np
 import rasterio
 from PIL import Image
 from rasterio.enums import ColorInterp
-from rasterio.errors import RasterioError
 
 from datasets.bands import MAX_BANDS, RGB, Bands
 from utils.errors import DataError
@@ -18,10 +17,8 @@ from utils.files import atomic_path
 from utils.pictures import PNG_LEVEL, to_rgb
 
 DTYPES = {"uint8": 8, "uint16": 16}
-
 # As Pillow does with twice its limit; values count here, since a pixel may have hundreds of them.
 MAX_VALUES = 8 * (Image.MAX_IMAGE_PIXELS or 2**27)
-
 # No other format is ever opened: some that Pillow knows start programs.
 _STARTS = {
     b"\x89PNG\r\n\x1a\n": "PNG",
@@ -30,16 +27,10 @@ _STARTS = {
     b"\x93NUMPY": "NPY",
     **dict.fromkeys((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), "TIFF"),
 }
-
 _PNG_BITS_AT = 24  # the byte of a PNG that tells its bits per channel
-
 _PILLOW_BANDS = {"1": 1, "L": 1, "LA": 2, "RGBA": 4}
-
-_ALPHA_MODES = ("LA", "RGBA")
-
 # No look around for files that belong to a raster.
 _GDAL_OPTIONS = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_PAM_ENABLED": "NO"}
-
 # Images need no place on the map. Set once: a filter set for a while is not for several threads.
 warnings.filterwarnings("ignore", "Dataset has no geotransform")
 
@@ -71,7 +62,7 @@ class Header:
     @property
     def has_alpha(self) -> bool:
         """Whether the file calls its last band alpha, as GDAL does the fourth of four of 8 bits."""
-        return self.mode in _ALPHA_MODES
+        return self.mode in ("LA", "RGBA")
 
     @property
     def is_rgb(self) -> bool:
@@ -131,12 +122,7 @@ def read_bands(path: Path, bands: Bands = RGB) -> np.ndarray:
 def read_picture(path: Path, numbers: Sequence[int] = RGB.numbers) -> np.ndarray:
     """Read an image to look at: (H, W, 3) uint8, as `utils.pictures.to_rgb` shows it.
 
-    Args:
-        path: the file.
-        numbers: band numbers from 1; of those the file has, the first three are shown.
-
-    Raises:
-        DataError: as `read_raster`.
+    Of the bands named that the file has, the first three are shown. Raises as `read_raster`.
     """
     values = read_raster(path)
     shown = [number - 1 for number in numbers if number <= values.shape[-1]]
@@ -156,7 +142,7 @@ def open_image(path: Path) -> Image.Image:
         raise _undecodable(path, "an array is no picture")
     if kind == "TIFF":
         with _opened_by_gdal(path, kind) as (file, header, colors):
-            image = _to_picture(path, header, _read_all(file), colors)
+            image = _to_picture(file, header, colors)
     else:
         with _named_errors(path):
             image = Image.open(path, formats=(kind,))
@@ -181,11 +167,7 @@ def save_raster(path: Path, values: np.ndarray) -> None:
 
 
 def require_bands(path: Path, header: Header, bands: Bands) -> None:
-    """Raise unless a file has all chosen bands, in their depth.
-
-    Raises:
-        DataError: it has not, or holds values that are not supported.
-    """
+    """Raise a DataError unless a file has all chosen bands, in their depth."""
     _require_whole_numbers(path, header)
     if header.bits != bands.bits or lacks_bands(header, bands.numbers):
         has = f"{header.bands} band{'s' if header.bands > 1 else ''} of {header.bits} bits"
@@ -197,9 +179,8 @@ def require_bands(path: Path, header: Header, bands: Bands) -> None:
 
 def lacks_bands(header: Header, numbers: Sequence[int]) -> bool:
     """Tell whether a file lacks one of some bands; what serves as 8-bit RGB has three."""
-    if tuple(numbers) == RGB.numbers and header.is_rgb:
-        return False
-    return max(numbers) > header.bands
+    serves = tuple(numbers) == RGB.numbers and header.is_rgb
+    return max(numbers) > header.bands and not serves
 
 
 def _require_whole_numbers(path: Path, header: Header) -> None:
@@ -232,8 +213,8 @@ def _opened(path: Path) -> Iterator[tuple[Header, Callable[[], np.ndarray]]]:
         yield _open_array(path)
     elif kind == "TIFF" or (kind == "PNG" and start[_PNG_BITS_AT] == 16):
         with _opened_by_gdal(path, kind) as (file, header, colors):
-            yield header, lambda: _look_up(_read_all(file), colors)
-    else:
+            yield header, lambda: _read_all(file, colors)
+    else:  # the quickest way for what nearly all data sets hold
         with _named_errors(path), Image.open(path, formats=(kind,)) as image:
             bands = _PILLOW_BANDS.get(image.mode, 3)
             header = Header(image.height, image.width, bands, "uint8", kind, image.mode)
@@ -277,56 +258,48 @@ def _opened_by_gdal(
         yield file, header, colors
 
 
-def _read_all(file: rasterio.DatasetReader) -> np.ndarray:
-    return np.ascontiguousarray(np.moveaxis(file.read(), 0, -1))
-
-
-def _look_up(values: np.ndarray, colors: np.ndarray | None) -> np.ndarray:
-    return values if colors is None else colors[values[..., 0]]
-
-
 def _lookup_table(file: rasterio.DatasetReader) -> tuple[np.ndarray, str]:
     """Return the colours of a palette, and the mode of such a picture."""
     colors = np.zeros((256, 3), dtype=np.uint8)
     for index, color in file.colormap(1).items():
         colors[index] = color[:3]
-    if "MINISWHITE" in file.tags(ns="IMAGE_STRUCTURE") and (colors == colors[:, :1]).all():
-        colors = colors[:, :1]
     one_bit = file.tags(1, ns="IMAGE_STRUCTURE").get("NBITS") == "1"
-    if one_bit and sorted(colors[:2].sum(axis=1)) in ([0, 255], [0, 765]):
+    if one_bit and sorted(colors[:2].tolist()) == [[0] * 3, [255] * 3]:
         return colors[:, :1], "1"
-    return colors, "P" if colors.shape[1] == 3 else "L"
+    if "MINISWHITE" in file.tags(ns="IMAGE_STRUCTURE"):
+        return colors[:, :1], "L"
+    return colors, "P"
+
+
+def _read_all(file: rasterio.DatasetReader, colors: np.ndarray | None) -> np.ndarray:
+    if colors is not None:
+        return colors[file.read(1)]
+    return np.ascontiguousarray(np.moveaxis(file.read(), 0, -1))
 
 
 def _to_picture(
-    path: Path, header: Header, values: np.ndarray, colors: np.ndarray | None
+    file: rasterio.DatasetReader, header: Header, colors: np.ndarray | None
 ) -> Image.Image:
     """Return a TIFF as Pillow would, in its own bits."""
     if header.mode == "P":
-        image = Image.fromarray(np.ascontiguousarray(values[..., 0]))
+        image = Image.fromarray(file.read(1))
         image.putpalette(colors.tobytes())
         return image
-    values = _look_up(values, colors)
     if header.mode == "" or (header.bands > 1 and header.dtype != "uint8"):
-        raise _undecodable(path, f"{header.bands} bands of {header.dtype} are no picture")
+        raise ValueError(f"{header.bands} bands of {header.dtype} are no picture")
+    values = _read_all(file, colors)
     types = {"1": bool, "I": np.int32, "F": np.float32}
-    values = values.astype(types.get(header.mode, values.dtype), copy=False)
-    return Image.fromarray(values if values.shape[-1] > 1 else values[..., 0])
+    values = values.astype(types.get(header.mode, values.dtype))
+    return Image.fromarray(values if header.bands > 1 else values[..., 0])
 
 
 def _open_array(path: Path) -> tuple[Header, Callable[[], np.ndarray]]:
     """Open a NumPy file: (H, W) or (H, W, bands), with nothing in it that could run."""
-    readers = {
-        (1, 0): np.lib.format.read_array_header_1_0,
-        (2, 0): np.lib.format.read_array_header_2_0,
-    }
-    try:
-        with open(path, "rb") as file:
-            version = np.lib.format.read_magic(file)
-            shape, fortran_order, dtype = readers[version](file)
-            start = file.tell()
-    except Exception as error:  # damage surfaces as whatever the parser stumbles over
-        raise _undecodable(path, error) from error
+    formats = np.lib.format
+    with _named_errors(path), open(path, "rb") as file:
+        readers = {1: formats.read_array_header_1_0, 2: formats.read_array_header_2_0}
+        shape, fortran_order, dtype = readers[formats.read_magic(file)[0]](file)
+        start = file.tell()
     shape = (*shape, 1) if len(shape) == 2 else shape
     if len(shape) != 3 or min(shape) < 1 or dtype.names or dtype.hasobject:
         raise DataError(
@@ -347,15 +320,12 @@ def _open_array(path: Path) -> tuple[Header, Callable[[], np.ndarray]]:
 
 
 def _require_sensible(path: Path, header: Header) -> None:
-    if header.height * header.width * header.bands > MAX_VALUES:
+    values = header.height * header.width * header.bands
+    if values > MAX_VALUES or header.bands > MAX_BANDS:
         raise DataError(
-            f"{path}: {header.width} × {header.height} pixels of {header.bands} bands are more "
-            f"than {MAX_VALUES} values; cut the scene into tiles"
-        )
-    if header.bands > MAX_BANDS:
-        raise DataError(
-            f"{path}: {header.bands} bands, {MAX_BANDS} are the most; save images as (height, "
-            "width, bands)"
+            f"{path}: {header.width} × {header.height} pixels of {header.bands} bands, more than "
+            f"{MAX_VALUES} values or {MAX_BANDS} bands; cut the scene into tiles, or save an array "
+            "as (height, width, bands)"
         )
 
 
@@ -364,9 +334,11 @@ def _named_errors(path: Path) -> Iterator[None]:
     """Turn what libraries raise about a file into an error that names it."""
     try:
         yield
+    except DataError:
+        raise
     except Image.DecompressionBombError as error:
         raise DataError(f"{path}: {error}; cut the scene into tiles") from error
-    except (RasterioError, OSError, SyntaxError, ValueError, TypeError, EOFError) as error:
+    except Exception as error:  # damage surfaces as whatever the parsers stumble over
         raise _undecodable(path, error) from error
 
 

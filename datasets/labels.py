@@ -12,23 +12,16 @@ from datasets.images import open_image
 from utils.errors import DataError
 
 WHITE = 255
-
 INDEX, PALETTE, RGB_LABEL = "index", "palette", "RGB in class colours"
-
 CHANGE_MASK = "change mask"  # under a binary class list, 0 and 1 or 0 and 255
-
 NEAR_COLORS, BINARY = "near-colours", "binary 0/255"
-
 FOREIGN_VALUES, FOREIGN_COLORS = "foreign values", "foreign colours"
-
 CONTRADICTING_PALETTE, OTHER_MODE = "contradicting palette", "other mode"
-
 READABLE = frozenset({INDEX, PALETTE, RGB_LABEL, CHANGE_MASK})  # what training reads as it is
-
 COLOR_DISTANCE = 30
-
 LISTED = 5  # foreign values or colours that are named
 
+IDENTITY = np.arange(256, dtype=np.uint8)
 Color = tuple[int, int, int]
 
 
@@ -40,15 +33,11 @@ class LabelReading:
         format: ``index``, ``palette``, ``RGB in class colours``, ``near-colours``, …
         mask: (H, W) uint8 class indices; None where the file does not say them.
         detail: what is wrong in words; empty for a readable format.
-        near_pixels: pixels whose colour is near a class colour, but not equal to it.
-        largest_distance: Euclidean RGB distance of the worst pixel from a class colour.
     """
 
     format: str
     mask: np.ndarray | None
     detail: str = ""
-    near_pixels: int = 0
-    largest_distance: int = 0
 
 
 def read_label(path: Path, classes: ClassList) -> np.ndarray:
@@ -104,19 +93,15 @@ def inspect_label(
         return _inspect_colors(image, classes, color_distance)
     if image.mode not in ("L", "P", "1"):
         return LabelReading(OTHER_MODE, None, f"mode {image.mode}")
+    lookup, wrong = _palette_lookup(image, classes) if image.mode == "P" else (IDENTITY, "")
+    if wrong:
+        return LabelReading(CONTRADICTING_PALETTE, None, wrong)
     values = np.array(image, dtype=np.uint8)
-    if image.mode == "P":
-        lookup, wrong = _palette_lookup(image, classes)
-        if wrong:
-            return LabelReading(CONTRADICTING_PALETTE, None, wrong)
-        values = lookup[values]
+    values = values if lookup is IDENTITY else lookup[values]
     if classes.is_binary:
-        mask = _mask_values(values)
-        return LabelReading(CHANGE_MASK, mask) if mask is not None else _foreign_values(values, -1)
-    if int(values.max(initial=0)) <= classes.num_classes:
+        return _inspect_mask(values)
+    if values.max(initial=0) <= classes.num_classes:
         return LabelReading(PALETTE if image.mode == "P" else INDEX, values)
-    if np.isin(values, (0, WHITE)).all():
-        return LabelReading(BINARY, None, "only 0 and 255")
     return _foreign_values(values, classes.num_classes)
 
 
@@ -180,22 +165,23 @@ def _palette_lookup(image: Image.Image, classes: ClassList) -> tuple[np.ndarray,
     for index, value in claims.items():
         meant = classes.names[index] if index <= top else "no class"
         said = f"index {index} ({meant}) has the colour {used[index]} of {classes.names[value]}"
-        return np.arange(256), said
-    lookup = np.arange(256, dtype=np.uint8)
+        return IDENTITY, said
+    lookup = IDENTITY.copy()
     lookup[list(meaning)] = list(meaning.values())
     return lookup, ""
 
 
-def _mask_values(values: np.ndarray) -> np.ndarray | None:
-    """Return grey values of 0 and 1, or of 0 and 255, as 0 and 1; None for others."""
+def _inspect_mask(values: np.ndarray) -> LabelReading:
     changed = values == max(1, int(values.max(initial=0)))
-    if values[changed][:1].tolist() not in ([], [1], [WHITE]) or values[~changed].any():
-        return None
-    return changed.astype(np.uint8)
+    if values[~changed].any() or not np.isin(values[changed][:1], (1, WHITE)).all():
+        return _foreign_values(values, -1)
+    return LabelReading(CHANGE_MASK, changed.astype(np.uint8))
 
 
 def _foreign_values(values: np.ndarray, known: int) -> LabelReading:
     """Name the values above ``known`` that occur most."""
+    if known >= 0 and np.isin(values, (0, WHITE)).all():
+        return LabelReading(BINARY, None, "only 0 and 255")
     counts = np.bincount(values.ravel(), minlength=256)
     counts[: known + 1] = 0
     order = np.argsort(-counts, kind="stable")[:LISTED]
@@ -218,9 +204,9 @@ def _inspect_colors(image: Image.Image, classes: ClassList, color_distance: int)
         rest = f", {far_pixels} of them beyond {color_distance}" if far_pixels else ""
         said = f"{near_pixels + far_pixels} pixels up to {largest} from a class colour{rest}"
         mask = None if far_pixels else index
-        return LabelReading(NEAR_COLORS, mask, said, near_pixels, largest)
+        return LabelReading(NEAR_COLORS, mask, said)
     if colors.tolist() == [[0, 0, 0]] and (rgb[~far] == WHITE).all():
         return LabelReading(BINARY, None, "only black and white")
     order = np.argsort(-counts, kind="stable")[:LISTED]
     listed = ", ".join(f"{tuple(colors[i].tolist())}: {counts[i]} pixels" for i in order)
-    return LabelReading(FOREIGN_COLORS, None, f"colour {listed}", 0, largest)
+    return LabelReading(FOREIGN_COLORS, None, f"colour {listed}")

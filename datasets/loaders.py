@@ -22,12 +22,8 @@ class ResumableSampler(DistributedSampler):
     """Shuffled indices of this process's share, from any position on, as many as make whole steps.
 
     The order of an epoch follows from the seed and the epoch's number alone. Step by step, the
-    shares of all processes together are what a single process would take.
-
-    Args:
-        dataset: what the indices are of.
-        seed: decides the order, together with the epoch.
-        step: samples of this process's share that make an optimiser step.
+    shares of all processes together are what a single process would take. ``step`` samples of this
+    process's share make an optimiser step.
 
     Attributes:
         start: samples of this process's share that are done already.
@@ -53,8 +49,7 @@ class SameSizeBatches(Sampler[list[int]]):
         batch_size: pairs per batch at the most.
         skip: indices that need no work; a batch of nothing else is left out, the others stay as
             they are, so that their results do too.
-        rank: number of this process; it takes every ``world_size``-th batch.
-        world_size: number of processes.
+        rank, world_size: this process takes every ``world_size``-th batch.
 
     Attributes:
         batches: indices of this process's batches.
@@ -103,7 +98,7 @@ def training_loader(
         dataset: all training pairs; every process has the same.
         batch_size: pairs per batch of this process.
         workers: reader processes.
-        seed: decides the order, together with the epoch; see `set_epoch`.
+        seed: decides the order, together with `set_epoch`.
         accumulate: batches that make an optimiser step.
         pin_memory: whether batches go to a GPU.
 

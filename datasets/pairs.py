@@ -16,11 +16,8 @@ from datasets.splits import (
 from utils.errors import DataError
 
 SPLIT_FOLDERS = ("train", "val", "test")
-
 IMAGE_FOLDERS = ("im1", "im2")
-
 LABEL_FOLDERS = ("label1", "label2")
-
 CHANGE_FOLDER = "label"  # change masks, as public sets name it
 
 
@@ -73,10 +70,8 @@ class Problem:
     """What is wrong with the names in a folder.
 
     Attributes:
-        kind: ``same-stem`` or ``no-partner``, with which there are no pairs to train on; or
-            ``partner-case`` (a partner is there in other letters), ``name-case`` (names differ in
-            case alone), ``ignored-files``.
-        files: where.
+        kind: ``same-stem``, ``no-partner``, ``partner-case`` (it is there in other letters), which
+            forbid training; ``name-case`` (names differ in case alone), ``ignored-files``.
         missing_in: folders that lack a partner.
     """
 
@@ -87,12 +82,9 @@ class Problem:
 
 @dataclass
 class FolderScan:
-    """One split's folder: what is complete, and what is wrong with the names.
+    """The `label_folders` of a split, its complete pairs by name, and what is wrong with names.
 
-    Attributes:
-        labels: the label folders there are (`label_folders`).
-        pairs: sorted by name; they have no labels where the folder has none or one is missing.
-        problems: in the order of folders and names.
+    Pairs have no labels where the folder has none or one of theirs is missing.
     """
 
     labels: dict[str, str]
@@ -129,7 +121,7 @@ def index_pairs(folder: Path) -> list[Pair]:
     """List the pairs of ``folder/{im1,im2}``, with the labels of all `label_folders`.
 
     Raises:
-        DataError: a folder is missing or empty, or a file has no partner.
+        DataError: a folder is missing or empty, a file has no partner, or is there twice.
     """
     folder = Path(folder)
     for place in (folder, *(folder / name for name in IMAGE_FOLDERS)):
@@ -219,10 +211,7 @@ def label_folders(folder: Path) -> dict[str, str]:
 
 
 def differing_labels(root: Path) -> str:
-    """Say that ``train`` and ``val`` have labels of different kinds; empty where they have not.
-
-    One kind is change masks in ``label``, the other labels of each date.
-    """
+    """Say that ``train`` or ``val`` has change masks, the other labels of dates; else nothing."""
     train, val = (label_folders(root / name) for name in ("train", "val"))
     if not train or not val or ("change_mask" in train) == ("change_mask" in val):
         return ""
@@ -231,11 +220,7 @@ def differing_labels(root: Path) -> str:
 
 
 def files_by_stem(folder: Path, suffixes: Collection[str] = IMAGE_SUFFIXES) -> dict[str, Path]:
-    """Return the visible files of a folder that have one of some suffixes, by stem, sorted.
-
-    Raises:
-        DataError: two files have the same stem.
-    """
+    """Return a folder's files of some suffixes by stem, sorted; a DataError if a stem repeats."""
     problems: list[Problem] = []
     files = _list_files(folder, problems, suffixes)
     _refuse(problems)
@@ -245,11 +230,7 @@ def files_by_stem(folder: Path, suffixes: Collection[str] = IMAGE_SUFFIXES) -> d
 def require_partners(
     files1: dict[str, Path], files2: dict[str, Path], folder1: Path, folder2: Path
 ) -> None:
-    """Refuse files by stem that are in one of two folders only.
-
-    Raises:
-        DataError: names the first file alone, and the folder in which its partner is missing.
-    """
+    """Raise a DataError for files by stem that are in one of two folders only."""
     there = files1 | files2
     _refuse(
         [

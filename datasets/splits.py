@@ -19,13 +19,9 @@ PROTOCOLS = {
 }
 
 VAL_FRACTION, FOLDS, SPLIT_SEED = 0.1, 5, 0  # where random and k-fold are asked for without them
-
 PUBLISHED_STEP = 10
-
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"})  # masks as well
-
 RASTER_SUFFIXES = IMAGE_SUFFIXES | {".npy"}
-
 _K_FOLD = re.compile(r"k-fold\(k=(\d+), fold=(\d+), seed=(\d+)\)")
 
 
@@ -82,11 +78,7 @@ class SplitOptions:
         )
 
     def choose(self, val_labelled: bool) -> str:
-        """Return the protocol that holds where ROOT/val has labels, or has none.
-
-        Raises:
-            OptionError: ``folders`` is asked for, but there are no labels.
-        """
+        """Return the protocol that holds where ROOT/val has labels, or has none."""
         if self.protocol == "folders" and not val_labelled:
             raise OptionError(
                 "--split folders: ROOT/val has no label1 and label2, nor label; add them or choose "
@@ -118,11 +110,7 @@ class Split:
 
 
 def require_options_of(protocol: str, options: Mapping[str, Any]) -> None:
-    """Refuse options that another protocol has and this one has not.
-
-    Raises:
-        OptionError: one is given, that is, not None.
-    """
+    """Raise an OptionError for options given, not None, that another protocol has alone."""
     foreign = {name for names in PROTOCOLS.values() for name in names}
     for name in sorted(foreign - set(PROTOCOLS.get(protocol, ()))):
         if options.get(name) is not None:
@@ -134,12 +122,7 @@ AS_THE_DATA_SUGGESTS = SplitOptions()
 
 
 def parse_k_fold(protocol: str) -> tuple[str, int, int] | None:
-    """Take a recorded name apart.
-
-    Returns:
-        The name of the whole k-fold, the number of folds, and which one it is; None for the name
-        of another protocol.
-    """
+    """Return whole k-fold, number of folds and which one it is, of a recorded name; else None."""
     match = _K_FOLD.fullmatch(protocol)
     if match is None:
         return None
@@ -148,12 +131,7 @@ def parse_k_fold(protocol: str) -> tuple[str, int, int] | None:
 
 
 def divide(ids: Sequence[str], options: SplitOptions, protocol: str) -> Split:
-    """Divide the pairs of ROOT/train.
-
-    Args:
-        ids: all ids there are, ``train/<stem>``.
-        options: parameters of the protocol.
-        protocol: any but ``folders``, as `SplitOptions.choose` returned it.
+    """Divide all ids ``train/<stem>`` by any protocol but ``folders``.
 
     Raises:
         DataError: there are too few pairs, or lists do not fit them.
@@ -170,11 +148,7 @@ def divide(ids: Sequence[str], options: SplitOptions, protocol: str) -> Split:
 
 
 def every_10th(ids: Sequence[str]) -> Split:
-    """Validate on every 10th name in sorted order, the first included: the published protocol.
-
-    Raises:
-        DataError: fewer than two pairs.
-    """
+    """Validate on every 10th name in sorted order, the first included: the published protocol."""
     ids = sorted(ids)
     if len(ids) < 2:
         raise DataError(
@@ -185,11 +159,7 @@ def every_10th(ids: Sequence[str]) -> Split:
 
 
 def random_fraction(ids: Sequence[str], fraction: float, seed: int) -> Split:
-    """Validate on a fraction of the pairs, drawn at random; half a pair is rounded up.
-
-    Raises:
-        DataError: one side is left empty.
-    """
+    """Validate on a fraction of the pairs, drawn at random; half a pair is rounded up."""
     order = _shuffled(ids, seed)
     number = int(fraction * len(order) + 0.5)
     if not 0 < number < len(order):
@@ -202,11 +172,7 @@ def random_fraction(ids: Sequence[str], fraction: float, seed: int) -> Split:
 
 
 def k_fold(ids: Sequence[str], folds: int, fold: int, seed: int) -> Split:
-    """Validate on one of k random parts, whose sizes differ by one pair at most.
-
-    Raises:
-        DataError: fewer pairs than folds.
-    """
+    """Validate on one of k random parts, whose sizes differ by one pair at most."""
     order = _shuffled(ids, seed)
     if len(order) < folds:
         raise DataError(
@@ -217,16 +183,9 @@ def k_fold(ids: Sequence[str], folds: int, fold: int, seed: int) -> Split:
 
 
 def from_lists(ids: Sequence[str], train_list: Path | None, val_list: Path) -> Split:
-    """Read file names from text files, one a line, with or without folder and suffix.
+    """Read names from text files, one a line, with or without folder and suffix.
 
-    Args:
-        ids: all ids there are, ``train/<stem>``.
-        train_list: names to train on; None takes all that ``val_list`` does not name.
-        val_list: names to validate on.
-
-    Raises:
-        DataError: a list is unreadable or empty, names a pair that does not exist, or both lists
-            name the same pair.
+    Without a ``train_list`` all that ``val_list`` does not name are trained on.
     """
     val = _read_list(val_list, ids)
     train = _read_list(train_list, ids) if train_list else sorted(set(ids) - set(val))
@@ -242,29 +201,25 @@ def from_lists(ids: Sequence[str], train_list: Path | None, val_list: Path) -> S
 
 
 def read_lines(path: Path) -> list[str]:
-    """Return the lines of a text file that are not blank, without the space around them.
-
-    Raises:
-        DataError: the file is unreadable or empty.
-    """
+    """Return the lines of a text file that are not blank; a DataError if there are none."""
     try:
-        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
+        text = Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read ({error}); expected one name a line") from error
-    lines = [line.strip() for line in lines if line.strip()]
+    lines = [line.strip() for line in text.split("\n") if line.strip()]
     if not lines:
         raise DataError(f"{path}: no names in it; write one a line")
     return lines
 
 
 def choose_named(path: Path, lines: Sequence[str], known: Mapping[str, str], no: str) -> list[str]:
-    """Return what is known under the names in a list, in its order.
+    """Return what is known by stem under the names in a list, in its order.
 
     Args:
         path: of the list, for messages.
         lines: file names or stems, with or without folder and suffix.
         known: by stem.
-        no: what an unknown name has or is not, for messages: ``is no pair``.
+        no: what an unknown name has or is not: ``is no pair``.
 
     Raises:
         DataError: a name is not known, or repeats.

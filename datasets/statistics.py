@@ -19,19 +19,12 @@ from utils.errors import DataError
 from utils.text import progress
 
 MEASURED_PAIRS = 100  # of a training run without given statistics
-
 REPORT_KEY = "band_statistics"  # of check_data.py's report
 
 
 @dataclass(frozen=True)
 class BandSums:
-    """What mean and standard deviation are computed from, in whole numbers: no digit is lost.
-
-    Attributes:
-        pixels: that were counted.
-        sums: of the values, per band.
-        squares: of the squared values, per band.
-    """
+    """Sums of values and of their squares per band, in whole numbers: no digit is lost."""
 
     pixels: int
     sums: tuple[int, ...]
@@ -72,7 +65,7 @@ def choose_bands(numbers: Sequence[int], image: Path) -> Bands:
     """Return the bands with these numbers, in the depth of a data set's first image.
 
     Raises:
-        DataError: it has no such bands, or holds other values than uint8 and uint16.
+        DataError: as `require_bands`.
     """
     header = read_header(image)
     bands = Bands(tuple(numbers), 16 if header.bits == 16 else 8)
@@ -86,10 +79,7 @@ def find_imagery(bands: Bands, given: Imagery | None, pairs: Sequence[Pair]) -> 
     Args:
         bands: what is read from the images.
         given: what `read_statistics` read, if there is a file.
-        pairs: to train on; process 0 measures them where nothing else is known.
-
-    Raises:
-        DataError: as `measure`.
+        pairs: to train on; process 0 measures them.
     """
     if given:
         return given

@@ -59,18 +59,12 @@ class Task:
 
 
 def load_task(root: Path) -> Task:
-    """Return what the labels of a data set are, as far as the folder tells.
-
-    Raises:
-        DataError: as `read_classes`.
-    """
+    """Return what the labels of a data set are, as far as the folder tells; see `load_classes`."""
     return Task(load_classes(root))
 
 
 def load_classes(root: Path) -> ClassList:
-    """Return the class list of ``root/classes.json``; without that file the data speaks.
-
-    Labels that are change masks (`find_change_masks`) have the binary list, all others SECOND's.
+    """Return the class list of ``root/classes.json``, else of change masks, else SECOND's.
 
     Raises:
         DataError: as `read_classes`.
@@ -88,8 +82,7 @@ def find_change_masks(root: Path) -> str:
     are grey and hold 0 and 255 only. 255 is no index of any class list, so no semantic set is
     taken for a binary one.
 
-    Args:
-        root: data set, or one of its split folders.
+    The root may also be one of the split folders.
     """
     for folder in (*(root / name for name in SPLIT_FOLDERS), root):
         labels = label_folders(folder)

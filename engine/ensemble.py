@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
 
 from datasets.bands import RGB, Bands, union
 from datasets.images import read_header, require_bands
@@ -41,7 +40,7 @@ def find_best_checkpoints(folder: Path) -> list[Checkpoint]:
             continue
         checkpoint = open_checkpoint(path)
         run = checkpoint.info.get("run", str(path))
-        if run not in best or _score(checkpoint) > _score(best[run]):
+        if run not in best or _rank(checkpoint)[1] > _rank(best[run])[1]:
             best[run] = checkpoint
     if not best:
         raise CheckpointError(
@@ -51,13 +50,12 @@ def find_best_checkpoints(folder: Path) -> list[Checkpoint]:
 
 
 def check_classes(checkpoint: Checkpoint, task: Task) -> None:
-    """Raise unless a checkpoint was trained on these classes.
+    """Raise unless a checkpoint was trained on these classes, or foreign, as many.
 
-    Foreign checkpoints carry no list; of them only the number of classes can be checked. Of change
-    masks the names mean nothing.
+    Of change masks the names mean nothing.
 
     Raises:
-        CheckpointError: the lists differ, or one of both knows change alone.
+        CheckpointError: the classes differ, or one of both knows change alone.
     """
     found, wanted = checkpoint.config.num_classes, task.semantic_classes
     if bool(found) != bool(wanted):
@@ -82,10 +80,7 @@ def check_classes(checkpoint: Checkpoint, task: Task) -> None:
 
 
 def warn_of_leakage(checkpoints: Sequence[Checkpoint], ids: Collection[str]) -> None:
-    """Say which checkpoints were trained on pairs that scores are taken on (``train/<stem>``).
-
-    Foreign checkpoints do not tell what they were trained on.
-    """
+    """Say which checkpoints were trained on pairs that are scored; foreign ones do not tell."""
     for checkpoint in checkpoints:
         seen = len(set(checkpoint.info.get("split", {}).get("train", ())) & set(ids))
         if seen:
@@ -96,9 +91,7 @@ def warn_of_leakage(checkpoints: Sequence[Checkpoint], ids: Collection[str]) -> 
 
 
 def bands_to_read(checkpoints: Sequence[Checkpoint], image: Path) -> Bands:
-    """Return the bands that an ensemble needs of every image, each model some of them.
-
-    ``image`` is a file of the data set, whose header must offer them.
+    """Return the bands that an ensemble needs of every image such as this, each model some.
 
     Raises:
         CheckpointError: a foreign checkpoint of other than three bands, of which nothing is known;
@@ -143,8 +136,8 @@ def describe(checkpoint: Checkpoint) -> str:
     parts = [config.model, config.backbone] + (["lightweight"] if config.lightweight else [])
     if config.imagery.bands != RGB:
         parts.append(str(config.imagery.bands))
-    if _rank(info):
-        title, score = _rank(info)
+    title, score = _rank(checkpoint)
+    if title:
         best = "best " if "training" in info else ""  # a latest file is of a later epoch
         on = f" on split {info['split']['protocol']}" if "split" in info else ""
         parts[-1] += f", epoch {info.get('epoch')}, {best}{title} {100 * score:.2f}{on}"
@@ -154,18 +147,14 @@ def describe(checkpoint: Checkpoint) -> str:
 def describe_all(checkpoints: Sequence[Checkpoint]) -> str:
     """Return a line about each checkpoint, and one more where their scores do not compare."""
     lines = [f"  {describe(checkpoint)}" for checkpoint in checkpoints]
-    scored = [checkpoint.info for checkpoint in checkpoints if _rank(checkpoint.info)]
-    if len({frozenset(info.get("split", {}).get("val", ())) for info in scored}) > 1:
+    splits = [c.info.get("split", {}) for c in checkpoints if _rank(c)[0]]
+    if len({frozenset(split.get("val", ())) for split in splits}) > 1:
         lines.append("  note: these scores are on different validation pairs and do not compare")
     return "\n".join(lines)
 
 
-def _rank(info: dict[str, Any]) -> tuple[str, float] | None:
-    """Return title and value of the score that ranks a checkpoint; None of a foreign one."""
-    metrics = info.get("metrics", {})
-    return next(((title, metrics[name]) for name, title in RANKS.items() if name in metrics), None)
-
-
-def _score(checkpoint: Checkpoint) -> float:
-    rank = _rank(checkpoint.info)
-    return rank[1] if rank else 0.0
+def _rank(checkpoint: Checkpoint) -> tuple[str, float]:
+    """Return title and value of the score that ranks a checkpoint; "" and 0 of a foreign one."""
+    metrics = checkpoint.info.get("metrics", {})
+    found = [(title, metrics[name]) for name, title in RANKS.items() if name in metrics]
+    return found[0] if found else ("", 0.0)

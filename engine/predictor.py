@@ -1,5 +1,6 @@
 """Test-time augmentation, ensembles, and the way from probabilities to class maps."""
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -9,7 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from utils.dist import print0
+from datasets.task import Task
+from engine.metrics import AnyMetrics, LabelCounts, score_labels
+from utils.dist import all_sum, print0
 
 # (flip left-right first, then quarter turns counter-clockwise), in the order in which
 # a time limit keeps them. Flip + 2 turns is the upside-down flip. Published views.
@@ -27,13 +30,12 @@ RESERVE = 0.05
 
 
 class Probabilities(NamedTuple):
-    """What a model or an ensemble believes about N pairs.
+    """What a model or an ensemble believes about N pairs, in float32.
 
     Attributes:
-        semantic_probs1: (N, C, H, W) float32, sums to 1 over C: classes at the first date; None of
-            models without classes.
-        semantic_probs2: the same at the second date.
-        change_probs: (N, H, W) float32, probability of *changed*.
+        semantic_probs1, semantic_probs2: (N, C, H, W), sums to 1 over C: classes at each date; None
+            of models without classes.
+        change_probs: (N, H, W), probability of *changed*.
     """
 
     semantic_probs1: torch.Tensor | None
@@ -101,7 +103,12 @@ class Predictor:
 
     @torch.inference_mode()
     def __call__(self, image1: torch.Tensor, image2: torch.Tensor) -> Probabilities:
-        """Return the mean probabilities over models and views; arguments as `each_model`."""
+        """Return the mean probabilities over models and views.
+
+        Args:
+            image1: (N, bands, H, W) uint8 or uint16, the first date; any device.
+            image2: the same shape, the second date.
+        """
         each = self.each_model(image1, image2)
         total = next(each)
         for probs in each:
@@ -113,12 +120,7 @@ class Predictor:
 
     @torch.inference_mode()
     def each_model(self, image1: torch.Tensor, image2: torch.Tensor) -> Iterator[Probabilities]:
-        """Yield each model's probabilities, averaged over its views.
-
-        Args:
-            image1: (N, bands, H, W) uint8 or uint16, the first date; any device.
-            image2: the same shape, the second date.
-        """
+        """Yield each model's probabilities, averaged over its views; arguments as for a call."""
         images = [image.to(self.device, non_blocking=True) for image in (image1, image2)]
         for model in self.models:
             yield self._mean_over_views(model, *images)
@@ -126,30 +128,30 @@ class Predictor:
     def _mean_over_views(
         self, model: nn.Module, image1: torch.Tensor, image2: torch.Tensor
     ) -> Probabilities:
-        pairs, _, height, width = image1.shape
+        pairs, _, *shape = image1.shape
+        pixels = math.prod(shape)
         total: Probabilities | None = None
-        waiting = [(views, 0, pairs) for views in _of_one_shape(self.views, height == width)]
+        waiting = [(views, 0, pairs) for views in _of_one_shape(self.views, *shape)]
         while waiting:
             views, start, end = waiting.pop(0)
-            size = self._pass_size(pairs, height * width)
+            size = self._pass_size(pairs, pixels)
             stop = min(end, start + size)
-            views, later = views[: size // (stop - start)], views[size // (stop - start) :]
-            rest = [(later, start, stop), (views + later, stop, end)]
+            now = size // (stop - start)
+            rest = [(views[now:], start, stop), (views, stop, end)]
             waiting[:0] = [part for part in rest if part[0] and part[1] < part[2]]
+            views = views[:now]
             items = len(views) * (stop - start)
             filled = items if self._compiled_pairs is None else size
             try:
-                probs = self._run(
-                    model, *(_under(views, image[start:stop], filled) for image in (image1, image2))
-                )
+                images = (_under(views, image[start:stop], filled) for image in (image1, image2))
+                probs = self._run(model, *images)
             except torch.OutOfMemoryError:
                 if items == 1:
                     raise
-                self.pixels_per_pass = items // 2 * height * width
+                self.pixels_per_pass = items // 2 * pixels
                 waiting.insert(0, (views, start, stop))
                 continue
             if total is None:
-                shape = (height, width)
                 total = Probabilities(
                     *(p if p is None else p.new_zeros(pairs, *p.shape[1:-2], *shape) for p in probs)
                 )
@@ -191,12 +193,10 @@ def _frozen_weights(models: int) -> Iterator[None]:
         yield
 
 
-def _of_one_shape(views: Sequence[View], square: bool) -> list[Sequence[View]]:
+def _of_one_shape(views: Sequence[View], height: int, width: int) -> list[Sequence[View]]:
     """Split views into groups that can share a pass: a quarter turn swaps the sides."""
-    if square:
-        return [views]
-    groups = [[view for view in views if view[1] % 2 == turned] for turned in (0, 1)]
-    return [group for group in groups if group]
+    upright = [view for view in views if view[1] % 2 == 0 or height == width]
+    return [group for group in (upright, [v for v in views if v not in upright]) if group]
 
 
 def _under(views: Sequence[View], images: torch.Tensor, size: int) -> torch.Tensor:
@@ -221,6 +221,36 @@ def decode(probs: Probabilities) -> tuple[torch.Tensor, ...]:
     return tuple((c * changed).to(torch.uint8) for c in classes) or (changed.to(torch.uint8),)
 
 
+def evaluate(
+    predictor: Predictor,
+    batches: Iterable[dict],
+    task: Task,
+    on_batch: Callable[..., None] | None = None,
+    counts: LabelCounts | None = None,
+) -> AnyMetrics | None:
+    """Predict every pair of a loader and score it where labels exist.
+
+    Each process brings its own share of the pairs; the counts are added up over all of them.
+
+    Args:
+        predictor: models and views.
+        batches: dicts as `datasets.loaders` makes them; any labels may be absent.
+        task: what the labels are.
+        on_batch: receives each batch's names and predicted maps, (N, H, W) uint8 on the CPU.
+        counts: those of pairs that need no prediction any more.
+
+    Returns:
+        The scores, or None when the pairs have no labels.
+    """
+    counts = counts or LabelCounts(task.num_classes, predictor.device)
+    for batch in batches:
+        maps = decode(predictor(batch["image1"], batch["image2"]))
+        counts.update(maps, batch)
+        if on_batch is not None:
+            on_batch(batch["name"], *(pred.cpu() for pred in maps))
+    return score_labels(all_sum(counts.stack()))
+
+
 def within_time_limit(
     batches: Iterable[dict],
     predictor: Predictor,
@@ -236,8 +266,8 @@ def within_time_limit(
     Args:
         batches: dicts with ``image1``, ``image2`` and ``name``; the receiver predicts them.
         predictor: loses views at the end of its list, never the first.
-        num_pairs: pairs in all batches together.
-        deadline: reading of ``clock``, in seconds, at which all must be done.
+        num_pairs: in all batches together.
+        deadline: reading of ``clock`` at which all must be done, in seconds.
     """
     wanted, done, pair_views, started = predictor.views, 0, 0, None
     for batch in batches:

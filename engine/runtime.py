@@ -85,12 +85,8 @@ def build_predictor(
 ) -> Predictor:
     """Build every model of an ensemble, prepared for inference.
 
-    Args:
-        checkpoints: of one class list and one depth; the batches hold the bands of all of them, as
-            `engine.ensemble.bands_to_read` tells.
-        device: where they run.
-        precision: number format of the forward passes.
-        tta: average the six views instead of one.
+    They are of one class list and one depth; batches hold the bands of all of them, as
+    `engine.ensemble.bands_to_read` tells. ``tta`` averages the six views instead of one.
 
     Raises:
         CheckpointError: tensors do not fill their model.
@@ -112,13 +108,10 @@ def build_predictor(
 
 
 def compile_if_asked(predictor: Predictor, mode: str, loader: DataLoader) -> None:
-    """Compile a predictor's models for the batches of a loader; every process must call it.
+    """Compile a predictor for a loader's batches, and warm it up; every process must call it.
 
-    Args:
-        predictor: compiled in place; warmed up when this returns.
-        mode: ``on``, ``off``, or ``auto``: on a GPU, for pairs of one size and many of them;
-            without, where compiling fails.
-        loader: of this process.
+    ``mode`` is ``on``, ``off``, or ``auto``: on a GPU, for many pairs of one size. Where compiling
+    fails, ``auto`` goes on without.
 
     Raises:
         OptionError: ``on``, and the pairs have several sizes, or compiling failed.

@@ -9,8 +9,7 @@ from datasets.task import load_task
 from engine.config import TestConfig
 from engine.metrics import AnyMetrics, LabelCounts, details
 from engine.predict import Job, MaskWriter, open_work
-from engine.predictor import within_time_limit
-from engine.scoring import evaluate
+from engine.predictor import evaluate, within_time_limit
 from utils.dist import gather, is_main, print0, start_time
 from utils.files import write_json
 from utils.text import progress

@@ -17,10 +17,9 @@ from engine.ensemble import choose_ensemble, warn_of_leakage
 from engine.metrics import AnyMetrics, details, summary
 from engine.panels import panel
 from engine.predict import MaskWriter, begin_work
-from engine.predictor import IDENTITY, VIEWS, Predictor
+from engine.predictor import IDENTITY, VIEWS, Predictor, evaluate
 from engine.run import Run
 from engine.runtime import choose_precision, set_backend_options
-from engine.scoring import evaluate
 from engine.state import TrainState
 from utils import dist
 from utils.dist import any_rank, gather, print0

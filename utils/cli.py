@@ -6,8 +6,10 @@ import dataclasses
 import difflib
 import importlib
 import multiprocessing
+import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TextIO, TypeVar
@@ -15,6 +17,7 @@ from typing import Any, NoReturn, TextIO, TypeVar
 from utils.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError, first_line, one_line
 
 Config = TypeVar("Config")
+STARTED = "SCD_STARTED"  # in the environment: the `time.time` at which the user started the script
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
@@ -148,14 +151,18 @@ def start(
     Returns:
         What the workflow returns; None when processes of their own did the work.
     """
+    os.environ.setdefault(STARTED, repr(time.time()))  # before imports that take seconds
     arguments = list(sys.argv[1:] if argv is None else argv)
-    config = parse(config_class, arguments, about)
-    module, function = workflow.split(":")
-    work = getattr(importlib.import_module(module), function)
-    dist = importlib.import_module("utils.dist")
-    return dist.run_script(
-        script, arguments, config.nproc, config.device, lambda device: work(config, device)
-    )
+    try:
+        config = parse(config_class, arguments, about)
+        module, function = workflow.split(":")
+        work = getattr(importlib.import_module(module), function)
+        dist = importlib.import_module("utils.dist")
+        return dist.run_script(
+            script, arguments, config.nproc, config.device, lambda device: work(config, device)
+        )
+    finally:
+        os.environ.pop(STARTED, None)
 
 
 def run(main: Callable[[], object]) -> None:

@@ -22,6 +22,7 @@ import torch.distributed.run as torchrun
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+from utils.cli import STARTED
 from utils.errors import (
     EXIT_INTERRUPTED,
     EXIT_PREEMPTED,
@@ -32,8 +33,7 @@ from utils.errors import (
 )
 from utils.signals import heeded_signals, when_gone
 
-# Set for processes that `launch` started: its process number, and when the user started it.
-LAUNCHED, STARTED = "SCD_LAUNCHED", "SCD_STARTED"
+LAUNCHED = "SCD_LAUNCHED"  # set for processes that `launch` started: its process number
 T = TypeVar("T")
 TIMEOUT = timedelta(minutes=30)
 GRACE_S = 30  # what a process has between a signal and its end by force
@@ -119,7 +119,7 @@ def barrier() -> None:
 
 
 def start_time() -> float:
-    """Return the `time.time` at which the user started the script; call it first."""
+    """Return the `time.time` at which the user started the script."""
     return float(os.environ.get(STARTED, time.time()))
 
 
@@ -247,7 +247,7 @@ def launch(script: str, argv: list[str], processes: int) -> None:
         options += ["--monitor-interval=0.2"]
         options += ["--signals-to-handle=" + ",".join(n.name for n in heeded_signals())]
         try:
-            torchrun.run(torchrun.parse_args([*options, str(Path(script).resolve()), *argv]))
+            torchrun.run(torchrun.parse_args([*options, "--", str(Path(script).resolve()), *argv]))
         except ChildFailedError as error:
             raise _first_failure(error) from None
         except SignalException as error:

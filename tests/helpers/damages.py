@@ -217,11 +217,17 @@ def foreign_values(root):
     return {"label-values": having, "class-missing": []}
 
 
-def contradicting_palette(root):
-    image = Image.fromarray((indices(root, "00003")[1] + 6) % 7)
-    image.putpalette(np.roll(COLORS, -1, axis=0).tobytes())
-    assert np.array_equal(np.array(image.convert("RGB")), read(root / LABEL))
+def renumbered_palette(root, foreign=0):
+    """Class colours in another order, and some pixels in a colour of no class."""
+    mask = (indices(root, "00003")[1] + 6) % 7
+    mask.ravel()[:foreign] = 7
+    image = Image.fromarray(mask)
+    image.putpalette(np.roll(COLORS, -1, axis=0).tobytes() + bytes([9, 200, 7]))
     image.save(root / LABEL)
+
+
+def contradicting_palette(root):
+    renumbered_palette(root, foreign=5)
     return {"label-palette": [LABEL]}
 
 

@@ -5,25 +5,23 @@ import json
 import numpy as np
 import pytest
 
-import train
-from datasets.bands import RGB, Bands, Imagery
+from datasets.bands import RGB, RGB_IMAGERY, Bands, Imagery, union
 from datasets.images import read_raster
 from datasets.pairs import Pair, index_pairs
 from datasets.statistics import (
     MEASURED_PAIRS,
     choose_bands,
+    find_imagery,
     measure,
     measured_pairs,
     read_statistics,
+    statistics_to_dict,
     sum_bands,
 )
-from engine.config import band_numbers
-from engine.run import saved_imagery
-from models.checkpoint import open_checkpoint
-from tests.helpers.band_models import FOUR, STATISTICS, checkpoint_of
-from tools import check_data
-from utils.errors import CheckpointError, DataError
-from utils.tensor_files import save_checkpoint
+from utils.errors import DataError
+
+FOUR = Bands((1, 2, 3, 4), 16)
+STATISTICS = Imagery(FOUR, (1000.0, 1100.0, 900.0, 1500.0), (500.0, 400.0, 600.0, 700.0))
 
 
 def images_of(pairs: list[Pair]) -> np.ndarray:
@@ -31,21 +29,6 @@ def images_of(pairs: list[Pair]) -> np.ndarray:
 
 
 # --- which bands -----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("text", "numbers"),
-    [("1", (1,)), ("4", (1, 2, 3, 4)), ("4,", (4,)), ("4,3,2", (4, 3, 2)), ("8,1", (8, 1))],
-)
-def test_bands_are_a_number_or_a_list(text, numbers):
-    assert band_numbers(text) == numbers
-
-
-@pytest.mark.parametrize("text", ["0", "-1", "", ",", "1,1", "1,,2", "a", "129", "1,129", "9" * 30])
-def test_bands_that_make_no_sense_are_refused(text):
-    with pytest.raises(SystemExit) as stop:
-        train.parse_args(["--bands", text])
-    assert stop.value.code == 2
 
 
 @pytest.mark.parametrize("numbers", [(), (0,), (1, 1), (True,), ("1",), (1.0,), (129,)])
@@ -65,18 +48,6 @@ def test_bands_of_a_checkpoint_are_checked(numbers):
 def test_statistics_of_a_checkpoint_are_checked(change):
     with pytest.raises((TypeError, ValueError)):
         Imagery(**{**STATISTICS.to_dict(), **change})
-
-
-@pytest.mark.parametrize("imagery", [None, [1, 2], {"bands": None}, {"mean": [10**400] * 3}])
-def test_imagery_of_a_checkpoint_is_checked(imagery, tmp_path):
-    checkpoint = checkpoint_of()
-    path = tmp_path / "a.pth"
-    config = {**checkpoint.config.to_dict(), "imagery": imagery}
-    save_checkpoint(path, {"config": config, "model": checkpoint.tensors})
-    with pytest.raises(CheckpointError, match=f"^{path}: of another version"):
-        open_checkpoint(path)
-    with pytest.raises(CheckpointError, match=r"^the run to resume: "):
-        saved_imagery({"config": config}, RGB)
 
 
 def test_depth_follows_from_the_first_image(bands_root, sample_root):
@@ -106,24 +77,36 @@ def test_no_digit_is_lost_on_large_values():
     assert sums.std()[0] == pytest.approx((1 / 2500 * (1 - 1 / 2500)) ** 0.5, rel=1e-12)
 
 
+def test_a_run_takes_what_is_given_else_what_is_known_else_measures(bands_root, capsys):
+    pairs = index_pairs(bands_root / "train")
+    assert find_imagery(FOUR, STATISTICS, pairs) is STATISTICS
+    assert find_imagery(RGB, None, pairs) is RGB_IMAGERY
+    assert find_imagery(FOUR, None, pairs) == measure(pairs, FOUR)
+    assert "measuring bands 1, 2, 3, 4 of 16 bits on 8 of 8 training" in capsys.readouterr().out
+
+
+def test_statistics_are_written_and_read_by_band_number(bands_root, tmp_path):
+    pairs = index_pairs(bands_root / "train")
+    images = [sum_bands(image) for image in images_of(pairs)]
+    found = statistics_to_dict(sum(images[1:], images[0]), 16, len(pairs))
+    (tmp_path / "report.json").write_text(json.dumps({"band_statistics": found}))
+    imagery = read_statistics(tmp_path / "report.json", Bands((4, 2), 16))
+    assert imagery.mean == (found["mean"][3], found["mean"][1])
+    assert imagery == measure(pairs, Bands((4, 2), 16))
+
+
+def test_bands_of_several_models_are_read_together():
+    assert union([FOUR, FOUR]) is FOUR
+    assert union([Bands((4, 2), 16), Bands((1,), 16)]) == Bands((1, 2, 4), 16)
+    with pytest.raises(ValueError, match="8 and of 16 bits"):
+        union([RGB, FOUR])
+
+
 @pytest.mark.parametrize("number", [1, 99, 100, 101, 250, 1001])
 def test_measured_pairs_are_spread(number):
     chosen = measured_pairs(range(number))
     assert len(chosen) + 50 * (number < 100) > MEASURED_PAIRS / 2 and len(chosen) <= MEASURED_PAIRS
     assert max(chosen) >= number * 0.9 - 1
-
-
-def test_check_data_measures_the_training_pairs(bands_root, tmp_path, capsys):
-    assert check_data.main([str(bands_root), "--bands", "4", "--outdir", str(tmp_path)]) == 0
-    assert "16-bit band, train" in capsys.readouterr().out
-    found = json.loads((tmp_path / "report.json").read_text())["band_statistics"]
-    values = images_of(index_pairs(bands_root / "train")).reshape(-1, 4).astype(np.float64)
-    assert (found["bits"], found["pairs"]) == (16, 8)
-    np.testing.assert_allclose(found["mean"], values.mean(0), rtol=1e-12)
-    np.testing.assert_allclose(found["std"], values.std(0), rtol=1e-12)
-    imagery = read_statistics(tmp_path / "report.json", Bands((4, 2), 16))
-    assert imagery.mean == (found["mean"][3], found["mean"][1])
-    assert imagery == measure(index_pairs(bands_root / "train"), Bands((4, 2), 16))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,11 @@
-import json
+"""Decoded files kept: the same samples, another cache for other data, nothing left behind."""
+
+import atexit
 import os
 import shutil
+import signal
+import socket
+import time
 from pathlib import Path
 
 import numpy as np
@@ -8,16 +13,20 @@ import pytest
 import torch
 from PIL import Image
 
+from datasets import cache
 from datasets.augment import TrainTransform
 from datasets.bands import Bands
-from datasets.cache import CachedReader, FileReader, build_cache, cache_folder
+from datasets.cache import CachedReader, FileReader, build_cache, cache_folder, make_reader
 from datasets.classes import SECOND_CLASSES, ClassList
 from datasets.dataset import ChangeDetectionDataset
 from datasets.loaders import training_loader
 from datasets.pairs import index_pairs
+from datasets.task import Task
+from tests.helpers.processes import Child, ended, eventually
 from utils.errors import DataError, OptionError
 from utils.pictures import save_mask
 
+SECOND = Task(SECOND_CLASSES)
 KEYS = ("image1", "image2", "label1", "label2", "change_mask")
 
 
@@ -27,15 +36,19 @@ def pairs(sample_root):
 
 
 def make_dataset(pairs, reader=None, **options) -> ChangeDetectionDataset:
-    return ChangeDetectionDataset(pairs, SECOND_CLASSES, reader=reader, **options)
+    return ChangeDetectionDataset(pairs, SECOND, reader=reader, **options)
 
 
-def assert_same(sample: dict, expected: dict) -> None:
-    assert sample["name"] == expected["name"]
-    assert sample.keys() == expected.keys()
-    for key in KEYS:
-        assert sample[key].dtype == expected[key].dtype
-        assert torch.equal(sample[key], expected[key]), key
+def samples_of(dataset: ChangeDetectionDataset) -> list[dict]:
+    return [dataset[index] for index in range(len(dataset))]
+
+
+def assert_same(samples: list[dict], expected: list[dict]) -> None:
+    for one, other in zip(samples, expected, strict=True):
+        assert one["name"] == other["name"] and one.keys() == other.keys()
+        for key in KEYS:
+            assert one[key].dtype == other[key].dtype
+            assert torch.equal(one[key], other[key]), key
 
 
 def caches(folder: Path) -> list[Path]:
@@ -44,67 +57,51 @@ def caches(folder: Path) -> list[Path]:
 
 @pytest.fixture
 def forbid_decoding(monkeypatch):
-    def forbid():
-        def refuse(*args, **kwargs):
-            raise AssertionError("a file was decoded")
+    def refuse(*args, **kwargs):
+        raise AssertionError("a file was decoded")
 
-        monkeypatch.setattr(Image, "open", refuse)
-
-    return forbid
+    return lambda: monkeypatch.setattr(Image, "open", refuse)
 
 
 @pytest.mark.parametrize("mode", ["disk", "ram"])
 @pytest.mark.parametrize("transform", [None, TrainTransform(), TrainTransform(48)])
 def test_samples_are_those_without_cache(pairs, mode, transform, tmp_path, forbid_decoding):
-    expected_set = make_dataset(pairs, transform=transform, seed=3)
-    expected = [expected_set[i] for i in range(len(pairs))]
+    expected = samples_of(make_dataset(pairs, transform=transform, seed=3))
     folder = cache_folder(mode, tmp_path)
     try:
-        dataset = make_dataset(
-            pairs, build_cache(pairs, SECOND_CLASSES, folder), transform=transform, seed=3
-        )
+        reader = build_cache(pairs, SECOND_CLASSES, folder)
         forbid_decoding()
+        dataset = make_dataset(pairs, reader, transform=transform, seed=3)
         for _ in range(2):
-            for i, sample in enumerate(expected):
-                assert_same(dataset[i], sample)
+            assert_same(samples_of(dataset), expected)
     finally:
         shutil.rmtree(folder)
 
 
-def test_disk_lies_in_the_output_folder_and_ram_does_not(tmp_path):
-    assert cache_folder("disk", tmp_path) == tmp_path / "cache"
-    folder = cache_folder("ram", tmp_path)
-    assert folder.is_dir() and tmp_path not in folder.parents
-    assert cache_folder("ram", tmp_path) != folder
-
-
-def test_a_second_run_decodes_nothing(pairs, tmp_path, forbid_decoding):
-    build_cache(pairs, SECOND_CLASSES, tmp_path)
-    forbid_decoding()
-    reader = build_cache(pairs, SECOND_CLASSES, tmp_path)
+def test_the_mode_chooses_the_reader(pairs, tmp_path, forbid_decoding):
+    assert isinstance(make_reader("off", tmp_path, pairs, SECOND), FileReader)
+    make_reader("disk", tmp_path, pairs, SECOND)
+    forbid_decoding()  # by a second run
+    reader = make_reader("disk", tmp_path, pairs, SECOND)
     assert reader.image(pairs[0].image1).shape == (64, 64, 3)
-    assert len(caches(tmp_path)) == 1
+    assert len(caches(tmp_path / "cache")) == 1
 
 
-def test_pairs_without_labels_are_cached(unlabelled_val_root, tmp_path):
-    pairs = index_pairs(unlabelled_val_root / "val")
-    reader = build_cache(pairs, SECOND_CLASSES, tmp_path)
-    files = FileReader(SECOND_CLASSES)
-    for pair in pairs:
-        assert np.array_equal(reader.image(pair.image2), files.image(pair.image2))
-
-
-def test_mixed_sizes_and_grey_images(write_pairs, tmp_path):
+def test_mixed_sizes_grey_images_and_pairs_without_labels(
+    write_pairs, unlabelled_val_root, tmp_path
+):
     folder = write_pairs({"a": (40, 56), "b": (33, 64)})
     Image.open(folder / "im1" / "a.png").convert("L").save(folder / "im1" / "a.png")
     pairs = index_pairs(folder)
     cached = make_dataset(pairs, build_cache(pairs, SECOND_CLASSES, tmp_path / "cache"))
-    plain = make_dataset(pairs)
-    for i in range(2):
-        assert_same(cached[i], plain[i])
+    assert_same(samples_of(cached), samples_of(make_dataset(pairs)))
+    pairs = index_pairs(unlabelled_val_root / "val")
+    reader = build_cache(pairs, SECOND_CLASSES, tmp_path / "cache")
+    image = pairs[3].image2
+    assert np.array_equal(reader.image(image), FileReader(SECOND_CLASSES).image(image))
 
 
-# Another data set gets another cache
+# --- another data set gets another cache -----------------------------------------------------
 
 
 def touch(path: Path, classes: ClassList) -> ClassList:
@@ -131,70 +128,50 @@ def test_the_key_follows_files_and_classes(change, broken_root, tmp_path):
     build_cache(pairs, SECOND_CLASSES, tmp_path)
     build_cache(pairs, SECOND_CLASSES, tmp_path)
     assert len(caches(tmp_path)) == 1
-    classes = change(pairs[3].label2, SECOND_CLASSES)
-    build_cache(pairs, classes, tmp_path)
+    build_cache(pairs, change(pairs[3].label2, SECOND_CLASSES), tmp_path)
     assert len(caches(tmp_path)) == 2
 
 
-def test_other_pairs_get_another_cache(pairs, tmp_path):
-    build_cache(pairs, SECOND_CLASSES, tmp_path)
-    build_cache(pairs[1:], SECOND_CLASSES, tmp_path)
-    assert len(caches(tmp_path)) == 2
-
-
-def test_changed_pixels_are_seen(broken_root, tmp_path):
+def test_changed_pixels_and_other_pairs_are_seen(broken_root, tmp_path):
     pairs = index_pairs(broken_root / "train")
     old = build_cache(pairs, SECOND_CLASSES, tmp_path).image(pairs[0].image1).copy()
     Image.fromarray(255 - old).save(pairs[0].image1)
     new = build_cache(pairs, SECOND_CLASSES, tmp_path).image(pairs[0].image1)
     assert np.array_equal(new, 255 - old)
+    build_cache(pairs[1:], SECOND_CLASSES, tmp_path)
+    assert len(caches(tmp_path)) == 3
 
 
-# Damage
+# --- damage ----------------------------------------------------------------------------------
 
 
-def cut_off(path: Path) -> None:
-    os.truncate(path, path.stat().st_size // 2)
-
-
-def forget_index(path: Path) -> None:
-    path.with_suffix(".json").unlink()
-
-
-def empty_index(path: Path) -> None:
-    path.with_suffix(".json").write_text("")
-
-
-def old_index(path: Path) -> None:
-    index = path.with_suffix(".json")
-    index.write_text(json.dumps({"entries": json.loads(index.read_text())["entries"]}))
-
-
-@pytest.mark.parametrize("damage", [cut_off, forget_index, empty_index, old_index, Path.unlink])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: os.truncate(path, path.stat().st_size // 2),
+        lambda path: path.with_suffix(".json").unlink(),
+        lambda path: path.with_suffix(".json").write_text(""),
+        lambda path: path.with_suffix(".json").write_text('{"entries": {}}'),
+        Path.unlink,
+    ],
+)
 def test_a_damaged_cache_is_built_again(damage, pairs, tmp_path):
     build_cache(pairs, SECOND_CLASSES, tmp_path)
     damage(caches(tmp_path)[0])
     cached = make_dataset(pairs, build_cache(pairs, SECOND_CLASSES, tmp_path))
-    plain = make_dataset(pairs)
-    for i in range(len(pairs)):
-        assert_same(cached[i], plain[i])
+    assert_same(samples_of(cached), samples_of(make_dataset(pairs)))
 
 
-@pytest.mark.parametrize("folder", ["im2", "label1"])
-def test_a_failed_build_leaves_nothing(folder, broken_root, tmp_path):
+def test_a_failed_build_leaves_nothing(broken_root, tmp_path):
     pairs = index_pairs(broken_root / "train")
-    path = broken_root / "train" / folder / f"{pairs[5].name}.png"
+    path = pairs[5].label1
     path.write_bytes(path.read_bytes()[:-200])
     with pytest.raises(DataError, match=f"{path}: cannot be decoded"):
         build_cache(pairs, SECOND_CLASSES, tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []
-
-
-def test_a_missing_file_is_named(broken_root, tmp_path):
-    pairs = index_pairs(broken_root / "train")
-    pairs[2].image2.unlink()
-    with pytest.raises(OptionError, match=f"{pairs[2].image2}: cannot be cached"):
-        build_cache(pairs, SECOND_CLASSES, tmp_path)
+    path.unlink()
+    with pytest.raises(OptionError, match=f"{path}: cannot be cached"):
+        build_cache(pairs, SECOND_CLASSES, tmp_path / "cache")
 
 
 def test_too_little_room_is_noticed_before_decoding(pairs, tmp_path, monkeypatch):
@@ -209,7 +186,7 @@ def test_too_little_room_is_noticed_before_decoding(pairs, tmp_path, monkeypatch
     assert caches(tmp_path / "full") == []
 
 
-# Pseudo masks
+# --- pseudo masks ----------------------------------------------------------------------------
 
 
 def write_pseudo_masks(root: Path, pairs: list, seed: int = 0) -> None:
@@ -220,32 +197,18 @@ def write_pseudo_masks(root: Path, pairs: list, seed: int = 0) -> None:
             save_mask(root / date / f"{pair.name}.png", mask, SECOND_CLASSES.colors)
 
 
-def test_pseudo_masks_are_cached(pairs, tmp_path, forbid_decoding):
-    root = tmp_path / "masks"
-    write_pseudo_masks(root, pairs)
-    plain = make_dataset(pairs, pseudo_label_root=root)
-    expected = [plain[i] for i in range(len(pairs))]
-    reader = build_cache(pairs, SECOND_CLASSES, tmp_path / "cache", pseudo_label_root=root)
-    dataset = make_dataset(pairs, reader, pseudo_label_root=root)
-    forbid_decoding()
-    for i, sample in enumerate(expected):
-        assert_same(dataset[i], sample)
-        assert sample["label1"].min() > 0  # the pseudo mask, not the ground truth
-    build_cache_again = build_cache(pairs, SECOND_CLASSES, tmp_path / "cache", root)
-    assert np.array_equal(
-        build_cache_again.label(root / "im1" / f"{pairs[0].name}.png"), expected[0]["label1"]
-    )
-
-
-def test_pseudo_masks_serve_runs_of_any_bands(pairs, tmp_path):
+def test_pseudo_masks_are_cached_for_runs_of_any_bands(pairs, tmp_path, forbid_decoding):
     root, folder = tmp_path / "masks", tmp_path / "cache"
     write_pseudo_masks(root, pairs)
-    build_cache(pairs, SECOND_CLASSES, folder, root)
-    masks = set(folder.glob("pseudo-*"))
-    reader = build_cache(pairs, SECOND_CLASSES, folder, root, bands=Bands((2, 1)))
-    assert set(folder.glob("pseudo-*")) == masks and len(set(folder.glob("*.bin"))) == 3
+    expected = samples_of(make_dataset(pairs, pseudo_label_root=root))
+    assert all(sample["label1"].min() > 0 for sample in expected)  # not the ground truth
+    reader = build_cache(pairs, SECOND_CLASSES, folder, Path(root), Bands((2, 1)))
     assert reader.image(pairs[0].image1).shape[-1] == 2
-    assert reader.label(root / "im1" / f"{pairs[0].name}.png").dtype == np.uint8
+    masks = set(folder.glob("pseudo-*"))
+    reader = build_cache(pairs, SECOND_CLASSES, folder, root)
+    forbid_decoding()
+    assert_same(samples_of(make_dataset(pairs, reader, pseudo_label_root=root)), expected)
+    assert set(folder.glob("pseudo-*")) == masks and len(caches(folder)) == 3
 
 
 def test_a_new_round_decodes_the_masks_alone(pairs, tmp_path, monkeypatch):
@@ -256,8 +219,6 @@ def test_a_new_round_decodes_the_masks_alone(pairs, tmp_path, monkeypatch):
     first = set(folder.iterdir())
     build_cache(pairs[1:], SECOND_CLASSES, folder, root)  # of other pairs, which are another fold
     fold = set(folder.iterdir()) - first
-    assert len(caches(folder)) == 4
-
     write_pseudo_masks(root, pairs, seed=1)
     build_cache(pairs, SECOND_CLASSES, folder, root)
     assert first <= set(folder.iterdir())  # young, so that another machine may be using them
@@ -265,21 +226,17 @@ def test_a_new_round_decodes_the_masks_alone(pairs, tmp_path, monkeypatch):
     for path in (*first, *second):
         os.utime(path, (0, 0))
     write_pseudo_masks(root, pairs, seed=2)
-    plain = make_dataset(pairs, pseudo_label_root=root)
-    expected = [plain[i] for i in range(len(pairs))]
-    decoded = []
-    open_file = Image.open
+    expected = samples_of(make_dataset(pairs, pseudo_label_root=root))
+    decoded, open_file = [], Image.open
 
-    def opened(path, *arguments):
+    def opened(path, *arguments, **options):
         decoded.append(Path(path))
-        return open_file(path, *arguments)
+        return open_file(path, *arguments, **options)
 
     monkeypatch.setattr(Image, "open", opened)
     reader = build_cache(pairs, SECOND_CLASSES, folder, root)
     assert decoded and all(root in path.parents for path in decoded)
-    dataset = make_dataset(pairs, reader, pseudo_label_root=root)
-    for i, sample in enumerate(expected):
-        assert_same(dataset[i], sample)
+    assert_same(samples_of(make_dataset(pairs, reader, pseudo_label_root=root)), expected)
     # Masks of old rounds are gone, the teachers' cache and those of other pairs are not.
     assert len(caches(folder)) == 4
     assert len(first - set(folder.iterdir())) == 2
@@ -287,46 +244,23 @@ def test_a_new_round_decodes_the_masks_alone(pairs, tmp_path, monkeypatch):
     assert fold <= set(folder.iterdir())
 
 
-def test_masks_that_look_older_than_a_cache_do_not_remove_it(pairs, tmp_path):
-    root, folder = tmp_path / "masks", tmp_path / "cache"
-    write_pseudo_masks(root, pairs)
-    build_cache(pairs, SECOND_CLASSES, folder, root)
-    for mask in root.glob("im*/*.png"):  # as another machine may see them for some seconds
-        os.utime(mask, (0, 0))
-    build_cache(pairs, SECOND_CLASSES, folder, root)
-    assert len(caches(folder)) == 3
-
-
-def test_what_a_killed_program_left_of_a_cache_is_removed_when_it_is_old(pairs, tmp_path):
-    old, young = tmp_path / ".a.bin.abcdefgh.tmp", tmp_path / ".b.bin.abcdefgh.tmp"
-    for path in (old, young):
-        path.write_bytes(b"half")
-    os.utime(old, (0, 0))
-    build_cache(pairs, SECOND_CLASSES, tmp_path)
-    assert not old.exists()
-    assert young.exists()
-
-
-# Processes and memory
+# --- processes and memory --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_workers_share_the_cache(workers, pairs, tmp_path):
     reader = build_cache(pairs, SECOND_CLASSES, tmp_path)
-    loaders = [
-        training_loader(
-            make_dataset(pairs, r, transform=TrainTransform(), seed=1), 4, workers, 0, False
-        )
+    cached, plain = (
+        list(training_loader(make_dataset(pairs, r, transform=TrainTransform()), 4, workers, 0))
         for r in (reader, None)
-    ]
-    for cached, plain in zip(*loaders, strict=True):
-        assert cached["name"] == plain["name"]
-        assert all(torch.equal(cached[key], plain[key]) for key in KEYS)
+    )
+    assert_same(cached, plain)
 
 
 def test_writing_into_a_sample_changes_no_file(pairs, tmp_path):
     reader = build_cache(pairs, SECOND_CLASSES, tmp_path)
     path = caches(tmp_path)[0]
+    path.chmod(0o444)
     before = path.read_bytes()
     reader.image(pairs[0].image1)[:] = 0
     reader.label(pairs[0].label1)[:] = 9
@@ -337,7 +271,45 @@ def test_writing_into_a_sample_changes_no_file(pairs, tmp_path):
     assert np.array_equal(fresh.label(pairs[0].label1), files.label(pairs[0].label1))
 
 
-def test_a_read_only_cache_can_be_read(pairs, tmp_path):
-    build_cache(pairs, SECOND_CLASSES, tmp_path)
-    caches(tmp_path)[0].chmod(0o444)
-    assert build_cache(pairs, SECOND_CLASSES, tmp_path).image(pairs[0].image1).any()
+@pytest.fixture
+def memory(tmp_path, monkeypatch) -> Path:
+    """A folder that stands for the shared memory."""
+    folder = tmp_path / "memory"
+    folder.mkdir()
+    monkeypatch.setattr(cache, "SHARED_MEMORY", folder)
+    return folder
+
+
+def hold(memory: Path) -> None:
+    """Take a folder as a program does, and stay."""
+    cache.SHARED_MEMORY = memory
+    (cache_folder("ram", memory) / "decoded.bin").write_bytes(b"0" * 1000)
+    time.sleep(300)
+
+
+def test_the_folder_of_a_killed_program_goes_and_that_of_a_running_one_stays(memory, tmp_path):
+    for other in ("other", f"scd-cache-{socket.gethostname()}x-{2**22 + 1}-a"):
+        (memory / other).mkdir()
+    foreign = set(memory.iterdir())
+    with ended(Child(tmp_path / "printed", hold, memory)) as child:
+        eventually(lambda: list(memory.glob("*/decoded.bin")))
+        (held,) = set(memory.iterdir()) - foreign
+        own = cache_folder("ram", tmp_path)
+        assert set(memory.iterdir()) == {held, own, *foreign}
+        child.send(signal.SIGKILL)
+        assert child.wait() == -signal.SIGKILL
+        assert (held / "decoded.bin").exists()
+        other = cache_folder("ram", tmp_path)
+        assert set(memory.iterdir()) == {own, other, *foreign}
+
+
+def test_a_program_that_ends_removes_its_folder(memory, tmp_path, monkeypatch):
+    at_exit = []
+    monkeypatch.setattr(
+        atexit, "register", lambda *call, **options: at_exit.append((call, options))
+    )
+    (folder,) = {cache_folder("ram", tmp_path), *memory.iterdir()}
+    (folder / "decoded.bin").write_bytes(b"0")
+    for (function, *arguments), kw in at_exit:
+        function(*arguments, **kw)
+    assert list(memory.iterdir()) == []

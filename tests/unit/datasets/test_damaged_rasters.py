@@ -126,7 +126,7 @@ def test_damaged_files_are_named_errors(tmp_path, file, steps):
 
 
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.98])
-@pytest.mark.parametrize("kind", ["png", "tif", "npy"])
+@pytest.mark.parametrize("kind", ["png", "tif", "npy", "jpg", "bmp"])
 def test_files_that_are_cut_off(kind, share, tmp_path, capfd):
     path = tmp_path / f"a.{kind}"
     values = np.repeat(np.repeat(noise(4), 8, axis=0), 8, axis=1)
@@ -134,6 +134,8 @@ def test_files_that_are_cut_off(kind, share, tmp_path, capfd):
         np.save(path, values)
     elif kind == "png":
         save_raster(path, values)
+    elif kind in ("jpg", "bmp"):
+        Image.fromarray((values[..., :3] >> 8).astype(np.uint8)).save(path)
     else:
         write_tiff(path, values, compress="lzw")
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])

@@ -13,9 +13,8 @@ from datasets.task import Task
 from engine.config import TrainConfig
 from engine.predict import LEFTOVER_AGE_S, MANIFEST, MaskWriter, begin_work, unfinished
 from engine.run import Run
-from tests.helpers.processes import run_ranks
 from tests.helpers.runs import train_options
-from utils import cli, dist
+from utils import cli
 from utils.errors import UserError
 
 TASK = Task(SECOND_CLASSES)
@@ -101,21 +100,6 @@ def test_change_masks_have_one_folder(pairs, tmp_path):
         writer.write(["a"], torch.ones(1, 8, 8, dtype=torch.uint8))
     assert begin(tmp_path, pairs, task=task) == ["a"]
     assert [path.parent.name for path in tmp_path.glob("*/a.png")] == ["change"]
-
-
-def write_decision(rank, folder, pairs):
-    """Each process sees a folder of its own; only the first one's holds masks."""
-    with dist.joined("cpu"):
-        found = begin(folder / f"masks{rank or ''}", pairs)
-    (folder / f"{rank}.json").write_text(json.dumps(found))
-
-
-def test_the_leading_process_decides_what_is_finished(folder, pairs, tmp_path):
-    run_ranks(2, tmp_path, write_decision, folder.parent, pairs)
-    assert [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)] == [
-        ["a", "b"],
-        ["a", "b"],
-    ]
 
 
 # --- leftovers ------------------------------------------------------------------------------

@@ -15,9 +15,8 @@ from datasets.pairs import index_pairs
 from datasets.task import Task
 from engine.config import TrainConfig
 from engine.data import TrainingData
-from engine.predictor import Predictor
+from engine.predictor import Predictor, evaluate
 from engine.run import Run
-from engine.scoring import evaluate
 from engine.state import TrainState
 from engine.training import training_step
 from models.change_detector import ModelConfig, build_model

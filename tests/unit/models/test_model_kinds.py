@@ -18,9 +18,9 @@ from models.losses import ChangeCriterion
 from models.weights import transfer_weights
 from tests.helpers.band_models import STATISTICS, checkpoint_of
 from tests.helpers.change_sets import OF_CLASSES, small_model
-from tests.helpers.runs import BACKBONE
 from utils.errors import CheckpointError
 
+BACKBONE = "mobilenetv3_small_050"
 FIRST = "encoder.body.conv_stem.weight"
 
 

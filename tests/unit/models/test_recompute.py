@@ -50,17 +50,6 @@ def test_hrnet_keeps_outputs_gradients_and_statistics(steps):
     assert momenta == {m.momentum for m in plain.modules() if isinstance(m, nn.BatchNorm2d)}
 
 
-def test_hrnet_under_autocast():
-    plain, twin = two_models(HRNET)
-    images = pair(2, 3, 64, 64)
-    with torch.autocast("cpu", torch.bfloat16):
-        expected = run_backward(plain, images)
-        found = run_backward(twin, images)
-    for a, b in zip(found, expected, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-2)
-    assert_same_gradients(twin, plain)
-
-
 def stored_bytes(model: nn.Module, images: tuple[torch.Tensor, ...]) -> int:
     """Return the size of all that a forward pass keeps for the backward pass."""
     stored = {}

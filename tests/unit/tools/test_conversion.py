@@ -12,12 +12,12 @@ from datasets.labels import read_label
 from datasets.task import load_classes
 from tests.helpers.damages import (
     binary_labels,
-    contradicting_palette,
     disagree,
     every_label,
     kinds,
     land_cover_as_labels,
     remove_partner,
+    renumbered_palette,
     replace_by_text,
     rewrite_labels,
 )
@@ -109,7 +109,7 @@ def test_converts_by_class_map(keys, broken_root, tmp_path):
 
 def test_what_the_class_map_does_not_say_leaves_the_pair_out(broken_root, tmp_path):
     rewrite_labels(broken_root, SECOND_CLASSES.to_rgb)
-    contradicting_palette(broken_root)
+    renumbered_palette(broken_root)
     write(broken_root / "val/label1/00001.png", np.full((64, 64), 40, np.uint8))
     class_map = load_map(tmp_path, {name: name for name in NAMES})
     written, left_out = convert(broken_root, tmp_path / "out", class_map=class_map)

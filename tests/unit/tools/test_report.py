@@ -15,7 +15,7 @@ from PIL import Image
 
 from datasets.classes import SECOND_CLASSES
 from datasets.labels import read_label
-from datasets.splits import Split, by_folders, k_fold
+from datasets.splits import Split, k_fold
 from tests.helpers.reports import COLUMNS, write_masks, write_run
 from tools import demo, report, score
 from tools.reporting.gallery import mask_step
@@ -158,7 +158,7 @@ def test_table_of_the_demo_says_which_pairs_its_scores_are_of(tmp_path):
     (tmp_path / "data" / "val" / "im1").mkdir(parents=True)
     for name in "12":
         (tmp_path / "data" / "val" / "im1" / f"{name}.png").touch()
-    write_split(tmp_path, "a", by_folders(["train/1"], ["val/1", "val/2"]))
+    write_split(tmp_path, "a", Split("folders", ("train/1",), ("val/1", "val/2")))
     assert demo.describe_pairs(tmp_path) == "all scores: the 2 pairs of data/val (split folders)"
     write_split(tmp_path, "b", k_fold(["train/1", "train/2"], 2, 0, 0))
     assert "which do not compare" in demo.describe_pairs(tmp_path)

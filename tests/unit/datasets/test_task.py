@@ -1,0 +1,163 @@
+"""What the labels of a data set are: classes, of one date or both, or change masks."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from datasets.classes import CHANGE_CLASSES, SECOND_CLASSES
+from datasets.pairs import index_pairs
+from datasets.task import (
+    Task,
+    find_change_masks,
+    is_mask_folder,
+    load_classes,
+    load_task,
+    missing_labels,
+    with_dates,
+)
+from tests.helpers.change_sets import SIDE, masks_in_both
+from utils.files import write_json
+from utils.pictures import save_mask
+
+
+def test_a_task_of_classes_and_one_of_change():
+    task = Task(SECOND_CLASSES)
+    assert (task.is_binary, task.num_classes, task.semantic_classes) == (False, 6, 6)
+    assert task.label_keys == ("label1", "label2") and task.mask_folders == ("im1", "im2")
+    assert task.palette == SECOND_CLASSES.colors and task.labelled_dates == {}
+    task = Task(CHANGE_CLASSES)
+    assert (task.is_binary, task.num_classes, task.semantic_classes) == (True, 1, 0)
+    assert task.label_keys == ("change_mask",) and task.mask_folders == ("change",)
+    assert task.palette is None
+
+
+def test_dates_are_those_of_the_pairs(sample_root, broken_root, binary_root):
+    both = index_pairs(sample_root / "train")
+    shutil.rmtree(broken_root / "val/label1")
+    second = index_pairs(broken_root / "val")
+    task = Task(SECOND_CLASSES)
+    assert with_dates(task, both, both).labelled_dates == {"training": [1, 2], "validation": [1, 2]}
+    assert missing_labels(task, both, both) == []
+    assert with_dates(task, both, second).labelled_dates == {"training": [1, 2], "validation": [2]}
+    (line,) = missing_labels(task, both, second)
+    assert line.startswith("warning: training and validation differ") and "date 2 only" in line
+    lines = missing_labels(task, second, second)
+    assert len(lines) == 2 and not any(line.startswith("warning") for line in lines)
+    masks, task = index_pairs(binary_root / "train"), Task(CHANGE_CLASSES)
+    assert with_dates(task, masks, masks).labelled_dates == {"training": [], "validation": []}
+    assert missing_labels(task, masks, masks) == [
+        "binary change labels (from train/label): the change branch is trained alone"
+    ]
+
+
+# --- recognition -----------------------------------------------------------------------------
+
+
+def test_a_semantic_set_is_none_of_change(sample_root, unlabelled_val_root, tmp_path):
+    for root in (sample_root, unlabelled_val_root, sample_root / "train", tmp_path):
+        assert find_change_masks(root) == ""
+        assert load_classes(root) is SECOND_CLASSES
+
+
+def test_a_stray_folder_label_is_no_sign(unlabelled_val_root, tmp_path):
+    shutil.copytree(unlabelled_val_root / "val", tmp_path / "val")
+    (tmp_path / "label").mkdir()
+    assert load_classes(tmp_path) is SECOND_CLASSES
+    shutil.copytree(unlabelled_val_root / "train", tmp_path / "train")
+    (tmp_path / "train" / "label").mkdir()
+    assert load_classes(tmp_path) is SECOND_CLASSES
+
+
+def rewrite_labels(root: Path, change) -> None:
+    for path in root.glob("train/label[12]/*.png"):
+        change(np.array(Image.open(path)), path)
+
+
+def as_one_bit(mask: np.ndarray, path: Path) -> None:
+    Image.fromarray(mask > 0).save(path)
+
+
+def as_palette(mask: np.ndarray, path: Path) -> None:
+    save_mask(path, mask // 255, [(0, 0, 0), (255, 255, 255)])
+
+
+def as_it_is(mask: np.ndarray, path: Path) -> None:
+    pass
+
+
+@pytest.mark.parametrize("form", [as_it_is, as_one_bit, as_palette])
+def test_masks_are_recognised_in_every_form(form, broken_root, binary_root):
+    assert "train/label" in find_change_masks(binary_root)
+    assert load_task(binary_root).is_binary
+    masks_in_both(broken_root)
+    rewrite_labels(broken_root, form)
+    assert "0 and 255 only" in find_change_masks(broken_root)
+    assert load_classes(broken_root) is CHANGE_CLASSES
+
+
+@pytest.mark.parametrize("marked", [0, 7, 11])
+def test_blank_masks_do_not_hide_the_others(marked, broken_root):
+    masks_in_both(broken_root)
+    for path in broken_root.glob("train/label[12]/*.png"):
+        values = np.uint8(255 * (path.stem == f"{marked:05d}"))
+        Image.fromarray(np.full((SIDE, SIDE), values)).save(path)
+    assert load_classes(broken_root) is CHANGE_CLASSES
+
+
+def test_the_labels_looked_at_are_spread(tmp_path, monkeypatch):
+    for index in range(200):
+        Image.fromarray(np.array([[0, 255]], np.uint8)).save(tmp_path / f"{index:03d}.png")
+    opened, open_file = [], Image.open
+
+    def recorded(path: Path, **options) -> Image.Image:
+        opened.append(int(path.stem))
+        return open_file(path, **options)
+
+    monkeypatch.setattr(Image, "open", recorded)
+    assert is_mask_folder(tmp_path)
+    assert len(opened) == 8 and np.all(np.abs(np.diff(opened) - 25) <= 1)
+
+
+def nothing_changed(mask: np.ndarray, path: Path) -> None:
+    Image.new("L", (SIDE, SIDE)).save(path)
+
+
+def nothing_changed_in_a_palette(mask: np.ndarray, path: Path) -> None:
+    save_mask(path, mask * 0, SECOND_CLASSES.colors)
+
+
+def black_and_white(mask: np.ndarray, path: Path) -> None:
+    Image.fromarray(mask).convert("RGB").save(path)
+
+
+def zeros_and_ones(mask: np.ndarray, path: Path) -> None:
+    Image.fromarray(mask // 255).save(path)
+
+
+def one_with_classes(mask: np.ndarray, path: Path) -> None:
+    if path.stem == "00000":
+        Image.fromarray(mask // 85).save(path)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        *(nothing_changed, nothing_changed_in_a_palette),
+        *(black_and_white, zeros_and_ones, one_with_classes),
+    ],
+)
+def test_what_might_be_classes_stays_classes(form, broken_root):
+    masks_in_both(broken_root)
+    rewrite_labels(broken_root, form)
+    assert load_classes(broken_root) is SECOND_CLASSES
+
+
+def test_a_class_list_of_one_class_is_binary(broken_root):
+    masks_in_both(broken_root, high=1)
+    entries = [{"name": "same", "color": (0, 0, 0)}, {"name": "built", "color": (255, 255, 255)}]
+    write_json(broken_root / "classes.json", entries)
+    assert load_task(broken_root).is_binary
+    assert load_task(broken_root).classes.names == ("same", "built")
