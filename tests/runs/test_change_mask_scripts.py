@@ -79,7 +79,7 @@ def test_finished_masks_are_skipped(run, binary_root, tmp_path, capsys):
     shutil.copytree(run.outdir, tmp_path / "out")
     folder = tmp_path / "out/masks/test"
     argv = options(binary_root, tmp_path / "out", "--tta")
-    predict.main(argv)  # copies have another age
+    predict.main(argv)  # from a folder of its own
     before = {path: path.stat().st_mtime_ns for path in (folder / "change").iterdir()}
     expected = (folder / "metrics.json").read_text()
     capsys.readouterr()

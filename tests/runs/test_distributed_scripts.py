@@ -9,17 +9,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
-from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data.distributed import DistributedSampler
 
 import label
 import test as predict
-from datasets.classes import SECOND_CLASSES
 from tests.helpers.processes import (
     SECONDS_TO_END,
     Child,
@@ -114,45 +109,6 @@ def test_masks_and_scores_do_not_depend_on_the_number_of_processes(
         assert [child.wait() for child in children] == [0] * size, [c.err for c in children]
     found, expected = (what_is_left(tmp_path / n / "masks" / folder) for n in ("n", "1"))
     assert found == expected
-
-
-def train_plainly() -> None:
-    """Leave out what differs between processes: dropout, and the statistics of batch norm."""
-    nn.Dropout2d.forward = lambda self, x: x
-    _BatchNorm.train = lambda self, mode=True: nn.Module.train(self, False)
-
-
-@pytest.mark.parametrize(
-    ("kind", "more"),
-    [
-        ("semantic", ("--model", "pspnet", "--lightweight", "--batch-size", 6, "--accumulate", 3)),
-        ("binary", ("--batch-size", 12)),
-        ("one date", ("--batch-size", 12)),
-    ],
-)
-def test_losses_of_two_processes_are_those_of_one(kind, more, broken_root, tmp_path):
-    for split in ("train", "val") if kind != "semantic" else ():
-        shutil.rmtree(broken_root / split / "label2")
-        if kind == "binary":
-            folder = (broken_root / split / "label1").rename(broken_root / split / "label")
-            for path in folder.iterdir():
-                changed = SECOND_CLASSES.to_index(np.asarray(Image.open(path))) > 0
-                Image.fromarray(changed.astype(np.uint8) * np.uint8(255)).save(path)
-    rows = {}
-    for size in (1, 2):
-        argv = train_options(broken_root, tmp_path / str(size), "--epochs", 3, *more)
-        folder = tmp_path / f"printed{size}"
-        with started_ranks("train.py", [argv] * size, folder, train_plainly) as children:
-            assert [child.wait() for child in children] == [0] * size, [c.err for c in children]
-        rows[size] = [
-            {name: float(value) for name, value in row.items() if name.startswith("loss_")}
-            for row in csv_rows(tmp_path / str(size))
-        ]
-    terms = {"semantic": {"semantic1", "semantic2"}, "one date": {"semantic1"}}.get(kind, set())
-    for epoch, (found, expected) in enumerate(zip(rows[2], rows[1], strict=True)):
-        assert set(found) == {f"loss_{term}" for term in ("change", "total", *terms)}
-        # Adam divides gradients by their own size, so that rounding grows from step to step.
-        assert found == pytest.approx(expected, rel=1e-5 * 10 ** min(epoch, 2)), epoch
 
 
 # --- what they agree on, though each may see another state of the file system ---------------
@@ -250,7 +206,7 @@ def test_an_error_of_one_process_ends_all_with_one_line(
         started = time.monotonic()
         assert child.wait() == 2
         assert time.monotonic() - started < SECONDS_TO_END
-    (line,) = child.error_lines
+    (line,) = [line for line in child.error_lines if not line.startswith("warning: ")]
     assert line.startswith(f"error: {path}: cannot be decoded")
     eventually(lambda: processes_with(str(tmp_path)) == [], SECONDS_TO_END)
 
