@@ -303,3 +303,4 @@ def _number(text: str, kind: type, valid: Callable[[Any], bool], expected: str) 
 
 
 METAVARS = {positive_int: "N", natural: "N", seed: "N"}
+METAVARS |= {fraction: "P", non_negative_float: "RATE", weight_list: "W,W,…"}
