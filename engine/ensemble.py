@@ -30,9 +30,7 @@ def find_best_checkpoints(folder: Path) -> list[Checkpoint]:
     """Open the best checkpoint of every run in ``outdir/models``, sorted by name.
 
     A run removes its older best by itself; where a killed run left two, the higher score counts.
-
-    Raises:
-        CheckpointError: there is none, or one cannot be read.
+    Raises a `CheckpointError` where there is none, or one cannot be read.
     """
     best: dict[str, Checkpoint] = {}
     for path in sorted(Path(folder).glob("*.pth")) + sorted(Path(folder).glob("*.safetensors")):
@@ -50,12 +48,9 @@ def find_best_checkpoints(folder: Path) -> list[Checkpoint]:
 
 
 def check_classes(checkpoint: Checkpoint, task: Task) -> None:
-    """Raise unless a checkpoint was trained on these classes, or foreign, as many.
+    """Raise a `CheckpointError` unless a checkpoint has these classes, or foreign, as many.
 
     Of change masks the names mean nothing.
-
-    Raises:
-        CheckpointError: the classes differ, or one of both knows change alone.
     """
     found, wanted = checkpoint.config.num_classes, task.semantic_classes
     if bool(found) != bool(wanted):

@@ -29,21 +29,13 @@ from utils.tensor_files import save_checkpoint
 
 
 class Run:
-    """The files of one training run; process 0 alone writes them.
+    """The files of one training run, which process 0 alone writes.
 
-    Args:
-        config: the options.
-        task: what the labels are.
-        split: the split's plain values, as checkpoints store them.
-
-    Attributes:
-        name: no other run has it.
-        saved: the checkpoint to go on from, until it is taken; None for a new run.
-        best: path of the best checkpoint so far, or None.
+    ``name`` is of no other run, ``saved`` the checkpoint to go on from until it is taken (None for
+    a new run), ``best`` the path of the best so far or None.
 
     Raises:
-        CheckpointError: the file to resume from cannot be used.
-        OptionError: it is of another run.
+        CheckpointError, OptionError: the file to resume from cannot be used, or is of another run.
     """
 
     def __init__(self, config: TrainConfig, task: Task, split: dict[str, Any]) -> None:
@@ -142,22 +134,21 @@ class Run:
         """Replace the checkpoint to resume from; it remembers which file is the best."""
         if is_main():
             best = self.best.name if self.best else None
-            save_checkpoint(
-                self.latest, self._whole(state) | {"options": self.options, "best_file": best}
-            )
+            own = {"run": self.name, "options": self.options, "best_file": best}
+            save_checkpoint(self.latest, self.identity | own | state)
 
     def save_best(self, state: dict[str, Any], rank: float) -> None:
         """Save a new best; this run's older one goes after the newer is safely on disk.
 
-        A file of another run is never replaced: an equal score gets a number behind it.
-
-        Args:
-            state: as `utils.tensor_files.save_checkpoint` takes it.
-            rank: score, a fraction; the file name shows it in percent.
+        The file name shows ``rank``, a fraction, in percent. A file of another run is never
+        replaced: an equal score gets a number behind it.
         """
         if is_main():
-            path = self._free_path(f"{self.prefix}_{100 * rank:.2f}")
-            save_checkpoint(path, self._whole(state))
+            stem, number = f"{self.prefix}_{100 * rank:.2f}", 2
+            path = self.folder / f"{stem}.pth"
+            while path.exists() and path != self.best and not _is_of(path, self.name):
+                path, number = self.folder / f"{stem}-{number}.pth", number + 1
+            save_checkpoint(path, self.identity | {"run": self.name, **state})
             if self.best not in (None, path):
                 self.best.unlink(missing_ok=True)
             self.best = path
@@ -169,25 +160,11 @@ class Run:
             with _named_errors(self._log_folder):
                 self._tensorboard.close()
 
-    def _whole(self, state: dict[str, Any]) -> dict[str, Any]:
-        return {**self.identity, "run": self.name, **state}
-
-    def _free_path(self, stem: str) -> Path:
-        path, number = self.folder / f"{stem}.pth", 2
-        while path.exists() and path != self.best and not _is_of(path, self.name):
-            path, number = self.folder / f"{stem}-{number}.pth", number + 1
-        return path
-
 
 def check_resumable(
     saved: Checkpoint, identity: Mapping[str, Any], options: Mapping[str, Any]
 ) -> None:
-    """Raise unless options and data are those of the run that a checkpoint is of.
-
-    Args:
-        saved: the checkpoint.
-        identity: ``classes``, ``split`` and ``labelled_dates`` of this run.
-        options: those that must be the same.
+    """Raise unless the run that a checkpoint is of had this ``identity`` and these options.
 
     Raises:
         CheckpointError: there is no training state in it.

@@ -23,12 +23,7 @@ from engine.runtime import choose_precision, set_backend_options
 from engine.state import TrainState
 from utils import dist
 from utils.dist import any_rank, gather, print0
-from utils.errors import (
-    EXIT_INTERRUPTED,
-    EXIT_PREEMPTED,
-    CheckpointError,
-    InterruptionError,
-)
+from utils.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, CheckpointError, InterruptionError
 from utils.signals import StopRequest
 from utils.text import progress
 
@@ -36,11 +31,7 @@ TARGETS = ("label1", "label2", "change_mask")
 
 
 def main(config: TrainConfig, device: torch.device) -> AnyMetrics:
-    """Train, or evaluate ``load_from``, as one of the processes of a run; return the best scores.
-
-    Raises:
-        UserError: whatever a user can cause.
-    """
+    """Train, or evaluate ``load_from``, as one of the processes of a run; return the best scores."""
     set_backend_options()
     data = TrainingData.open(config, device)
     if data.checkpoint:
@@ -116,13 +107,9 @@ def train(config: TrainConfig, data: TrainingData, device: torch.device) -> tupl
 def training_step(state: TrainState, batch: dict[str, Any]) -> bool:
     """Train on one batch, without waiting for the device; tell whether the weights have changed.
 
-    Args:
-        state: steps its optimiser once per ``accumulate`` batches.
-        batch: uint8 or uint16 ``image1/image2`` (N, bands, H, W), integer ``change_mask`` and, for
-            each date with labels, ``label1/label2`` (N, H, W), and ``name``.
-
-    Raises:
-        NumericalError: a loss of this or one of the last batches is not finite.
+    The batch has uint8 or uint16 ``image1/image2`` (N, bands, H, W), integer ``change_mask`` and,
+    for each date with labels, ``label1/label2`` (N, H, W), and ``name``. A `NumericalError` where a
+    loss of this or one of the last batches is not finite.
     """
     state.part = state.part % state.accumulate + 1
     last_part = state.part == state.accumulate
