@@ -18,18 +18,8 @@ from datasets.splits import (
     SplitOptions,
     require_options_of,
 )
-from utils.cli import (
-    fraction,
-    is_fixed,
-    natural,
-    non_negative_float,
-    option,
-    options,
-    positive_float,
-    positive_int,
-    seed,
-    weight_list,
-)
+from utils import cli
+from utils.cli import option, options
 from utils.errors import OptionError
 
 REPO = Path(__file__).resolve().parents[1]
@@ -44,7 +34,7 @@ VOTING, PREDICTION = "voting", "prediction"
 
 def band_numbers(text: str) -> tuple[int, ...]:
     """Parse ``4`` as the first four bands, ``4,3,2`` as these, ``4,`` as the fourth alone."""
-    numbers = tuple(positive_int(part) for part in text.removesuffix(",").split(","))
+    numbers = tuple(cli.positive_int(part) for part in text.removesuffix(",").split(","))
     if "," not in text:
         numbers = tuple(range(1, 1 + min(numbers[0], MAX_BANDS + 1)))
     if max(numbers) > MAX_BANDS or len(set(numbers)) < len(numbers):
@@ -83,13 +73,13 @@ class SplitConfig:
     train_list: Path | None = option(
         None, "lists: names of the training pairs", shown="all that --val-list leaves")
     val_fraction: float | None = option(
-        None, "random: fraction to validate on, 0 to 1", fraction, shown=VAL_FRACTION)
+        None, "random: fraction to validate on, 0 to 1", cli.fraction, shown=VAL_FRACTION)
     folds: int | None = option(
-        None, "k-fold: parts to make", positive_int, metavar="K", shown=FOLDS)
+        None, "k-fold: parts to make", cli.positive_int, metavar="K", shown=FOLDS)
     fold: int | None = option(
-        None, "k-fold: part to validate on, 0 to K - 1; the others are trained on", natural)
+        None, "k-fold: part to validate on, 0 to K - 1; the others are trained on", cli.natural)
     split_seed: int | None = option(
-        None, "random and k-fold: decides who goes where", seed, shown=SPLIT_SEED)
+        None, "random and k-fold: decides who goes where", cli.seed, shown=SPLIT_SEED)
 
     def __post_init__(self) -> None:
         self.split_options  # noqa: B018  refuses what cannot be before any work is started
@@ -145,19 +135,20 @@ class ModelOptions:
 class TrainingOptions:
     """How to train."""
 
-    epochs: int = option(30, "passes", positive_int, fixed=True)
+    epochs: int = option(30, "passes", cli.positive_int, fixed=True)
     batch_size: int = option(
-        8, "pairs per optimiser step, over all GPUs together", positive_int, fixed=True)
+        8, "pairs per optimiser step, over all GPUs together", cli.positive_int, fixed=True)
     lr: float = option(
-        1.5e-4, "encoder's learning rate; heads take ten times it", positive_float, metavar="RATE",
-        shown="1.5e-4", fixed=True)
-    weight_decay: float = option(1e-4, "L2 penalty", non_negative_float, shown="1e-4", fixed=True)
+        1.5e-4, "encoder's learning rate; heads take ten times it", cli.positive_float,
+        metavar="RATE", shown="1.5e-4", fixed=True)
+    weight_decay: float = option(
+        1e-4, "L2 penalty", cli.non_negative_float, shown="1e-4", fixed=True)
     class_weights: tuple[float, ...] | None = option(
-        None, "weight of each class in the semantic loss", weight_list,
+        None, "weight of each class in the semantic loss", cli.weight_list,
         shown="2,1,2,2,1,1 for SECOND, ones for other class lists and with pseudo labels",
         fixed=True)
     crop_size: int | None = option(
-        None, "train on random squares of this side", positive_int, metavar="PIXELS",
+        None, "train on random squares of this side", cli.positive_int, metavar="PIXELS",
         shown="whole images, all of one size", fixed=True)
     use_pseudo_label: bool = option(
         False, "train semantics on OUTDIR/masks/train, which label.py writes", fixed=True)
@@ -165,7 +156,7 @@ class TrainingOptions:
         None, "--use-pseudo-label: other folder of masks, with im1 and im2", metavar="DIR",
         shown="OUTDIR/masks/train", fixed=True)
     checkpoint_every: int | None = option(
-        None, "also save the state within an epoch, every so many steps", positive_int,
+        None, "also save the state within an epoch, every so many steps", cli.positive_int,
         metavar="STEPS", shown="after each epoch, and when Ctrl-C or a signal asks the run to end")
     resume: str | None = option(
         None, "go on from this checkpoint, or from this model's latest in OUTDIR/models, if any",
@@ -173,7 +164,7 @@ class TrainingOptions:
     accumulate: int = option(
         1,
         "split each batch into N parts that go through the model one after the other, where memory "
-        "is short", positive_int, fixed=True)
+        "is short", cli.positive_int, fixed=True)
     checkpoint_activations: bool = option(
         False, "compute the encoder's activations twice instead of storing them")
     compile: bool = option(False, "compile the training step (minutes, once per run)")
@@ -181,7 +172,7 @@ class TrainingOptions:
         "off",
         "keep decoded images and labels, in shared memory or in OUTDIR/cache, so that nothing is "
         "decoded twice", choices=("ram", "disk", "off"))
-    seed: int = option(0, "of all random draws", seed, fixed=True)
+    seed: int = option(0, "of all random draws", cli.seed, fixed=True)
     tensorboard: bool = option(True, "write TensorBoard scalars")
 
 
@@ -189,7 +180,7 @@ class TrainingOptions:
 class ValidationOptions:
     """How train.py validates."""
 
-    val_batch_size: int = option(16, "pairs read at a time", positive_int)
+    val_batch_size: int = option(16, "pairs read at a time", cli.positive_int)
     tta: bool = option(False, "average six flipped and turned views", fixed=True)
     load_from: Path | None = option(None, "evaluate this checkpoint and return")
     save_mask: bool = option(
@@ -203,7 +194,7 @@ class EnsembleOptions:
     checkpoints: tuple[Path, ...] | None = option(
         None, "checkpoints, of this project or of the published implementation", nargs="+",
         shown="the best of every run in OUTDIR/models")
-    test_batch_size: int = option(16, "pairs read at a time", positive_int)
+    test_batch_size: int = option(16, "pairs read at a time", cli.positive_int)
     compile: str = option(
         "auto",
         "compile the models, a minute per model; auto does so on a GPU for many pairs of one size",
@@ -226,10 +217,10 @@ class RunOptions:
         "auto", "number format of forward passes; auto takes bf16 where the hardware has it",
         choices=("auto", "bf16", "fp16", "off"), fixed=True)
     workers: int | None = option(
-        None, "reader processes per GPU", natural,
+        None, "reader processes per GPU", cli.natural,
         shown="its share of the cores, at most 8; 1 on a CPU")
     nproc: int | None = option(
-        None, "processes on this machine", positive_int,
+        None, "processes on this machine", cli.positive_int,
         shown="one per visible GPU, 1 without; torchrun decides by itself")
     debug: bool = option(False, "show the traceback of an error")
 
@@ -267,7 +258,7 @@ class TrainConfig(
         return {name: _plain(getattr(self, name)) for name in FIXED_OPTIONS}
 
 
-FIXED_OPTIONS = tuple(field.name for field in fields(TrainConfig) if is_fixed(field))
+FIXED_OPTIONS = tuple(field.name for field in fields(TrainConfig) if cli.is_fixed(field))
 
 
 def _plain(value: Any) -> Any:
@@ -285,7 +276,7 @@ class LabelConfig(RunOptions, EnsembleOptions, SplitConfig, DataConfig):
         "hard: each model votes for the class that both dates agree on; soft: the models' mean "
         "probabilities decide", choices=("hard", "soft"))
     min_confidence: float = option(
-        0.0, "probability, 0 to 1, below which a soft vote leaves a pixel unlabelled", fraction,
+        0.0, "probability, 0 to 1, below which a soft vote leaves a pixel unlabelled", cli.fraction,
         shown="0")
     tta: bool = option(True, "average six flipped and turned views per model")
 
@@ -309,7 +300,7 @@ class TestConfig(RunOptions, EnsembleOptions, SplitConfig, DataConfig):
     tta: bool = option(False, "average six flipped and turned views")
     time_limit: float | None = option(
         None, "drop views when the whole script would take longer (the challenge allowed 400 s)",
-        positive_float, metavar="SECONDS")
+        cli.positive_float, metavar="SECONDS")
 
     @property
     def split_options(self) -> SplitOptions | None:
@@ -324,6 +315,6 @@ class TestConfig(RunOptions, EnsembleOptions, SplitConfig, DataConfig):
 def add_processes_arg(group: argparse._ArgumentGroup, what: str) -> None:
     """Add ``--workers`` to a tool's group; ``what`` says what the processes are for."""
     group.add_argument(
-        "--workers", type=positive_int, default=usable_cores(), metavar="N",
+        "--workers", type=cli.positive_int, default=usable_cores(), metavar="N",
         help=f"processes {what} (default: cores, 8 at the most)",
     )

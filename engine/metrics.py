@@ -152,13 +152,9 @@ def compute_scores(
     the IoU of *changed* are 0. mIoU and SeK after Yang et al. (TGRS 2021, section V.A) and the
     SenseEarth 2020 rules, F_scd after Ding et al. (TGRS 2022); ``docs/metrics.md`` has them all.
 
-    Args:
-        labelled: (..., K) float64, pixels the label gives each entry (sums of the matrix's rows).
-        predicted: (..., K), pixels the prediction gives each entry (sums of its columns).
-        right: (..., K), pixels where both agree (its diagonal). Index 0 = unchanged.
-
-    Returns:
-        The fields of `Metrics`: ``class_iou`` (..., K), the others (...).
+    Sums over each of K entries, index 0 = unchanged, in float64 (..., K): ``labelled`` over the
+    rows, ``predicted`` over the columns, ``right`` of the diagonal. Returns the fields of
+    `Metrics`: ``class_iou`` (..., K), the others (...).
     """
     total = labelled.sum(-1)
     both_unchanged = right[..., 0]

@@ -4,14 +4,13 @@ OUTDIR/models holds ``<model>_<backbone>_<score>.pth`` and ``…_latest.pth``, O
 ``options.json``, ``metrics.csv`` and TensorBoard's files.
 """
 
-import contextlib
 import csv
 import io
 import secrets
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,7 @@ class Run:
     """The files of one training run, which process 0 alone writes.
 
     ``name`` is of no other run, ``saved`` the checkpoint to go on from until it is taken (None for
-    a new run), ``best`` the path of the best so far or None.
+    a new run), ``best`` the path of the best so far or None, ``tensorboard`` None where not wanted.
 
     Raises:
         CheckpointError, OptionError: the file to resume from cannot be used, or is of another run.
@@ -57,7 +56,7 @@ class Run:
         self.name = self.saved.info["run"] if self.saved else broadcast(own_name)
         self.best = self._find_best()
         self._log_folder = config.outdir / "logs" / self.name
-        self._tensorboard: SummaryWriter | None = None
+        self.tensorboard: SummaryWriter | None = None
 
     def _find_saved(self, resume: str | None) -> Checkpoint | None:
         path = self.latest if resume == "auto" else resume and Path(resume)
@@ -89,11 +88,6 @@ class Run:
             )
         return path if found else None
 
-    def take_saved(self) -> Checkpoint | None:
-        """Return the checkpoint to go on from and forget it: it is as large as the model."""
-        saved, self.saved = self.saved, None
-        return saved
-
     def start_log(self, config: TrainConfig) -> None:
         """Write down the options, and open TensorBoard's file where it is wanted."""
         if is_main():
@@ -102,17 +96,12 @@ class Run:
             if config.tensorboard:
                 _silence_writer_thread()
                 with _named_errors(self._log_folder):
-                    self._tensorboard = SummaryWriter(log_dir=str(self._log_folder))
-
-    @property
-    def shows_images(self) -> bool:
-        """Whether `log_image` leads anywhere."""
-        return self._tensorboard is not None
+                    self.tensorboard = SummaryWriter(log_dir=str(self._log_folder))
 
     def log_image(self, image: np.ndarray, epoch: int) -> None:
         """Show a picture of validation pairs, (H, W, 3) uint8, beside an epoch's scalars."""
         with _named_errors(self._log_folder):
-            self._tensorboard.add_image("validation", image, epoch, dataformats="HWC")
+            self.tensorboard.add_image("validation", image, epoch, dataformats="HWC")
 
     def log_epochs(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write the rows of all epochs so far; ``epoch`` is a number, the rest are scalars."""
@@ -123,12 +112,12 @@ class Run:
         writer.writeheader()
         writer.writerows(rows)
         write_text(self._log_folder / "metrics.csv", text.getvalue())
-        if self._tensorboard:
+        if self.tensorboard:
             with _named_errors(self._log_folder):
                 for name, value in rows[-1].items():
                     if name != "epoch":
-                        self._tensorboard.add_scalar(name, value, rows[-1]["epoch"])
-                self._tensorboard.flush()
+                        self.tensorboard.add_scalar(name, value, rows[-1]["epoch"])
+                self.tensorboard.flush()
 
     def save_latest(self, state: dict[str, Any]) -> None:
         """Replace the checkpoint to resume from; it remembers which file is the best."""
@@ -156,9 +145,9 @@ class Run:
 
     def close(self) -> None:
         """Close TensorBoard's file."""
-        if self._tensorboard:
+        if self.tensorboard:
             with _named_errors(self._log_folder):
-                self._tensorboard.close()
+                self.tensorboard.close()
 
 
 def check_resumable(
@@ -197,7 +186,7 @@ def check_resumable(
 
 
 def _is_of(path: Path, run: str) -> bool:
-    with contextlib.suppress(CheckpointError):  # not what a save of this project leaves
+    with suppress(CheckpointError):  # not what a save of this project leaves
         return open_checkpoint(path).info.get("run") == run
     return False
 

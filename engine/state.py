@@ -1,6 +1,6 @@
 """Everything that changes while a model trains, and its way to a checkpoint and back."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -78,7 +78,7 @@ class TrainState:
         Raises:
             OptionError, CheckpointError: options, data and weights to start from do not fit.
         """
-        saved = run.take_saved()
+        saved, run.saved = run.saved, None  # forgotten: it is as large as the model
         weights = _class_weights(config, data.task)
         model_config = _model_config(config, data, saved)
         run.identity["config"] = model_config.to_dict()
@@ -102,8 +102,8 @@ class TrainState:
                 state.load_dict(saved.info["training"])
             except (KeyError, TypeError, ValueError, RuntimeError) as error:
                 raise CheckpointError(
-                    f"{saved.path}: its training state does not fit this run ({first_line(error)}); "
-                    "start anew or resume from another file"
+                    f"{saved.path}: its training state does not fit this run "
+                    f"({first_line(error)}); start anew or resume from another file"
                 ) from error
             place = f"in epoch {state.epoch} of {config.epochs}, after step {state.step}"
             finished = state.validated and state.epoch >= config.epochs
@@ -146,25 +146,22 @@ class TrainState:
         self.model.eval()
         return means
 
-    def end_epoch(self, row: dict[str, Any], scores: AnyMetrics) -> bool:
-        """Remember an epoch's log row and scores; tell whether they rank best so far."""
-        self.validated = True
+    def end_epoch(
+        self,
+        scores: AnyMetrics,
+        losses: dict[str, float],
+        class_names: Sequence[str],
+        seconds: dict[str, float],
+    ) -> bool:
+        """Add an epoch's row of metrics.csv; tell whether its scores rank best so far."""
+        row = {"epoch": self.epoch} | {f"loss_{name}": value for name, value in losses.items()}
+        row |= scores.to_row(class_names) | {"lr": self.optimizer.param_groups[0]["lr"]} | seconds
         self.rows.append(row)
+        self.validated = True
         if self.best is not None and scores.rank <= self.best.rank:
             return False
         self.best = scores
         return True
-
-    def row(
-        self, losses: dict[str, float], scores: AnyMetrics, class_names: Iterable[str]
-    ) -> dict[str, Any]:
-        """Return an epoch's row of metrics.csv: losses, scores as fractions, rate."""
-        return {
-            "epoch": self.epoch,
-            **{f"loss_{name}": value for name, value in losses.items()},
-            **scores.to_row(class_names),
-            "lr": self.optimizer.param_groups[0]["lr"],
-        }
 
     def weights_and_scores(self) -> dict[str, Any]:
         """Return what every checkpoint holds of the state: weights, epoch and best scores."""

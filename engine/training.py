@@ -3,8 +3,8 @@
 import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ TARGETS = ("label1", "label2", "change_mask")
 
 
 def main(config: TrainConfig, device: torch.device) -> AnyMetrics:
-    """Train, or evaluate ``load_from``, as one of the processes of a run; return the best scores."""
+    """Train, or evaluate ``load_from``, as one of a run's processes; return the best scores."""
     set_backend_options()
     data = TrainingData.open(config, device)
     if data.checkpoint:
@@ -72,22 +72,21 @@ def train(config: TrainConfig, data: TrainingData, device: torch.device) -> tupl
                         raise _interruption(stop, state, run)
             losses = state.end_training()
             train_s = time.perf_counter() - started
-            scores = evaluate(
-                predictor, _until(stop, progress(data.val_loader, f"val {place}")), data.task
-            )
+            batches = progress(data.val_loader, f"val {place}")
+            batches = takewhile(lambda _: stop.signal is None, batches)
+            scores = evaluate(predictor, batches, data.task)
             if any_rank(stop.signal is not None):
                 # These are scores of a part of the pairs; a resumed run validates the epoch anew.
                 run.save_latest(state.to_dict())
                 raise _interruption(stop, state, run)
             total_s = time.perf_counter() - started
             seconds = {"train_s": round(train_s, 3), "val_s": round(total_s - train_s, 3)}
-            row = state.row(losses, scores, data.task.classes.names) | seconds
-            is_best = state.end_epoch(row, scores)
+            is_best = state.end_epoch(scores, losses, data.task.classes.names, seconds)
             run.log_epochs(state.rows)
             if is_best:
                 run.save_best(state.weights_and_scores(), scores.rank)
             run.save_latest(state.to_dict())
-            if run.shows_images:
+            if run.tensorboard:
                 picture = panel(predictor, data.val_loader.dataset, data.task)
                 run.log_image(picture, state.epoch)
             print0(
@@ -132,14 +131,6 @@ def training_step(state: TrainState, batch: dict[str, Any]) -> bool:
     return last_part
 
 
-def _until(stop: StopRequest, batches: Iterable[dict]) -> Iterator[dict]:
-    """Yield batches until a signal asks the run to end."""
-    for batch in batches:
-        if stop.signal is not None:
-            return
-        yield batch
-
-
 def _interruption(stop: StopRequest, state: TrainState, run: Run) -> InterruptionError:
     # The signal may have reached one process alone; all end with the same status.
     by_user = signal.SIGINT in gather(stop.signal)
@@ -163,12 +154,11 @@ def evaluate_checkpoint(
         choose_precision(config.amp, device).autocast,
     )
     folder = config.outdir / "masks" / "val"
-    batches = progress(loader, "evaluate")
     if config.save_mask:  # else test.py --split val would take these masks for its own
         begin_work(folder, data.task, {"checkpoint": str(checkpoint.path)}, overwrite=True)
     with MaskWriter(folder, data.task) if config.save_mask else nullcontext() as writer:
-        on_batch = writer.write if config.save_mask else None
-        metrics = evaluate(predictor, batches, data.task, on_batch)
+        batches = progress(loader, "evaluate")
+        metrics = evaluate(predictor, batches, data.task, writer and writer.write)
     print0(f"{checkpoint.path}\n{details(metrics, data.task.classes.names)}")
     if config.save_mask:
         print0(f"masks: {folder}")
