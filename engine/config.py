@@ -232,10 +232,8 @@ class RunOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(
-    *(RunOptions, ValidationOptions, TrainingOptions, ModelOptions, BandConfig),
-    *(SplitConfig, DataConfig),
-):
+class TrainConfig(RunOptions, ValidationOptions, TrainingOptions, ModelOptions, BandConfig,
+                  SplitConfig, DataConfig):
     """The options of train.py; an `OptionError` where some exclude each other."""
 
     def __post_init__(self) -> None:
@@ -245,13 +243,11 @@ class TrainConfig(
         if self.compile and self.checkpoint_activations:
             raise OptionError(
                 "--compile and --checkpoint-activations: compiled code chooses by itself which "
-                "activations it keeps; leave one out"
-            )
+                "activations it keeps; leave one out")
         if self.load_from and (self.bands != RGB.numbers or self.band_statistics):
             raise OptionError(
                 "--load-from: the checkpoint knows its bands and statistics; leave out --bands and "
-                "--band-statistics"
-            )
+                "--band-statistics")
 
     def fixed_options(self) -> dict[str, Any]:
         """Return the options that a resumed run must share, as plain values."""
@@ -316,5 +312,4 @@ def add_processes_arg(group: argparse._ArgumentGroup, what: str) -> None:
     """Add ``--workers`` to a tool's group; ``what`` says what the processes are for."""
     group.add_argument(
         "--workers", type=cli.positive_int, default=usable_cores(), metavar="N",
-        help=f"processes {what} (default: cores, 8 at the most)",
-    )
+        help=f"processes {what} (default: cores, 8 at the most)")

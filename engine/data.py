@@ -45,11 +45,7 @@ class TrainingData:
 
     @classmethod
     def open(cls, config: TrainConfig, device: torch.device) -> "TrainingData":
-        """Find the pairs, look at a few of them, and make the loaders.
-
-        Raises:
-            DataError, OptionError, CheckpointError: data, options and checkpoint do not fit.
-        """
+        """Find the pairs, look at a few of them, and make the loaders."""
         task = load_task(config.data_root)
         split, train_pairs, val_pairs = split_pairs(config.data_root, config.split_options)
         task = with_dates(task, train_pairs, val_pairs)

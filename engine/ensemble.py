@@ -89,8 +89,7 @@ def bands_to_read(checkpoints: Sequence[Checkpoint], image: Path) -> Bands:
     """Return the bands that an ensemble needs of every image such as this, each model some.
 
     Raises:
-        CheckpointError: a foreign checkpoint of other than three bands, of which nothing is known;
-            or some models were trained on 8 bits and some on 16.
+        CheckpointError: a foreign checkpoint of other than three bands, or of several depths.
         DataError: the image has another depth or fewer bands, or is grey and alpha where some
             models read it as RGB and others its bands.
     """

@@ -50,10 +50,7 @@ def vote_batch(
         probs = predictor(*images)
         return soft_vote(probs.semantic_probs1, probs.semantic_probs2, config.min_confidence)
     votes = [
-        hard_votes(
-            (probs.semantic_probs1.argmax(dim=1) + 1).to(torch.uint8),
-            (probs.semantic_probs2.argmax(dim=1) + 1).to(torch.uint8),
-        )
+        hard_votes(*((each.argmax(dim=1) + 1).to(torch.uint8) for each in probs[:2]))
         for probs in predictor.each_model(*images)
     ]
     return count_votes(torch.stack(votes), num_classes)

@@ -231,10 +231,7 @@ def metrics_from_dict(values: Mapping[str, Any]) -> AnyMetrics:
 
 
 class ConfusionMatrix:
-    """Counts of (label, prediction) pairs, accumulated on a device.
-
-    ``counts`` is (K, K) int64, row = label, column = prediction.
-    """
+    """Counts of pixels on a device: (K, K) int64, row = label, column = prediction."""
 
     def __init__(self, num_entries: int, device: torch.device | str = "cpu") -> None:
         self.counts = torch.zeros(num_entries, num_entries, dtype=torch.int64, device=device)

@@ -19,6 +19,9 @@ ERROR_KINDS = (
     ("missed change", (213, 94, 0)),
 )
 WRONG_CLASS, FALSE_CHANGE, MISSED_CHANGE = 2, 3, 4
+TITLES = ("image 1", "image 2", "label 1", "label 2", "prediction 1", "prediction 2")
+CHANGE_TITLES = ("image 1", "image 2", "label", "prediction")
+SHOWN_PAIRS = 6
 
 
 def error_map(prediction: np.ndarray, label: np.ndarray) -> np.ndarray:
@@ -38,11 +41,6 @@ def error_map(prediction: np.ndarray, label: np.ndarray) -> np.ndarray:
 def draw_errors(kinds: np.ndarray) -> np.ndarray:
     """Colour a map of error kinds: (H, W) uint8 → (H, W, 3) uint8."""
     return np.asarray([color for _, color in ERROR_KINDS], dtype=np.uint8)[kinds]
-
-
-SHOWN_PAIRS = 6
-TITLES = ("image 1", "image 2", "label 1", "label 2", "prediction 1", "prediction 2")
-CHANGE_TITLES = ("image 1", "image 2", "label", "prediction")
 
 
 def panel(

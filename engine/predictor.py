@@ -20,11 +20,9 @@ View = tuple[bool, int]
 VIEWS: tuple[View, ...] = ((False, 0), (True, 0), (True, 2), (False, 1), (False, 2), (False, 3))
 IDENTITY: tuple[View, ...] = VIEWS[:1]
 CHANGE_THRESHOLD = 0.5
-
 # On a CPU larger passes gain little (`docs/performance.md`), and one that is too large is not an
 # exception there but a killed process: 2^20 pixels take hrnet_w64 1 GB.
 CPU_PIXELS_PER_PASS = 2**20
-
 # Of the time left, kept back for the last masks and for batches that take longer than the mean.
 RESERVE = 0.05
 
@@ -171,10 +169,8 @@ def _frozen_weights(models: int) -> Iterator[None]:
     # As an option of `torch.compile` it would come too late: tracing has to know it already.
     # And with its own constants every model counts as a recompilation of the same code.
     limit = models * torch._dynamo.config.recompile_limit
-    with (
-        torch._inductor.config.patch(freezing=True),
-        torch._dynamo.config.patch(recompile_limit=limit),
-    ):
+    frozen = torch._inductor.config.patch(freezing=True)
+    with frozen, torch._dynamo.config.patch(recompile_limit=limit):
         yield
 
 

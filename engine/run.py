@@ -68,11 +68,10 @@ class Run:
             return None
         saved = open_checkpoint(path)
         check_resumable(saved, self.identity, self.options)
-        training = saved.info["training"]
-        place = (saved.info["run"], training["epoch"], training["step"])
+        place = (saved.info["run"], *(saved.info["training"][name] for name in ("epoch", "step")))
         if len(set(gather(place))) > 1:
             raise CheckpointError(
-                f"{path}: not the same file on all nodes; share it, or start again"
+                f"{path}: not the same file on all nodes; share it, or start anew"
             )
         return saved
 
@@ -83,8 +82,7 @@ class Run:
         found = broadcast(is_main() and path is not None and _is_of(path, self.name))
         if name and not found:
             print0(
-                f"warning: the best checkpoint so far, {name}, is gone; the next epoch's takes its "
-                "place"
+                f"warning: the best checkpoint so far, {name}, is gone; the next takes its place"
             )
         return path if found else None
 

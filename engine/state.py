@@ -31,17 +31,10 @@ READ_EVERY = 20  # batches between two looks at the loss; each makes the host wa
 
 
 class TrainState:
-    """Everything that changes while a model trains, and its way to a checkpoint and back.
+    """Model, optimiser, schedule, and how far they are, from the options to a checkpoint and back.
 
     The recipe is the published one: Adam, heads at ten times the encoder's rate, poly schedule over
     ``steps`` of the optimiser.
-
-    Attributes:
-        epoch: the epoch that runs or ran last, from 1.
-        step, part: optimiser steps done in it, and batches of the next.
-        validated: whether its validation is done.
-        best: the best scores so far.
-        rows: one log row per validated epoch.
     """
 
     def __init__(
@@ -64,20 +57,17 @@ class TrainState:
             if dist.size() > 1
             else model
         )
-        self.epoch, self.step, self.part, self.validated = 0, 0, 0, True
+        self.epoch, self.validated = 0, True  # that runs or ran last; whether it is validated
+        self.step, self.part = 0, 0  # optimiser steps done in it, and batches of the next step
         self.best: AnyMetrics | None = None
-        self.rows: list[dict[str, Any]] = []
+        self.rows: list[dict[str, Any]] = []  # of metrics.csv, one per validated epoch
         self.losses = LossReader()
 
     @classmethod
     def build(
         cls, config: TrainConfig, data: TrainingData, run: Run, device: torch.device
     ) -> "TrainState":
-        """Return a new state, or the one where the run to resume was left.
-
-        Raises:
-            OptionError, CheckpointError: options, data and weights to start from do not fit.
-        """
+        """Return a new state, or the one where the run to resume was left."""
         saved, run.saved = run.saved, None  # forgotten: it is as large as the model
         weights = _class_weights(config, data.task)
         model_config = _model_config(config, data, saved)
@@ -113,10 +103,7 @@ class TrainState:
         return state
 
     def begin_epoch(self) -> tuple[int, int]:
-        """Go to the next epoch, or stay in one that was interrupted.
-
-        Returns the epoch, and the batches of it that are done.
-        """
+        """Go to the next epoch, or stay in a begun one; return it and its batches that are done."""
         if self.validated:
             self.epoch, self.step, self.validated = self.epoch + 1, 0, False
             self.losses = LossReader()
