@@ -18,18 +18,8 @@ from datasets.splits import (
     SplitOptions,
     require_options_of,
 )
-from utils.cli import (
-    fraction,
-    is_fixed,
-    natural,
-    non_negative_float,
-    option,
-    options,
-    positive_float,
-    positive_int,
-    seed,
-    weight_list,
-)
+from utils import cli
+from utils.cli import option, options
 from utils.errors import OptionError
 
 REPO = Path(__file__).resolve().parents[1]
@@ -44,7 +34,7 @@ VOTING, PREDICTION = "voting", "prediction"
 
 def band_numbers(text: str) -> tuple[int, ...]:
     """Parse ``4`` as the first four bands, ``4,3,2`` as these, ``4,`` as the fourth alone."""
-    numbers = tuple(positive_int(part) for part in text.removesuffix(",").split(","))
+    numbers = tuple(cli.positive_int(part) for part in text.removesuffix(",").split(","))
     if "," not in text:
         numbers = tuple(range(1, 1 + min(numbers[0], MAX_BANDS + 1)))
     if max(numbers) > MAX_BANDS or len(set(numbers)) < len(numbers):
@@ -61,6 +51,7 @@ def usable_cores() -> int:
     return max(1, min(8, own))
 
 
+# fmt: off
 @options(DATA)
 class DataConfig:
     """Where the data is."""
@@ -68,10 +59,7 @@ class DataConfig:
     data_root: Path = option(
         DATA_ROOT,
         "folder with train/{im1,im2,label1,label2} or, for change alone, train/{im1,im2,label}, "
-        "val/…",
-        metavar="DIR",
-        shown="data/dataset",
-    )
+        "val/…", metavar="DIR", shown="data/dataset")
 
 
 @options(DATA)
@@ -79,27 +67,19 @@ class SplitConfig:
     """How training and validation pairs are divided."""
 
     split: str | None = option(
-        None,
-        "the protocol that divides the pairs",
-        choices=tuple(PROTOCOLS),
-        shown="--val-list if given, ROOT/val if it has labels, else every 10th training name",
-    )
+        None, "the protocol that divides the pairs", choices=tuple(PROTOCOLS),
+        shown="--val-list if given, ROOT/val if it has labels, else every 10th training name")
     val_list: Path | None = option(None, "lists: names of the validation pairs, one a line")
     train_list: Path | None = option(
-        None, "lists: names of the training pairs", shown="all that --val-list leaves"
-    )
+        None, "lists: names of the training pairs", shown="all that --val-list leaves")
     val_fraction: float | None = option(
-        None, "random: fraction to validate on, 0 to 1", fraction, metavar="P", shown=VAL_FRACTION
-    )
+        None, "random: fraction to validate on, 0 to 1", cli.fraction, shown=VAL_FRACTION)
     folds: int | None = option(
-        None, "k-fold: parts to make", positive_int, metavar="K", shown=FOLDS
-    )
+        None, "k-fold: parts to make", cli.positive_int, metavar="K", shown=FOLDS)
     fold: int | None = option(
-        None, "k-fold: part to validate on, 0 to K - 1; the others are trained on", natural
-    )
+        None, "k-fold: part to validate on, 0 to K - 1; the others are trained on", cli.natural)
     split_seed: int | None = option(
-        None, "random and k-fold: decides who goes where", seed, shown=SPLIT_SEED
-    )
+        None, "random and k-fold: decides who goes where", cli.seed, shown=SPLIT_SEED)
 
     def __post_init__(self) -> None:
         self.split_options  # noqa: B018  refuses what cannot be before any work is started
@@ -120,19 +100,14 @@ class BandConfig:
     bands: tuple[int, ...] = option(
         RGB.numbers,
         "how many of the files' bands to use, the first N; or the numbers of some, from 1, in that "
-        "order: 4,3,2, or 4, for the fourth alone",
-        band_numbers,
-        metavar="N|B,B,…",
-        shown="3, red, green and blue",
-        fixed=True,
-    )
+        "order: 4,3,2, or 4, for the fourth alone", band_numbers, metavar="N|B,B,…",
+        shown="3, red, green and blue", fixed=True)
     band_statistics: Path | None = option(
         None,
         "JSON with mean and standard deviation of each band of the files: check_data.py's "
         'report.json, or {"mean": […], "std": […]}',
         shown="ImageNet's for 8-bit RGB, else measured on up to 100 training pairs, or the resumed "
-        "run's",
-    )
+        "run's")
 
 
 @options(MODEL)
@@ -143,104 +118,61 @@ class ModelOptions:
     backbone: str = option(
         "hrnet_w18",
         "hrnet_w18, w30, w32, w40, w44, w48, w64, hrnet_w18_small, hrnet_w18_small_v2, or any timm "
-        "encoder",
-        metavar="NAME",
-        fixed=True,
-    )
+        "encoder", metavar="NAME", fixed=True)
     lightweight: bool = option(False, "depthwise-separable convolutions in the heads", fixed=True)
     pretrained: bool = option(
         False,
         "start from ImageNet weights: --pretrained-dir/<backbone>.{pth,safetensors}, else timm's "
-        "own",
-    )
+        "own")
     pretrained_dir: Path = option(
-        REPO / "data" / "pretrained_models",
-        "folder of ImageNet weights",
-        metavar="DIR",
-        shown="data/pretrained_models",
-    )
+        REPO / "data" / "pretrained_models", "folder of ImageNet weights", metavar="DIR",
+        shown="data/pretrained_models")
     pretrain_from: Path | None = option(
-        None, "start from the weights of this checkpoint, of the same model and backbone"
-    )
+        None, "start from the weights of this checkpoint, of the same model and backbone")
 
 
 @options(TRAINING)
 class TrainingOptions:
     """How to train."""
 
-    epochs: int = option(30, "passes", positive_int, fixed=True)
+    epochs: int = option(30, "passes", cli.positive_int, fixed=True)
     batch_size: int = option(
-        8, "pairs per optimiser step, over all GPUs together", positive_int, fixed=True
-    )
+        8, "pairs per optimiser step, over all GPUs together", cli.positive_int, fixed=True)
     lr: float = option(
-        1.5e-4,
-        "encoder's learning rate; heads take ten times it",
-        positive_float,
-        metavar="RATE",
-        shown="1.5e-4",
-        fixed=True,
-    )
+        1.5e-4, "encoder's learning rate; heads take ten times it", cli.positive_float,
+        metavar="RATE", shown="1.5e-4", fixed=True)
     weight_decay: float = option(
-        1e-4, "L2 penalty", non_negative_float, metavar="RATE", shown="1e-4", fixed=True
-    )
+        1e-4, "L2 penalty", cli.non_negative_float, shown="1e-4", fixed=True)
     class_weights: tuple[float, ...] | None = option(
-        None,
-        "weight of each class in the semantic loss",
-        weight_list,
-        metavar="W,W,…",
+        None, "weight of each class in the semantic loss", cli.weight_list,
         shown="2,1,2,2,1,1 for SECOND, ones for other class lists and with pseudo labels",
-        fixed=True,
-    )
+        fixed=True)
     crop_size: int | None = option(
-        None,
-        "train on random squares of this side",
-        positive_int,
-        metavar="PIXELS",
-        shown="whole images, all of one size",
-        fixed=True,
-    )
+        None, "train on random squares of this side", cli.positive_int, metavar="PIXELS",
+        shown="whole images, all of one size", fixed=True)
     use_pseudo_label: bool = option(
-        False, "train semantics on OUTDIR/masks/train, which label.py writes", fixed=True
-    )
+        False, "train semantics on OUTDIR/masks/train, which label.py writes", fixed=True)
     pseudo_label_root: Path | None = option(
-        None,
-        "--use-pseudo-label: other folder of masks, with im1 and im2",
-        metavar="DIR",
-        shown="OUTDIR/masks/train",
-        fixed=True,
-    )
+        None, "--use-pseudo-label: other folder of masks, with im1 and im2", metavar="DIR",
+        shown="OUTDIR/masks/train", fixed=True)
     checkpoint_every: int | None = option(
-        None,
-        "also save the state within an epoch, every so many steps",
-        positive_int,
-        metavar="STEPS",
-        shown="after each epoch, and when Ctrl-C or a signal asks the run to end",
-    )
+        None, "also save the state within an epoch, every so many steps", cli.positive_int,
+        metavar="STEPS", shown="after each epoch, and when Ctrl-C or a signal asks the run to end")
     resume: str | None = option(
-        None,
-        "go on from this checkpoint, or from this model's latest in OUTDIR/models, if any",
-        nargs="?",
-        const="auto",
-        metavar="FILE",
-    )
+        None, "go on from this checkpoint, or from this model's latest in OUTDIR/models, if any",
+        nargs="?", const="auto", metavar="FILE")
     accumulate: int = option(
         1,
         "split each batch into N parts that go through the model one after the other, where memory "
-        "is short",
-        positive_int,
-        fixed=True,
-    )
+        "is short", cli.positive_int, fixed=True)
     checkpoint_activations: bool = option(
-        False, "compute the encoder's activations twice instead of storing them"
-    )
+        False, "compute the encoder's activations twice instead of storing them")
     compile: bool = option(False, "compile the training step (minutes, once per run)")
     cache: str = option(
         "off",
         "keep decoded images and labels, in shared memory or in OUTDIR/cache, so that nothing is "
-        "decoded twice",
-        choices=("ram", "disk", "off"),
-    )
-    seed: int = option(0, "of all random draws", seed, fixed=True)
+        "decoded twice", choices=("ram", "disk", "off"))
+    seed: int = option(0, "of all random draws", cli.seed, fixed=True)
     tensorboard: bool = option(True, "write TensorBoard scalars")
 
 
@@ -248,12 +180,11 @@ class TrainingOptions:
 class ValidationOptions:
     """How train.py validates."""
 
-    val_batch_size: int = option(16, "pairs read at a time", positive_int)
+    val_batch_size: int = option(16, "pairs read at a time", cli.positive_int)
     tta: bool = option(False, "average six flipped and turned views", fixed=True)
     load_from: Path | None = option(None, "evaluate this checkpoint and return")
     save_mask: bool = option(
-        False, "write the best model's validation masks to OUTDIR/masks/val/{im1,im2}"
-    )
+        False, "write the best model's validation masks to OUTDIR/masks/val/{im1,im2}")
 
 
 @options(ENSEMBLE)
@@ -261,24 +192,17 @@ class EnsembleOptions:
     """Which models predict, and how fast."""
 
     checkpoints: tuple[Path, ...] | None = option(
-        None,
-        "checkpoints, of this project or of the published implementation",
-        nargs="+",
-        shown="the best of every run in OUTDIR/models",
-    )
-    test_batch_size: int = option(16, "pairs read at a time", positive_int)
+        None, "checkpoints, of this project or of the published implementation", nargs="+",
+        shown="the best of every run in OUTDIR/models")
+    test_batch_size: int = option(16, "pairs read at a time", cli.positive_int)
     compile: str = option(
         "auto",
         "compile the models, a minute per model; auto does so on a GPU for many pairs of one size",
-        choices=("auto", "on", "off"),
-        group=SPEED,
-    )
+        choices=("auto", "on", "off"), group=SPEED)
     overwrite: bool = option(
-        False,
-        "make all masks again",
+        False, "make all masks again",
         shown="skip those that the same checkpoints and options have made from the same files",
-        group=RESTART,
-    )
+        group=RESTART)
 
 
 @options(RUN)
@@ -287,29 +211,17 @@ class RunOptions:
 
     outdir: Path = option(OUTDIR, "where models, logs and masks go", metavar="DIR", shown="outdir")
     device: str = option(
-        "auto",
-        "auto, cpu, cuda, cuda:1, mps",
-        metavar="NAME",
-        shown="auto, CUDA if there is any, else cpu",
-    )
+        "auto", "auto, cpu, cuda, cuda:1, mps", metavar="NAME",
+        shown="auto, CUDA if there is any, else cpu")
     amp: str = option(
-        "auto",
-        "number format of forward passes; auto takes bf16 where the hardware has it",
-        choices=("auto", "bf16", "fp16", "off"),
-        fixed=True,
-    )
+        "auto", "number format of forward passes; auto takes bf16 where the hardware has it",
+        choices=("auto", "bf16", "fp16", "off"), fixed=True)
     workers: int | None = option(
-        None,
-        "reader processes per GPU",
-        natural,
-        shown="its share of the cores, at most 8; 1 on a CPU",
-    )
+        None, "reader processes per GPU", cli.natural,
+        shown="its share of the cores, at most 8; 1 on a CPU")
     nproc: int | None = option(
-        None,
-        "processes on this machine",
-        positive_int,
-        shown="one per visible GPU, 1 without; torchrun decides by itself",
-    )
+        None, "processes on this machine", cli.positive_int,
+        shown="one per visible GPU, 1 without; torchrun decides by itself")
     debug: bool = option(False, "show the traceback of an error")
 
     def reader_workers(self, device_type: str) -> int:
@@ -320,15 +232,9 @@ class RunOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(
-    *(RunOptions, ValidationOptions, TrainingOptions, ModelOptions, BandConfig),
-    *(SplitConfig, DataConfig),
-):
-    """The options of train.py.
-
-    Raises:
-        OptionError: options that exclude each other.
-    """
+class TrainConfig(RunOptions, ValidationOptions, TrainingOptions, ModelOptions, BandConfig,
+                  SplitConfig, DataConfig):
+    """The options of train.py; an `OptionError` where some exclude each other."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -337,20 +243,18 @@ class TrainConfig(
         if self.compile and self.checkpoint_activations:
             raise OptionError(
                 "--compile and --checkpoint-activations: compiled code chooses by itself which "
-                "activations it keeps; leave one out"
-            )
+                "activations it keeps; leave one out")
         if self.load_from and (self.bands != RGB.numbers or self.band_statistics):
             raise OptionError(
                 "--load-from: the checkpoint knows its bands and statistics; leave out --bands and "
-                "--band-statistics"
-            )
+                "--band-statistics")
 
     def fixed_options(self) -> dict[str, Any]:
         """Return the options that a resumed run must share, as plain values."""
         return {name: _plain(getattr(self, name)) for name in FIXED_OPTIONS}
 
 
-FIXED_OPTIONS = tuple(field.name for field in fields(TrainConfig) if is_fixed(field))
+FIXED_OPTIONS = tuple(field.name for field in fields(TrainConfig) if cli.is_fixed(field))
 
 
 def _plain(value: Any) -> Any:
@@ -361,25 +265,15 @@ def _plain(value: Any) -> Any:
 
 @options(VOTING)
 class LabelConfig(RunOptions, EnsembleOptions, SplitConfig, DataConfig):
-    """The options of label.py.
-
-    Raises:
-        OptionError: options that exclude each other.
-    """
+    """The options of label.py; an `OptionError` where some exclude each other."""
 
     vote: str = option(
         "hard",
         "hard: each model votes for the class that both dates agree on; soft: the models' mean "
-        "probabilities decide",
-        choices=("hard", "soft"),
-    )
+        "probabilities decide", choices=("hard", "soft"))
     min_confidence: float = option(
-        0.0,
-        "probability, 0 to 1, below which a soft vote leaves a pixel unlabelled",
-        fraction,
-        metavar="P",
-        shown="0",
-    )
+        0.0, "probability, 0 to 1, below which a soft vote leaves a pixel unlabelled", cli.fraction,
+        shown="0")
     tta: bool = option(True, "average six flipped and turned views per model")
 
     def __post_init__(self) -> None:
@@ -390,28 +284,19 @@ class LabelConfig(RunOptions, EnsembleOptions, SplitConfig, DataConfig):
 
 @options(PREDICTION)
 class TestConfig(RunOptions, EnsembleOptions, SplitConfig, DataConfig):
-    """The options of test.py.
-
-    Raises:
-        OptionError: options of another split.
-    """
+    """The options of test.py."""
 
     __test__ = False  # pytest takes the name for one of its own
 
     split: str = option(
         "test",
         "test: ROOT/val, the challenge's test set; val: the validation pairs of a training without "
-        "--split; a protocol: its validation pairs",
-        choices=("test", "val", *PROTOCOLS),
-        group=DATA,
-    )
+        "--split; a protocol: its validation pairs", choices=("test", "val", *PROTOCOLS),
+        group=DATA)
     tta: bool = option(False, "average six flipped and turned views")
     time_limit: float | None = option(
-        None,
-        "drop views when the whole script would take longer (the challenge allowed 400 s)",
-        positive_float,
-        metavar="SECONDS",
-    )
+        None, "drop views when the whole script would take longer (the challenge allowed 400 s)",
+        cli.positive_float, metavar="SECONDS")
 
     @property
     def split_options(self) -> SplitOptions | None:
@@ -426,9 +311,5 @@ class TestConfig(RunOptions, EnsembleOptions, SplitConfig, DataConfig):
 def add_processes_arg(group: argparse._ArgumentGroup, what: str) -> None:
     """Add ``--workers`` to a tool's group; ``what`` says what the processes are for."""
     group.add_argument(
-        "--workers",
-        type=positive_int,
-        default=usable_cores(),
-        metavar="N",
-        help=f"processes {what} (default: cores, 8 at the most)",
-    )
+        "--workers", type=cli.positive_int, default=usable_cores(), metavar="N",
+        help=f"processes {what} (default: cores, 8 at the most)")

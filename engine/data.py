@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.distributed
 from torch.utils.data import DataLoader
 
 from datasets.augment import TrainTransform
@@ -25,22 +24,15 @@ from engine.predict import unfinished
 from models.checkpoint import Checkpoint
 from utils import dist
 from utils.dist import is_main, print0
-from utils.errors import (
-    OptionError,
-)
+from utils.errors import OptionError
 
 
 @dataclass
 class TrainingData:
-    """What a run reads.
+    """What a run reads; the loaders give this process's batches.
 
-    Attributes:
-        task: what the labels are.
-        split: who trains and who validates.
-        bands: what is read from the images.
-        statistics: of the bands, where ``--band-statistics`` gives them.
-        checkpoint: that is evaluated; then there is no ``train_loader``.
-        val_loader, train_loader: this process's batches.
+    ``statistics`` are those of ``--band-statistics``. With a ``checkpoint``, which is evaluated,
+    there is no ``train_loader``.
     """
 
     task: Task
@@ -53,11 +45,7 @@ class TrainingData:
 
     @classmethod
     def open(cls, config: TrainConfig, device: torch.device) -> "TrainingData":
-        """Find the pairs, look at a few of them, and make the loaders.
-
-        Raises:
-            DataError, OptionError, CheckpointError: data, options and checkpoint do not fit.
-        """
+        """Find the pairs, look at a few of them, and make the loaders."""
         task = load_task(config.data_root)
         split, train_pairs, val_pairs = split_pairs(config.data_root, config.split_options)
         task = with_dates(task, train_pairs, val_pairs)
@@ -77,7 +65,11 @@ class TrainingData:
         if config.band_statistics:  # before anything takes long: a mistyped name costs no minutes
             statistics = read_statistics(config.band_statistics, bands)
         if is_main():
-            _check_quickly(train_pairs, task, bands)
+            started = time.perf_counter()
+            warnings = quick_check(train_pairs, task, bands)
+            for warning in warnings:
+                print(f"warning: {warning}; see tools/check_data.py", file=sys.stderr)
+            print(f"data: {len(warnings)} warnings ({time.perf_counter() - started:.1f} s)")
         # A single pass decodes nothing twice.
         cache = "off" if config.load_from else config.cache
         reader = make_reader(cache, config.outdir, val_pairs, task, bands=bands)
@@ -91,14 +83,6 @@ class TrainingData:
         if not checkpoint:
             data.train_loader = _open_train_loader(config, data, train_pairs, device)
         return data
-
-
-def _check_quickly(pairs: list[Pair], task: Task, bands: Bands) -> None:
-    started = time.perf_counter()
-    warnings = quick_check(pairs, task, bands)
-    for warning in warnings:
-        print(f"warning: {warning}; see tools/check_data.py", file=sys.stderr)
-    print(f"data: {len(warnings)} warnings ({time.perf_counter() - started:.1f} s)")
 
 
 def _open_train_loader(
@@ -145,11 +129,7 @@ def _find_pseudo_masks(config: TrainConfig, task: Task, pairs: list[Pair]) -> Pa
 
 
 def _pairs_per_pass(config: TrainConfig, pairs: int) -> int:
-    """Return how many pairs each process takes per forward pass.
-
-    Raises:
-        OptionError: the batch cannot be divided equally, or there are too few pairs.
-    """
+    """Return how many pairs each process takes per forward pass."""
     parts = config.accumulate * dist.size()
     if config.batch_size % parts:
         raise OptionError(

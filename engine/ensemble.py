@@ -30,9 +30,7 @@ def find_best_checkpoints(folder: Path) -> list[Checkpoint]:
     """Open the best checkpoint of every run in ``outdir/models``, sorted by name.
 
     A run removes its older best by itself; where a killed run left two, the higher score counts.
-
-    Raises:
-        CheckpointError: there is none, or one cannot be read.
+    Raises a `CheckpointError` where there is none, or one cannot be read.
     """
     best: dict[str, Checkpoint] = {}
     for path in sorted(Path(folder).glob("*.pth")) + sorted(Path(folder).glob("*.safetensors")):
@@ -50,12 +48,9 @@ def find_best_checkpoints(folder: Path) -> list[Checkpoint]:
 
 
 def check_classes(checkpoint: Checkpoint, task: Task) -> None:
-    """Raise unless a checkpoint was trained on these classes, or foreign, as many.
+    """Raise a `CheckpointError` unless a checkpoint has these classes, or foreign, as many.
 
     Of change masks the names mean nothing.
-
-    Raises:
-        CheckpointError: the classes differ, or one of both knows change alone.
     """
     found, wanted = checkpoint.config.num_classes, task.semantic_classes
     if bool(found) != bool(wanted):
@@ -94,8 +89,7 @@ def bands_to_read(checkpoints: Sequence[Checkpoint], image: Path) -> Bands:
     """Return the bands that an ensemble needs of every image such as this, each model some.
 
     Raises:
-        CheckpointError: a foreign checkpoint of other than three bands, of which nothing is known;
-            or some models were trained on 8 bits and some on 16.
+        CheckpointError: a foreign checkpoint of other than three bands, or of several depths.
         DataError: the image has another depth or fewer bands, or is grey and alpha where some
             models read it as RGB and others its bands.
     """

@@ -18,11 +18,7 @@ OPTIONS = ("vote", "min_confidence", "tta", "compile")  # that decide the masks
 
 
 def label(config: LabelConfig, device: torch.device) -> "Coverage":
-    """Write pseudo masks for ROOT/train as one of the processes; return what was labelled.
-
-    Raises:
-        UserError: whatever a user can cause.
-    """
+    """Write pseudo masks for ROOT/train as one of the processes; return what was labelled."""
     task = load_task(config.data_root)
     pairs = index_voted_pairs(config.data_root, task)
     # The masks are for a student that validates on these.
@@ -54,38 +50,24 @@ def vote_batch(
         probs = predictor(*images)
         return soft_vote(probs.semantic_probs1, probs.semantic_probs2, config.min_confidence)
     votes = [
-        hard_votes(
-            (probs.semantic_probs1.argmax(dim=1) + 1).to(torch.uint8),
-            (probs.semantic_probs2.argmax(dim=1) + 1).to(torch.uint8),
-        )
+        hard_votes(*((each.argmax(dim=1) + 1).to(torch.uint8) for each in probs[:2]))
         for probs in predictor.each_model(*images)
     ]
     return count_votes(torch.stack(votes), num_classes)
 
 
 def hard_votes(class_maps1: torch.Tensor, class_maps2: torch.Tensor) -> torch.Tensor:
-    """Return a model's vote: the class both dates agree on, else abstention.
+    """Return a model's vote: the class 1..C that it sees at both dates, else 0, abstention.
 
     An unchanged pixel has one class at both dates, so a model that sees two does not know.
-
-    Args:
-        class_maps1, class_maps2: (…) integer, class 1..C that a model sees at each date.
-
-    Returns:
-        (…), 1..C, or 0 where the model abstains.
     """
     return torch.where(class_maps1 == class_maps2, class_maps1, ABSTAIN)
 
 
 def count_votes(votes: torch.Tensor, num_classes: int) -> torch.Tensor:
-    """Return the winner of a vote: abstention counts like a class, ties go to the lower index.
+    """Return the winner of M votes: (M, …) integer, 0..C → (…) uint8, 0..C.
 
-    Args:
-        votes: (M, …) integer, 0..C.
-        num_classes: C.
-
-    Returns:
-        (…) uint8, 0..C.
+    Abstention counts like a class, ties go to the lower index.
     """
     entries = num_classes + 1
     # No two ranks are equal: which of equals `argmax` takes depends on the device.
@@ -96,14 +78,9 @@ def count_votes(votes: torch.Tensor, num_classes: int) -> torch.Tensor:
 def soft_vote(
     semantic_probs1: torch.Tensor, semantic_probs2: torch.Tensor, min_confidence: float
 ) -> torch.Tensor:
-    """Return the likeliest class of an unchanged pixel, or 0 below a confidence.
+    """Return the likeliest class of unchanged pixels: (N, C, H, W) twice → (N, H, W) uint8, 0..C.
 
-    Args:
-        semantic_probs1, semantic_probs2: (N, C, H, W) class probabilities at each date.
-        min_confidence: the mean probability of both dates a class needs, 0..1.
-
-    Returns:
-        (N, H, W) uint8, 0..C.
+    It is 0 where the mean probability of both dates is below ``min_confidence``.
     """
     confidence, winner = ((semantic_probs1 + semantic_probs2) / 2).max(dim=1)
     return torch.where(confidence >= min_confidence, winner + 1, ABSTAIN).to(torch.uint8)
@@ -115,16 +92,13 @@ def merge_labels(label: torch.Tensor, vote: torch.Tensor) -> torch.Tensor:
 
 
 class Coverage:
-    """Counts what was labelled: by the ground truth, by the vote, or not at all.
+    """Counts the pixels of both dates per class, (C + 1,) int64, 0 = none.
 
-    Attributes:
-        labelled: (C + 1,) int64, pixels of both dates per class in the ground truth, 0 = none.
-        voted: (C + 1,) int64, the others per voted class, 0 = left unlabelled.
+    ``labelled`` are those of the ground truth, ``voted`` those of the vote where that has none.
     """
 
     def __init__(self, num_classes: int) -> None:
-        self.labelled = torch.zeros(num_classes + 1, dtype=torch.int64)
-        self.voted = torch.zeros(num_classes + 1, dtype=torch.int64)
+        self.labelled, self.voted = torch.zeros(2, num_classes + 1, dtype=torch.int64)
 
     def update(self, label1: torch.Tensor, label2: torch.Tensor, vote: torch.Tensor) -> None:
         """Add a batch of (N, H, W) maps; ``vote`` counts where a label is 0."""

@@ -17,8 +17,8 @@ EVERYWHERE = ("line", "runs", "charts", "tiles")
 def _score(title: str, shown: Sequence[str] = (), of_classes: bool = False) -> Any:
     """Describe a score: its title, and where it is ``shown`` among the few that are compared.
 
-    What follows from the classes is another figure of one date's labels than of both, and files
-    name it ``<score>_date1`` or ``<score>_date2``.
+    What follows from the classes is another figure of one date's labels than of both; files name
+    it ``<score>_date1`` or ``<score>_date2``.
     """
     return field(metadata={"title": title, "shown": shown, "of_classes": of_classes})
 
@@ -105,10 +105,7 @@ RANKS = {
 
 
 def titles(kind: type[AnyMetrics], shown: str = "", date: int | None = None) -> dict[str, str]:
-    """Return the titles of scores, or of those ``shown`` in one place, by their names in files.
-
-    ``date`` is the only one that has labels; None for both.
-    """
+    """Return the titles of scores, or of those ``shown`` in one place, by their names in files."""
     found = {}
     for each in fields(kind):
         if "title" in each.metadata and (not shown or shown in each.metadata["shown"]):
@@ -120,12 +117,9 @@ def titles(kind: type[AnyMetrics], shown: str = "", date: int | None = None) -> 
 
 def column_titles(columns: Collection[str], shown: str = "") -> dict[str, str]:
     """Return `titles` of the kinds of scores that the columns of a ``metrics.csv`` are of."""
-    found = {}
     kinds = ((Metrics, None), (Metrics, 1), (Metrics, 2), (ChangeMetrics, None))
-    for rank, (kind, date) in zip(RANKS, kinds, strict=True):
-        if rank in columns:
-            found |= titles(kind, shown, date)
-    return found or titles(Metrics, shown)
+    found = [kind for rank, kind in zip(RANKS, kinds, strict=True) if rank in columns]
+    return {k: v for kind, date in found or kinds[:1] for k, v in titles(kind, shown, date).items()}
 
 
 def summary(metrics: AnyMetrics) -> str:
@@ -154,21 +148,13 @@ def compute_scores(
 ) -> dict[str, torch.Tensor]:
     """Compute all scores of any stack of confusion matrices; no score needs more than these sums.
 
-    Every ratio with an empty denominator is defined as 0, so that nothing is NaN; a set without
-    any change in labels and predictions therefore has SeK 0 and IoU of *changed* 0.
+    A ratio with an empty denominator is 0: without any change in labels and predictions, SeK and
+    the IoU of *changed* are 0. mIoU and SeK after Yang et al. (TGRS 2021, section V.A) and the
+    SenseEarth 2020 rules, F_scd after Ding et al. (TGRS 2022); ``docs/metrics.md`` has them all.
 
-    Formulas: mIoU and SeK after Yang et al., "Asymmetric Siamese Networks for Semantic Change
-    Detection in Aerial Images" (TGRS 2021, section V.A) and the SenseEarth 2020 rules; F_scd after
-    Ding et al., "Bi-Temporal Semantic Reasoning for the SCD of HR RS Images" (TGRS 2022).
-    ``docs/metrics.md`` writes them out.
-
-    Args:
-        labelled: (..., K) float64, pixels the label gives each entry (sums of the matrix's rows).
-        predicted: (..., K), pixels the prediction gives each entry (sums of its columns).
-        right: (..., K), pixels where both agree (its diagonal). Index 0 = unchanged.
-
-    Returns:
-        The fields of `Metrics`: ``class_iou`` (..., K), the others (...).
+    Sums over each of K entries, index 0 = unchanged, in float64 (..., K): ``labelled`` over the
+    rows, ``predicted`` over the columns, ``right`` of the diagonal. Returns the fields of
+    `Metrics`: ``class_iou`` (..., K), the others (...).
     """
     total = labelled.sum(-1)
     both_unchanged = right[..., 0]
@@ -220,11 +206,9 @@ def _ratio(numerator: torch.Tensor, denominator: torch.Tensor) -> torch.Tensor:
 
 
 def compute_metrics(counts: torch.Tensor, date: int | None = None) -> Metrics:
-    """Compute all scores from a confusion matrix.
+    """Compute all scores from a (K, K) confusion matrix, row = label, index 0 = unchanged.
 
-    Args:
-        counts: (K, K) non-negative, row = label, column = prediction, index 0 = unchanged.
-        date: the only date they are of; None for both.
+    ``date`` is the only date it is of; None for both.
     """
     counts = counts.detach().cpu().double()
     scores = compute_scores(counts.sum(1), counts.sum(0), counts.diagonal())
@@ -247,10 +231,7 @@ def metrics_from_dict(values: Mapping[str, Any]) -> AnyMetrics:
 
 
 class ConfusionMatrix:
-    """Counts of (label, prediction) pairs, accumulated on a device.
-
-    ``counts`` is (K, K) int64, row = label, column = prediction.
-    """
+    """Counts of pixels on a device: (K, K) int64, row = label, column = prediction."""
 
     def __init__(self, num_entries: int, device: torch.device | str = "cpu") -> None:
         self.counts = torch.zeros(num_entries, num_entries, dtype=torch.int64, device=device)
@@ -267,12 +248,8 @@ class ConfusionMatrix:
 class LabelCounts:
     """Confusion matrices of all that has labels: of each date, or of the change masks.
 
-    Args:
-        num_classes: C, *unchanged* not counted; 1 stands for change masks without classes.
-        device: where the pixels are counted.
-
-    Attributes:
-        matrices: by the key of the labels in a batch, in the order of a model's maps.
+    ``num_classes`` leaves out *unchanged*; 1 stands for change masks without classes. ``matrices``
+    go by the key of the labels in a batch, in the order of a model's maps.
     """
 
     def __init__(self, num_classes: int, device: torch.device | str = "cpu") -> None:
@@ -291,10 +268,7 @@ class LabelCounts:
 
 
 def score_labels(stack: torch.Tensor) -> AnyMetrics | None:
-    """Compute the scores of `LabelCounts.stack`; None where nothing has labels.
-
-    Where one date alone has labels, the scores are of that date and say so.
-    """
+    """Compute the scores of `LabelCounts.stack`: of the dates with labels; None without any."""
     labelled = stack.flatten(1).any(1).tolist()
     if not any(labelled):
         return None

@@ -19,13 +19,15 @@ ERROR_KINDS = (
     ("missed change", (213, 94, 0)),
 )
 WRONG_CLASS, FALSE_CHANGE, MISSED_CHANGE = 2, 3, 4
+TITLES = ("image 1", "image 2", "label 1", "label 2", "prediction 1", "prediction 2")
+CHANGE_TITLES = ("image 1", "image 2", "label", "prediction")
+SHOWN_PAIRS = 6
 
 
 def error_map(prediction: np.ndarray, label: np.ndarray) -> np.ndarray:
     """Compare the maps of one date, (H, W) uint8, 0 = unchanged; return indices of `ERROR_KINDS`.
 
-    Raises:
-        ValueError: the shapes differ.
+    A `ValueError` where the shapes differ.
     """
     if prediction.shape != label.shape:
         raise ValueError(f"prediction {prediction.shape} and label {label.shape} differ")
@@ -41,28 +43,16 @@ def draw_errors(kinds: np.ndarray) -> np.ndarray:
     return np.asarray([color for _, color in ERROR_KINDS], dtype=np.uint8)[kinds]
 
 
-SHOWN_PAIRS = 6
-TITLES = ("image 1", "image 2", "label 1", "label 2", "prediction 1", "prediction 2")
-CHANGE_TITLES = ("image 1", "image 2", "label", "prediction")
-
-
 def panel(
     predictor: Callable[..., Probabilities],
     dataset: Sequence[Mapping[str, Any]],
     task: Task,
     cell: int = 160,
 ) -> np.ndarray:
-    """Draw a row for each of a few pairs: images, labels, predictions, and where these are wrong.
+    """Draw a few pairs, the same at every call: images, labels, predictions, where these are wrong.
 
-    Args:
-        predictor: takes the images of both dates, (1, bands, H, W).
-        dataset: samples as `datasets.dataset` gives them; any labels may be absent. The pairs
-            shown are the same at every call.
-        task: what the labels are.
-        cell: side of a picture in pixels.
-
-    Returns:
-        (height, width, 3) uint8.
+    ``predictor`` takes the images of both dates, (1, bands, H, W); ``dataset`` holds samples, any
+    labels of which may be absent; ``cell`` is a picture's side. Returns (height, width, 3) uint8.
     """
     shown = min(len(dataset), SHOWN_PAIRS)
     samples = [dataset[i * len(dataset) // shown] for i in range(shown)]

@@ -5,6 +5,7 @@ import json
 from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,23 +37,14 @@ MAX_PENDING = 32  # pairs that wait in memory before the caller has to wait
 
 @dataclass(frozen=True)
 class Job:
-    """What an ensemble is to do.
+    """What an ensemble is to do."""
 
-    Attributes:
-        doing: in a word, for the first line.
-        task: what the labels are.
-        pairs: to predict.
-        unseen: ids of pairs that no model should have been trained on.
-        folder: of the masks.
-        options: names of the options that decide the masks, beside the number format.
-    """
-
-    doing: str
+    doing: str  # in a word, for the first line
     task: Task
     pairs: Sequence[Pair]
-    unseen: Sequence[str]
-    folder: Path
-    options: Sequence[str]
+    unseen: Sequence[str]  # ids of pairs that no model should have been trained on
+    folder: Path  # of the masks
+    options: Sequence[str]  # names of those that decide the masks, beside the number format
 
     def read_masks(self, index: int) -> list[torch.Tensor]:
         """Return the masks of a finished pair, (H, W) uint8, in the order of a model's maps."""
@@ -66,13 +58,8 @@ def open_work(
 ) -> tuple[DataLoader, Predictor]:
     """Open the ensemble and the folder of its masks; every process must call it.
 
-    Returns:
-        This process's batches of the pairs that are not finished
-        (``loader.batch_sampler.skipped``: its share of those that are), and what predicts them.
-
-    Raises:
-        UserError: checkpoints, data and options do not fit each other, or the folder cannot be
-            written.
+    The loader has this process's batches of the pairs that are not finished, and as
+    ``batch_sampler.skipped`` its share of those that are.
     """
     set_backend_options()
     task, pairs = job.task, job.pairs
@@ -110,29 +97,19 @@ def begin_work(
 ) -> list[int]:
     """Go on with the work that a folder holds, or begin another; every process must call it.
 
-    The manifest holds what decides all masks alike, and is as old as the work: masks that are older
-    are of earlier work, and those of a pair whose files have changed since are outdated. Process 0
-    decides for all, as nodes may see another state of a shared folder. Half-written masks of a
-    killed program are removed.
-
-    Args:
-        folder: of the masks.
-        task: what the labels are.
-        key: plain values.
-        overwrite: begin anew in any case.
-        pairs: to predict.
-
-    Returns:
-        The indices of the finished pairs.
-
-    Raises:
-        UserError: the folder cannot be written.
+    The manifest holds the ``key``, plain values that decide all masks alike, and is as old as the
+    work: masks that are older are of earlier work, and those of a pair whose files have changed
+    since are outdated. Process 0 decides for all, as nodes may see another state of a shared
+    folder. Half-written masks of a killed program are removed. Returns indices of finished pairs.
     """
     finished: list[int] = []
     if is_main():
         for each in (folder, *(folder / date for date in task.mask_folders)):
             remove_leftovers(each, LEFTOVER_AGE_S)
-        if overwrite or _read_manifest(folder) != key:
+        found = None
+        with suppress(FileNotFoundError, ValueError):  # ValueError: somebody's hand
+            found = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        if overwrite or found != key:
             write_json(folder / MANIFEST, key)
         else:
             start = _started(folder)
@@ -146,45 +123,33 @@ def begin_work(
 def unfinished(folder: Path, pairs: Sequence[Pair]) -> list[Pair]:
     """Return the pairs whose masks of both dates are missing or older than the manifest.
 
-    A program that was ended, or still runs, has masks of earlier work beside its own. Without a
-    manifest the masks were made elsewhere and are taken as they are: returns nothing.
+    Without a manifest the masks were made elsewhere and are taken as they are: returns nothing.
     """
     start = _started(folder)
     return [pair for pair in pairs if start and _finished(folder, IMAGE_FOLDERS, pair) < start]
 
 
 def _started(folder: Path) -> int:
-    """Return when the work in a folder began; 0 without a manifest."""
-    try:
-        return (folder / MANIFEST).stat().st_mtime_ns
-    except FileNotFoundError:
-        return 0
+    return _oldest([folder / MANIFEST])
 
 
 def _finished(folder: Path, dates: Sequence[str], pair: Pair) -> int:
-    """Return when the first of a pair's masks was written; 0 where one is missing."""
+    return _oldest([folder / date / f"{pair.name}.png" for date in dates])
+
+
+def _oldest(paths: Sequence[Path]) -> int:
+    """Return when the first of some files was written, in ns; 0 where one is missing."""
     try:
-        return min((folder / date / f"{pair.name}.png").stat().st_mtime_ns for date in dates)
+        return min(path.stat().st_mtime_ns for path in paths)
     except FileNotFoundError:
         return 0
-
-
-def _read_manifest(folder: Path) -> Any:
-    try:
-        return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):  # ValueError: somebody's hand
-        return None
 
 
 class MaskWriter:
     """A context that writes PNGs in threads, while the next batch is predicted.
 
-    Leaving it waits for all of them.
-
-    Args:
-        folder: gets ``{im1,im2}/<name>.png`` in the class colours, or ``change/<name>.png`` of 0
-            and 255. No other work may begin there meanwhile.
-        task: what the labels are.
+    The folder gets ``{im1,im2}/<name>.png`` in the class colours, or ``change/<name>.png`` of 0 and
+    255; no other work may begin there meanwhile. Leaving the context waits for all of them.
     """
 
     def __init__(self, folder: Path, task: Task) -> None:
@@ -196,8 +161,7 @@ class MaskWriter:
     def write(self, names: Sequence[str], *maps: torch.Tensor) -> None:
         """Queue a batch's maps, of both dates or of change: (N, H, W) uint8, on the CPU.
 
-        Raises:
-            UserError: an earlier mask could not be written, or other work has begun in the folder.
+        A `UserError` of an earlier mask that could not be written is raised here.
         """
         for name, *masks in zip(names, *(pred.numpy() for pred in maps), strict=True):
             self._pending.append(self._pool.submit(self._write_pair, name, masks))

@@ -20,27 +20,19 @@ View = tuple[bool, int]
 VIEWS: tuple[View, ...] = ((False, 0), (True, 0), (True, 2), (False, 1), (False, 2), (False, 3))
 IDENTITY: tuple[View, ...] = VIEWS[:1]
 CHANGE_THRESHOLD = 0.5
-
 # On a CPU larger passes gain little (`docs/performance.md`), and one that is too large is not an
 # exception there but a killed process: 2^20 pixels take hrnet_w64 1 GB.
 CPU_PIXELS_PER_PASS = 2**20
-
 # Of the time left, kept back for the last masks and for batches that take longer than the mean.
 RESERVE = 0.05
 
 
 class Probabilities(NamedTuple):
-    """What a model or an ensemble believes about N pairs, in float32.
+    """What a model or an ensemble believes about N pairs, in float32."""
 
-    Attributes:
-        semantic_probs1, semantic_probs2: (N, C, H, W), sums to 1 over C: classes at each date; None
-            of models without classes.
-        change_probs: (N, H, W), probability of *changed*.
-    """
-
-    semantic_probs1: torch.Tensor | None
+    semantic_probs1: torch.Tensor | None  # (N, C, H, W), sums to 1 over C; None without classes
     semantic_probs2: torch.Tensor | None
-    change_probs: torch.Tensor
+    change_probs: torch.Tensor  # (N, H, W), probability of *changed*
 
     def present(self) -> list[torch.Tensor]:
         """Return the probabilities there are."""
@@ -65,12 +57,8 @@ class Predictor:
     """Runs models over all views of a batch of pairs.
 
     A forward pass takes both dates of as many pairs, and these under as many views, as memory
-    allows; the number is halved when the device runs out of memory, and stays so.
-
-    Args:
-        models: models in eval mode, on one device, of one class list.
-        views: the views to average, which may be changed later; `VIEWS` for TTA.
-        autocast: makes a context for the forward passes, such as ``torch.autocast``.
+    allows; the number is halved when the device runs out of memory, and stays so. The models are in
+    eval mode, on one device and of one class list; ``views`` may be changed later.
     """
 
     def __init__(
@@ -103,12 +91,7 @@ class Predictor:
 
     @torch.inference_mode()
     def __call__(self, image1: torch.Tensor, image2: torch.Tensor) -> Probabilities:
-        """Return the mean probabilities over models and views.
-
-        Args:
-            image1: (N, bands, H, W) uint8 or uint16, the first date; any device.
-            image2: the same shape, the second date.
-        """
+        """Return the mean over models and views of two (N, bands, H, W) uint8 or uint16 images."""
         each = self.each_model(image1, image2)
         total = next(each)
         for probs in each:
@@ -186,10 +169,8 @@ def _frozen_weights(models: int) -> Iterator[None]:
     # As an option of `torch.compile` it would come too late: tracing has to know it already.
     # And with its own constants every model counts as a recompilation of the same code.
     limit = models * torch._dynamo.config.recompile_limit
-    with (
-        torch._inductor.config.patch(freezing=True),
-        torch._dynamo.config.patch(recompile_limit=limit),
-    ):
+    frozen = torch._inductor.config.patch(freezing=True)
+    with frozen, torch._dynamo.config.patch(recompile_limit=limit):
         yield
 
 
@@ -211,10 +192,9 @@ def _under(views: Sequence[View], images: torch.Tensor, size: int) -> torch.Tens
 
 
 def decode(probs: Probabilities) -> tuple[torch.Tensor, ...]:
-    """Return the predicted maps, (N, H, W) uint8.
+    """Return the predicted maps, (N, H, W) uint8, of both dates: 0 = unchanged, 1..C = class.
 
-    Those of both dates, 0 = unchanged, 1..C = class; of models without classes the one map of
-    change, 1 = changed.
+    Of models without classes it is the one map of change, 1 = changed.
     """
     changed = probs.change_probs >= CHANGE_THRESHOLD
     classes = [p.argmax(dim=1) + 1 for p in probs[:2] if p is not None]
@@ -228,19 +208,10 @@ def evaluate(
     on_batch: Callable[..., None] | None = None,
     counts: LabelCounts | None = None,
 ) -> AnyMetrics | None:
-    """Predict every pair of a loader and score it where labels exist.
+    """Predict every pair of a loader; return the scores over all processes, None without labels.
 
-    Each process brings its own share of the pairs; the counts are added up over all of them.
-
-    Args:
-        predictor: models and views.
-        batches: dicts as `datasets.loaders` makes them; any labels may be absent.
-        task: what the labels are.
-        on_batch: receives each batch's names and predicted maps, (N, H, W) uint8 on the CPU.
-        counts: those of pairs that need no prediction any more.
-
-    Returns:
-        The scores, or None when the pairs have no labels.
+    ``on_batch`` receives each batch's names and predicted maps, (N, H, W) uint8 on the CPU;
+    ``counts`` are those of pairs that need no prediction any more.
     """
     counts = counts or LabelCounts(task.num_classes, predictor.device)
     for batch in batches:
@@ -260,14 +231,9 @@ def within_time_limit(
 ) -> Iterator[dict]:
     """Pass batches on and take views from the predictor whenever the rest would end too late.
 
-    The speed is first measured by predicting the first batch once with a single view, then anew
-    after every batch, reading and writing included.
-
-    Args:
-        batches: dicts with ``image1``, ``image2`` and ``name``; the receiver predicts them.
-        predictor: loses views at the end of its list, never the first.
-        num_pairs: in all batches together.
-        deadline: reading of ``clock`` at which all must be done, in seconds.
+    The predictor loses views at the end of its list, never the first. The speed is first measured
+    by predicting the first batch once with a single view, then anew after every batch, reading and
+    writing included. ``deadline`` is a reading of ``clock``, in seconds.
     """
     wanted, done, pair_views, started = predictor.views, 0, 0, None
     for batch in batches:

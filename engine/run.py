@@ -4,14 +4,13 @@ OUTDIR/models holds ``<model>_<backbone>_<score>.pth`` and ``…_latest.pth``, O
 ``options.json``, ``metrics.csv`` and TensorBoard's files.
 """
 
-import contextlib
 import csv
 import io
 import secrets
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -29,21 +28,13 @@ from utils.tensor_files import save_checkpoint
 
 
 class Run:
-    """The files of one training run; process 0 alone writes them.
+    """The files of one training run, which process 0 alone writes.
 
-    Args:
-        config: the options.
-        task: what the labels are.
-        split: the split's plain values, as checkpoints store them.
-
-    Attributes:
-        name: no other run has it.
-        saved: the checkpoint to go on from, until it is taken; None for a new run.
-        best: path of the best checkpoint so far, or None.
+    ``name`` is of no other run, ``saved`` the checkpoint to go on from until it is taken (None for
+    a new run), ``best`` the path of the best so far or None, ``tensorboard`` None where not wanted.
 
     Raises:
-        CheckpointError: the file to resume from cannot be used.
-        OptionError: it is of another run.
+        CheckpointError, OptionError: the file to resume from cannot be used, or is of another run.
     """
 
     def __init__(self, config: TrainConfig, task: Task, split: dict[str, Any]) -> None:
@@ -65,7 +56,7 @@ class Run:
         self.name = self.saved.info["run"] if self.saved else broadcast(own_name)
         self.best = self._find_best()
         self._log_folder = config.outdir / "logs" / self.name
-        self._tensorboard: SummaryWriter | None = None
+        self.tensorboard: SummaryWriter | None = None
 
     def _find_saved(self, resume: str | None) -> Checkpoint | None:
         path = self.latest if resume == "auto" else resume and Path(resume)
@@ -77,11 +68,10 @@ class Run:
             return None
         saved = open_checkpoint(path)
         check_resumable(saved, self.identity, self.options)
-        training = saved.info["training"]
-        place = (saved.info["run"], training["epoch"], training["step"])
+        place = (saved.info["run"], *(saved.info["training"][name] for name in ("epoch", "step")))
         if len(set(gather(place))) > 1:
             raise CheckpointError(
-                f"{path}: not the same file on all nodes; share it, or start again"
+                f"{path}: not the same file on all nodes; share it, or start anew"
             )
         return saved
 
@@ -92,15 +82,9 @@ class Run:
         found = broadcast(is_main() and path is not None and _is_of(path, self.name))
         if name and not found:
             print0(
-                f"warning: the best checkpoint so far, {name}, is gone; the next epoch's takes its "
-                "place"
+                f"warning: the best checkpoint so far, {name}, is gone; the next takes its place"
             )
         return path if found else None
-
-    def take_saved(self) -> Checkpoint | None:
-        """Return the checkpoint to go on from and forget it: it is as large as the model."""
-        saved, self.saved = self.saved, None
-        return saved
 
     def start_log(self, config: TrainConfig) -> None:
         """Write down the options, and open TensorBoard's file where it is wanted."""
@@ -110,17 +94,12 @@ class Run:
             if config.tensorboard:
                 _silence_writer_thread()
                 with _named_errors(self._log_folder):
-                    self._tensorboard = SummaryWriter(log_dir=str(self._log_folder))
-
-    @property
-    def shows_images(self) -> bool:
-        """Whether `log_image` leads anywhere."""
-        return self._tensorboard is not None
+                    self.tensorboard = SummaryWriter(log_dir=str(self._log_folder))
 
     def log_image(self, image: np.ndarray, epoch: int) -> None:
         """Show a picture of validation pairs, (H, W, 3) uint8, beside an epoch's scalars."""
         with _named_errors(self._log_folder):
-            self._tensorboard.add_image("validation", image, epoch, dataformats="HWC")
+            self.tensorboard.add_image("validation", image, epoch, dataformats="HWC")
 
     def log_epochs(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write the rows of all epochs so far; ``epoch`` is a number, the rest are scalars."""
@@ -131,33 +110,32 @@ class Run:
         writer.writeheader()
         writer.writerows(rows)
         write_text(self._log_folder / "metrics.csv", text.getvalue())
-        if self._tensorboard:
+        if self.tensorboard:
             with _named_errors(self._log_folder):
                 for name, value in rows[-1].items():
                     if name != "epoch":
-                        self._tensorboard.add_scalar(name, value, rows[-1]["epoch"])
-                self._tensorboard.flush()
+                        self.tensorboard.add_scalar(name, value, rows[-1]["epoch"])
+                self.tensorboard.flush()
 
     def save_latest(self, state: dict[str, Any]) -> None:
         """Replace the checkpoint to resume from; it remembers which file is the best."""
         if is_main():
             best = self.best.name if self.best else None
-            save_checkpoint(
-                self.latest, self._whole(state) | {"options": self.options, "best_file": best}
-            )
+            own = {"run": self.name, "options": self.options, "best_file": best}
+            save_checkpoint(self.latest, self.identity | own | state)
 
     def save_best(self, state: dict[str, Any], rank: float) -> None:
         """Save a new best; this run's older one goes after the newer is safely on disk.
 
-        A file of another run is never replaced: an equal score gets a number behind it.
-
-        Args:
-            state: as `utils.tensor_files.save_checkpoint` takes it.
-            rank: score, a fraction; the file name shows it in percent.
+        The file name shows ``rank``, a fraction, in percent. A file of another run is never
+        replaced: an equal score gets a number behind it.
         """
         if is_main():
-            path = self._free_path(f"{self.prefix}_{100 * rank:.2f}")
-            save_checkpoint(path, self._whole(state))
+            stem, number = f"{self.prefix}_{100 * rank:.2f}", 2
+            path = self.folder / f"{stem}.pth"
+            while path.exists() and path != self.best and not _is_of(path, self.name):
+                path, number = self.folder / f"{stem}-{number}.pth", number + 1
+            save_checkpoint(path, self.identity | {"run": self.name, **state})
             if self.best not in (None, path):
                 self.best.unlink(missing_ok=True)
             self.best = path
@@ -165,29 +143,15 @@ class Run:
 
     def close(self) -> None:
         """Close TensorBoard's file."""
-        if self._tensorboard:
+        if self.tensorboard:
             with _named_errors(self._log_folder):
-                self._tensorboard.close()
-
-    def _whole(self, state: dict[str, Any]) -> dict[str, Any]:
-        return {**self.identity, "run": self.name, **state}
-
-    def _free_path(self, stem: str) -> Path:
-        path, number = self.folder / f"{stem}.pth", 2
-        while path.exists() and path != self.best and not _is_of(path, self.name):
-            path, number = self.folder / f"{stem}-{number}.pth", number + 1
-        return path
+                self.tensorboard.close()
 
 
 def check_resumable(
     saved: Checkpoint, identity: Mapping[str, Any], options: Mapping[str, Any]
 ) -> None:
-    """Raise unless options and data are those of the run that a checkpoint is of.
-
-    Args:
-        saved: the checkpoint.
-        identity: ``classes``, ``split`` and ``labelled_dates`` of this run.
-        options: those that must be the same.
+    """Raise unless the run that a checkpoint is of had this ``identity`` and these options.
 
     Raises:
         CheckpointError: there is no training state in it.
@@ -220,7 +184,7 @@ def check_resumable(
 
 
 def _is_of(path: Path, run: str) -> bool:
-    with contextlib.suppress(CheckpointError):  # not what a save of this project leaves
+    with suppress(CheckpointError):  # not what a save of this project leaves
         return open_checkpoint(path).info.get("run") == run
     return False
 

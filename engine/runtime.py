@@ -24,16 +24,12 @@ MIN_PAIRS_TO_COMPILE = 500  # of a process; compiling takes minutes (`docs/perfo
 class Precision:
     """The number format of forward passes; losses, softmax and scores are float32 anyway.
 
-    Attributes:
-        name: ``off``, ``bf16`` or ``fp16``.
-        dtype: what convolutions compute in, or None for float32.
-        scaler: scales the loss against underflow with fp16, and does nothing otherwise.
+    ``dtype`` is what convolutions compute in, None for float32; ``scaler`` scales the loss against
+    underflow with fp16, and does nothing otherwise.
     """
 
     def __init__(self, name: str, device: torch.device) -> None:
-        self.name = name
-        self._device_type = device.type
-        self.dtype = DTYPES.get(name)
+        self.name, self.dtype, self._device_type = name, DTYPES.get(name), device.type
         self.scaler = torch.amp.GradScaler(device.type, enabled=name == "fp16")
 
     def autocast(self) -> AbstractContextManager:
@@ -47,25 +43,17 @@ def choose_precision(name: str, device: torch.device) -> Precision:
     """Return the precision of ``--amp``.
 
     ``auto`` takes bf16 where the hardware multiplies it (GPUs from compute capability 8.0, CPUs
-    with AMX or AVX512-BF16), fp16 on older GPUs, and float32 elsewhere.
-
-    Raises:
-        OptionError: fp16 on a CPU, where it is slower than float32 and not tested.
+    with AMX or AVX512-BF16), fp16 on older GPUs, and float32 elsewhere. An `OptionError` for fp16
+    on a CPU, where it is slower than float32 and not tested.
     """
-    if name == "auto":
-        name = _best(device)
+    if name == "auto" and device.type == "cuda":
+        name = "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
+    elif name == "auto":
+        able = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+        name = "bf16" if able.get("avx512_bf16") or able.get("amx_bf16") else "off"
     if name == "fp16" and device.type == "cpu":
         raise OptionError("--amp fp16: for GPUs only; use --amp auto, bf16 or off")
     return Precision(name, device)
-
-
-def _best(device: torch.device) -> str:
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
-    if device.type == "cpu":
-        able = torch.cpu.get_capabilities()
-        return "bf16" if able.get("avx512_bf16") or able.get("amx_bf16") else "off"
-    return "off"
 
 
 def set_backend_options() -> None:
@@ -83,13 +71,10 @@ def set_backend_options() -> None:
 def build_predictor(
     checkpoints: Sequence[Checkpoint], device: torch.device, precision: Precision, tta: bool
 ) -> Predictor:
-    """Build every model of an ensemble, prepared for inference.
+    """Build every model of an ensemble, prepared for inference; errors as `Checkpoint.build`.
 
     They are of one class list and one depth; batches hold the bands of all of them, as
     `engine.ensemble.bands_to_read` tells. ``tta`` averages the six views instead of one.
-
-    Raises:
-        CheckpointError: tensors do not fill their model.
     """
     bands = union([checkpoint.config.imagery.bands for checkpoint in checkpoints])
     models = []
@@ -111,10 +96,7 @@ def compile_if_asked(predictor: Predictor, mode: str, loader: DataLoader) -> Non
     """Compile a predictor for a loader's batches, and warm it up; every process must call it.
 
     ``mode`` is ``on``, ``off``, or ``auto``: on a GPU, for many pairs of one size. Where compiling
-    fails, ``auto`` goes on without.
-
-    Raises:
-        OptionError: ``on``, and the pairs have several sizes, or compiling failed.
+    fails, ``auto`` goes on without, and ``on`` raises an `OptionError`, as for several sizes.
     """
     if mode == "off":
         return

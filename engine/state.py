@@ -1,6 +1,6 @@
 """Everything that changes while a model trains, and its way to a checkpoint and back."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,10 +23,7 @@ from models.recompute import checkpoint_activations
 from models.weights import start_model
 from utils import dist
 from utils.dist import gather, print0
-from utils.errors import (
-    NumericalError,
-    OptionError,
-)
+from utils.errors import CheckpointError, NumericalError, OptionError, first_line
 
 POLY_POWER = 0.9  # lr · (1 − step / steps)^0.9 after every step, as published
 OVERFLOWS_TO_REPORT = 4  # halvings of the loss scale within one epoch
@@ -34,22 +31,10 @@ READ_EVERY = 20  # batches between two looks at the loss; each makes the host wa
 
 
 class TrainState:
-    """Everything that changes while a model trains, and its way to a checkpoint and back.
+    """Model, optimiser, schedule, and how far they are, from the options to a checkpoint and back.
 
-    The recipe is the published one: Adam, heads at ten times the encoder's rate, poly schedule.
-
-    Args:
-        config: the options.
-        model: on the device.
-        criterion: on the device.
-        steps: optimiser steps of the whole run.
-
-    Attributes:
-        epoch: the epoch that runs or ran last, from 1.
-        step: optimiser steps done in it.
-        validated: whether its validation is done.
-        best: the best scores so far.
-        rows: one log row per validated epoch.
+    The recipe is the published one: Adam, heads at ten times the encoder's rate, poly schedule over
+    ``steps`` of the optimiser.
     """
 
     def __init__(
@@ -72,22 +57,18 @@ class TrainState:
             if dist.size() > 1
             else model
         )
-        self.epoch, self.step, self.part, self.validated = 0, 0, 0, True
+        self.epoch, self.validated = 0, True  # that runs or ran last; whether it is validated
+        self.step, self.part = 0, 0  # optimiser steps done in it, and batches of the next step
         self.best: AnyMetrics | None = None
-        self.rows: list[dict[str, Any]] = []
+        self.rows: list[dict[str, Any]] = []  # of metrics.csv, one per validated epoch
         self.losses = LossReader()
 
     @classmethod
     def build(
         cls, config: TrainConfig, data: TrainingData, run: Run, device: torch.device
     ) -> "TrainState":
-        """Return a new state, or the one where the run to resume was left.
-
-        Raises:
-            OptionError: options do not fit the data, the backbone or the run to resume.
-            CheckpointError: weights to start from cannot be used.
-        """
-        saved = run.take_saved()
+        """Return a new state, or the one where the run to resume was left."""
+        saved, run.saved = run.saved, None  # forgotten: it is as large as the model
         weights = _class_weights(config, data.task)
         model_config = _model_config(config, data, saved)
         run.identity["config"] = model_config.to_dict()
@@ -106,8 +87,14 @@ class TrainState:
         steps = config.epochs * (len(data.train_loader) // config.accumulate)
         state = cls(config, model, criterion, steps)
         if saved:
-            model.load_state_dict(saved.tensors)
-            state.load_dict(saved.info["training"])
+            saved.fill(model)
+            try:
+                state.load_dict(saved.info["training"])
+            except (KeyError, TypeError, ValueError, RuntimeError) as error:
+                raise CheckpointError(
+                    f"{saved.path}: its training state does not fit this run "
+                    f"({first_line(error)}); start anew or resume from another file"
+                ) from error
             place = f"in epoch {state.epoch} of {config.epochs}, after step {state.step}"
             finished = state.validated and state.epoch >= config.epochs
             print0(f"resuming {run.name} {'(finished already)' if finished else place}")
@@ -116,11 +103,7 @@ class TrainState:
         return state
 
     def begin_epoch(self) -> tuple[int, int]:
-        """Go to the next epoch, or stay in one that was interrupted.
-
-        Returns:
-            The epoch, and the batches of it that are done.
-        """
+        """Go to the next epoch, or stay in a begun one; return it and its batches that are done."""
         if self.validated:
             self.epoch, self.step, self.validated = self.epoch + 1, 0, False
             self.losses = LossReader()
@@ -133,8 +116,7 @@ class TrainState:
     def end_training(self) -> dict[str, float]:
         """Make the model ready for validation; return each loss term's mean over the epoch.
 
-        Raises:
-            NumericalError: a loss or a weight is no finite number.
+        A `NumericalError` where a loss or a weight is no finite number.
         """
         means = self.losses.means()
         self._require_finite_weights()
@@ -151,25 +133,22 @@ class TrainState:
         self.model.eval()
         return means
 
-    def end_epoch(self, row: dict[str, Any], scores: AnyMetrics) -> bool:
-        """Remember an epoch's log row and scores; tell whether they rank best so far."""
-        self.validated = True
+    def end_epoch(
+        self,
+        scores: AnyMetrics,
+        losses: dict[str, float],
+        class_names: Sequence[str],
+        seconds: dict[str, float],
+    ) -> bool:
+        """Add an epoch's row of metrics.csv; tell whether its scores rank best so far."""
+        row = {"epoch": self.epoch} | {f"loss_{name}": value for name, value in losses.items()}
+        row |= scores.to_row(class_names) | {"lr": self.optimizer.param_groups[0]["lr"]} | seconds
         self.rows.append(row)
+        self.validated = True
         if self.best is not None and scores.rank <= self.best.rank:
             return False
         self.best = scores
         return True
-
-    def row(
-        self, losses: dict[str, float], scores: AnyMetrics, class_names: Iterable[str]
-    ) -> dict[str, Any]:
-        """Return an epoch's row of metrics.csv: losses, scores as fractions, rate."""
-        return {
-            "epoch": self.epoch,
-            **{f"loss_{name}": value for name, value in losses.items()},
-            **scores.to_row(class_names),
-            "lr": self.optimizer.param_groups[0]["lr"],
-        }
 
     def weights_and_scores(self) -> dict[str, Any]:
         """Return what every checkpoint holds of the state: weights, epoch and best scores."""
@@ -182,8 +161,7 @@ class TrainState:
     def to_dict(self) -> dict[str, Any]:
         """Return all that a resume needs, as tensors and plain values; every process must call it.
 
-        Raises:
-            NumericalError: a loss or a weight is no finite number; such a state is none to keep.
+        A `NumericalError` where a loss or a weight is no finite number: such a state is not kept.
         """
         losses = self.losses.to_dict()
         self._require_finite_weights()
@@ -247,19 +225,14 @@ class LossReader:
     def add(self, terms: dict[str, torch.Tensor], names: list[str]) -> None:
         """Remember the terms of one batch; ``names`` are its files.
 
-        Raises:
-            NumericalError: a term of this or an earlier batch is not finite.
+        A `NumericalError` where a term of this or an earlier batch is not finite.
         """
         self._waiting.append(({key: value.detach() for key, value in terms.items()}, names))
         if len(self._waiting) >= READ_EVERY:
             self._read()
 
     def means(self) -> dict[str, float]:
-        """Return the mean of each term over all batches and processes.
-
-        Raises:
-            NumericalError: as `add`.
-        """
+        """Return the mean of each term over all batches and processes; errors as `add`."""
         self._read()
         return {name: value / self._batches for name, value in self._sums.items()}
 
@@ -305,11 +278,7 @@ def _class_weights(config: TrainConfig, task: Task) -> tuple[float, ...] | None:
 
 
 def _model_config(config: TrainConfig, data: TrainingData, saved: Checkpoint | None) -> ModelConfig:
-    """Return what to build; a resumed run keeps its bands and statistics.
-
-    Raises:
-        OptionError: the run to resume reads other bands, or knows another number of classes.
-    """
+    """Return what to build; a resumed run keeps its bands and statistics."""
     bands, classes = data.bands, data.task.semantic_classes
     if saved:
         # A class list of two entries was a model of one class before it was one of change alone.

@@ -18,11 +18,7 @@ OPTIONS = ("tta", "compile", "time_limit")  # that decide the masks
 
 
 def test(config: TestConfig, device: torch.device) -> AnyMetrics | None:
-    """Write submission masks as one of the processes; return the scores, or None without labels.
-
-    Raises:
-        UserError: whatever a user can cause.
-    """
+    """Write submission masks as one of the processes; return the scores, or None without labels."""
     started = start_time()
     deadline = started + config.time_limit if config.time_limit else None
     job = _find_pairs(config)
@@ -53,10 +49,7 @@ def test(config: TestConfig, device: torch.device) -> AnyMetrics | None:
 
 
 def _find_pairs(config: TestConfig) -> Job:
-    """Return whom to predict, and where the masks go.
-
-    Labels of another kind than those trained on are left out: masks can be had without scores.
-    """
+    """Return whom to predict, and where; labels of another kind than those trained on are left."""
     task, masks = load_task(config.data_root), config.outdir / "masks"
     if config.split_options:
         folder = masks / "val"

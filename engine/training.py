@@ -3,8 +3,8 @@
 import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,7 @@ from engine.runtime import choose_precision, set_backend_options
 from engine.state import TrainState
 from utils import dist
 from utils.dist import any_rank, gather, print0
-from utils.errors import (
-    EXIT_INTERRUPTED,
-    EXIT_PREEMPTED,
-    CheckpointError,
-    InterruptionError,
-)
+from utils.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, CheckpointError, InterruptionError
 from utils.signals import StopRequest
 from utils.text import progress
 
@@ -36,11 +31,7 @@ TARGETS = ("label1", "label2", "change_mask")
 
 
 def main(config: TrainConfig, device: torch.device) -> AnyMetrics:
-    """Train, or evaluate ``load_from``, as one of the processes of a run; return the best scores.
-
-    Raises:
-        UserError: whatever a user can cause.
-    """
+    """Train, or evaluate ``load_from``, as one of a run's processes; return the best scores."""
     set_backend_options()
     data = TrainingData.open(config, device)
     if data.checkpoint:
@@ -81,22 +72,21 @@ def train(config: TrainConfig, data: TrainingData, device: torch.device) -> tupl
                         raise _interruption(stop, state, run)
             losses = state.end_training()
             train_s = time.perf_counter() - started
-            scores = evaluate(
-                predictor, _until(stop, progress(data.val_loader, f"val {place}")), data.task
-            )
+            batches = progress(data.val_loader, f"val {place}")
+            batches = takewhile(lambda _: stop.signal is None, batches)
+            scores = evaluate(predictor, batches, data.task)
             if any_rank(stop.signal is not None):
                 # These are scores of a part of the pairs; a resumed run validates the epoch anew.
                 run.save_latest(state.to_dict())
                 raise _interruption(stop, state, run)
             total_s = time.perf_counter() - started
             seconds = {"train_s": round(train_s, 3), "val_s": round(total_s - train_s, 3)}
-            row = state.row(losses, scores, data.task.classes.names) | seconds
-            is_best = state.end_epoch(row, scores)
+            is_best = state.end_epoch(scores, losses, data.task.classes.names, seconds)
             run.log_epochs(state.rows)
             if is_best:
                 run.save_best(state.weights_and_scores(), scores.rank)
             run.save_latest(state.to_dict())
-            if run.shows_images:
+            if run.tensorboard:
                 picture = panel(predictor, data.val_loader.dataset, data.task)
                 run.log_image(picture, state.epoch)
             print0(
@@ -116,13 +106,9 @@ def train(config: TrainConfig, data: TrainingData, device: torch.device) -> tupl
 def training_step(state: TrainState, batch: dict[str, Any]) -> bool:
     """Train on one batch, without waiting for the device; tell whether the weights have changed.
 
-    Args:
-        state: steps its optimiser once per ``accumulate`` batches.
-        batch: uint8 or uint16 ``image1/image2`` (N, bands, H, W), integer ``change_mask`` and, for
-            each date with labels, ``label1/label2`` (N, H, W), and ``name``.
-
-    Raises:
-        NumericalError: a loss of this or one of the last batches is not finite.
+    The batch has uint8 or uint16 ``image1/image2`` (N, bands, H, W), integer ``change_mask`` and,
+    for each date with labels, ``label1/label2`` (N, H, W), and ``name``. A `NumericalError` where a
+    loss of this or one of the last batches is not finite.
     """
     state.part = state.part % state.accumulate + 1
     last_part = state.part == state.accumulate
@@ -143,14 +129,6 @@ def training_step(state: TrainState, batch: dict[str, Any]) -> bool:
         state.scheduler.step()
         state.step += 1
     return last_part
-
-
-def _until(stop: StopRequest, batches: Iterable[dict]) -> Iterator[dict]:
-    """Yield batches until a signal asks the run to end."""
-    for batch in batches:
-        if stop.signal is not None:
-            return
-        yield batch
 
 
 def _interruption(stop: StopRequest, state: TrainState, run: Run) -> InterruptionError:
@@ -176,12 +154,11 @@ def evaluate_checkpoint(
         choose_precision(config.amp, device).autocast,
     )
     folder = config.outdir / "masks" / "val"
-    batches = progress(loader, "evaluate")
     if config.save_mask:  # else test.py --split val would take these masks for its own
         begin_work(folder, data.task, {"checkpoint": str(checkpoint.path)}, overwrite=True)
     with MaskWriter(folder, data.task) if config.save_mask else nullcontext() as writer:
-        on_batch = writer.write if config.save_mask else None
-        metrics = evaluate(predictor, batches, data.task, on_batch)
+        batches = progress(loader, "evaluate")
+        metrics = evaluate(predictor, batches, data.task, writer and writer.write)
     print0(f"{checkpoint.path}\n{details(metrics, data.task.classes.names)}")
     if config.save_mask:
         print0(f"masks: {folder}")

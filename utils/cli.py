@@ -5,12 +5,14 @@ import contextlib
 import dataclasses
 import difflib
 import importlib
+import math
 import multiprocessing
 import os
 import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TextIO, TypeVar
 
@@ -18,13 +20,6 @@ from utils.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError, first_lin
 
 Config = TypeVar("Config")
 STARTED = "SCD_STARTED"  # in the environment: the `time.time` at which the user started the script
-
-
-class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Aligns the help texts and keeps the examples in the epilog as they are."""
-
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=30, width=100)
 
 
 class Parser(argparse.ArgumentParser):
@@ -44,9 +39,10 @@ class Parser(argparse.ArgumentParser):
 
 
 def make_parser(description: str, epilog: str = "") -> Parser:
-    """Return an empty parser with this project's layout of help texts."""
+    """Return an empty parser that aligns help texts and keeps the examples in the epilog."""
+    layout = partial(argparse.RawDescriptionHelpFormatter, max_help_position=30, width=100)
     return Parser(
-        description=description, epilog=epilog, formatter_class=HelpFormatter, allow_abbrev=False
+        description=description, epilog=epilog, formatter_class=layout, allow_abbrev=False
     )
 
 
@@ -65,13 +61,9 @@ def options(group: str) -> Callable[[type[Config]], type[Config]]:
 def option(default: Any, about: str, kind: Callable | None = None, **settings: Any) -> Any:
     """Return a dataclass field that is an option of the command line.
 
-    Args:
-        default: also shown in the help text, unless it is None, False or ``shown`` is given.
-        about: help text.
-        kind: parses the value, and names it by `METAVARS`; a path needs none.
-        settings: what ``add_argument`` takes (``metavar``, ``choices``, ``nargs``, …); ``shown``,
-            the default in words; ``fixed``, whether a resumed run must share the value; ``group``,
-            another one than the class's.
+    ``kind`` parses the value, and names it by `METAVARS`; a path needs none. ``settings`` are those
+    of ``add_argument``, and ``shown``, the default in words; ``fixed``, whether a resumed run must
+    share the value; ``group``, another one than the class's.
     """
     own = {"group": settings.pop("group")} if "group" in settings else {}
     metadata = {"about": about, "kind": kind, "settings": settings, **own}
@@ -93,15 +85,9 @@ def add_options(
 
 
 def parse(config_class: type[Config], argv: Sequence[str], about: str = "") -> Config:
-    """Return the config that a command line describes.
+    """Return the config, of fields made by `option`, that a command line describes.
 
-    Args:
-        config_class: a dataclass whose fields are made by `option`.
-        argv: the arguments.
-        about: a script's docstring: its first paragraph describes it, the rest are examples.
-
-    Raises:
-        OptionError: what the class raises about values that do not fit each other.
+    ``about`` is a script's docstring: its first paragraph describes it, the rest are examples.
     """
     description, _, epilog = about.strip().partition("\n\n")
     parser = make_parser(description, epilog)
@@ -140,16 +126,9 @@ def start(
 ) -> Any:
     """Parse a script's options and do its work in as many processes as there should be.
 
-    Args:
-        script: the script's file.
-        about: its docstring, for ``--help``.
-        config_class: its options.
-        workflow: ``"module:function"``, imported when the options are known, so that ``--help``
-            and mistakes are answered at once; takes the config and a ``torch.device``.
-        argv: the arguments; None takes those of this process.
-
-    Returns:
-        What the workflow returns; None when processes of their own did the work.
+    ``workflow`` is a ``"module:function"`` of config and device, imported when the options are
+    known, so that ``--help`` and mistakes are answered at once. Returns what it returns; None when
+    processes of their own did the work.
     """
     os.environ.setdefault(STARTED, repr(time.time()))  # before imports that take seconds
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -168,30 +147,24 @@ def start(
 def run(main: Callable[[], object]) -> None:
     """Call ``main()`` and turn what a user can cause into one line on stderr and an exit status.
 
-    Status 2 stands for an error the user can repair, such as a broken cache of torch's compiler,
-    130 for Ctrl-C, 75 for a run that saved its state because a scheduler asked it to end, and 137
-    for a run of several processes one of which was killed. With ``--debug`` on the command line the
-    traceback is shown instead.
+    Status 2 stands for an error the user can repair, 130 for Ctrl-C, 75 for a run that saved its
+    state because a scheduler asked it to end, and 137 for a run of several processes one of which
+    was killed. With ``--debug`` on the command line the traceback is shown instead.
     """
     sys.stdout = _Unbreakable(sys.stdout)
     try:
         main()
-    except UserError as error:
-        if "--debug" in sys.argv:
-            raise
-        _report(f"error: {one_line(error)}")
-        sys.exit(getattr(error, "status", EXIT_USER_ERROR))
     except KeyboardInterrupt:
         if "--debug" in sys.argv:
             raise
         _report("interrupted")
         sys.exit(EXIT_INTERRUPTED)
     except Exception as error:
-        line = _known_failure(error)
+        line = one_line(error) if isinstance(error, UserError) else _known_failure(error)
         if "--debug" in sys.argv or line is None:
             raise
         _report(f"error: {line}")
-        sys.exit(EXIT_USER_ERROR)
+        sys.exit(getattr(error, "status", EXIT_USER_ERROR))
     finally:
         _end_readers()
 
@@ -257,34 +230,25 @@ def _report(line: str) -> None:
         print(line, file=sys.stderr)
 
 
-def positive_int(text: str) -> int:
-    """Parse an integer ≥ 1."""
-    return _number(text, int, lambda value: value >= 1, "a whole number of at least 1")
+def _number(kind: type, valid: Callable[[Any], bool], expected: str) -> Callable[[str], Any]:
+    """Return a parser of numbers, which refuses others and NaN in words."""
+
+    def parse_number(text: str) -> Any:
+        with contextlib.suppress(ValueError):
+            value = kind(text)
+            if valid(value):
+                return value
+        raise argparse.ArgumentTypeError(f"{text!r} is not {expected}")
+
+    return parse_number
 
 
-def natural(text: str) -> int:
-    """Parse an integer ≥ 0."""
-    return _number(text, int, lambda value: value >= 0, "a whole number of at least 0")
-
-
-def seed(text: str) -> int:
-    """Parse an integer from 0 to 2^63 − 1, what torch takes as a seed."""
-    return _number(text, int, lambda value: 0 <= value < 2**63, "a whole number from 0 to 2^63 - 1")
-
-
-def positive_float(text: str) -> float:
-    """Parse a finite number > 0."""
-    return _number(text, float, lambda value: 0 < value < float("inf"), "a number above 0")
-
-
-def non_negative_float(text: str) -> float:
-    """Parse a finite number ≥ 0."""
-    return _number(text, float, lambda value: 0 <= value < float("inf"), "a number of at least 0")
-
-
-def fraction(text: str) -> float:
-    """Parse a number in 0..1."""
-    return _number(text, float, lambda value: 0 <= value <= 1, "a number from 0 to 1")
+positive_int = _number(int, lambda value: value >= 1, "a whole number of at least 1")
+natural = _number(int, lambda value: value >= 0, "a whole number of at least 0")
+seed = _number(int, lambda value: 0 <= value < 2**63, "a whole number from 0 to 2^63 - 1")
+positive_float = _number(float, lambda value: 0 < value < math.inf, "a number above 0")
+non_negative_float = _number(float, lambda value: 0 <= value < math.inf, "a number of at least 0")
+fraction = _number(float, lambda value: 0 <= value <= 1, "a number from 0 to 1")
 
 
 def weight_list(text: str) -> tuple[float, ...]:
@@ -292,14 +256,5 @@ def weight_list(text: str) -> tuple[float, ...]:
     return tuple(positive_float(part) for part in text.split(","))
 
 
-def _number(text: str, kind: type, valid: Callable[[Any], bool], expected: str) -> float | int:
-    try:
-        value = kind(text)
-    except ValueError:
-        value = None
-    if value is None or not valid(value):
-        raise argparse.ArgumentTypeError(f"{text!r} is not {expected}")
-    return value
-
-
 METAVARS = {positive_int: "N", natural: "N", seed: "N"}
+METAVARS |= {fraction: "P", non_negative_float: "RATE", weight_list: "W,W,…"}

@@ -41,15 +41,9 @@ PEER_GRACE_S = 3  # by then the process that failed has ended, and the launcher 
 
 
 class PeerError(UserError):
-    """Another process of this run failed, was killed, or cannot be reached any more.
+    """Another process of this run failed, was killed, or cannot be reached any more."""
 
-    Attributes:
-        status: exit status of the process.
-    """
-
-    def __init__(self, message: str, status: int = 1) -> None:
-        super().__init__(message)
-        self.status = status
+    status = 1
 
 
 def rank() -> int:
@@ -126,11 +120,8 @@ def start_time() -> float:
 def choose_device(name: str) -> torch.device:
     """Return the device of ``--device``; ``auto`` is CUDA where there is any, else the CPU.
 
-    Under a launcher a process takes the GPU of its local rank and never touches another.
-
-    Raises:
-        OptionError: no such device in this machine or in this build of torch, or more processes
-            than GPUs.
+    Under a launcher a process takes the GPU of its local rank and never touches another. An
+    `OptionError` where there is no such device, or are more processes than GPUs.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -160,32 +151,17 @@ def _own_gpu(local_rank: int) -> torch.device:
 
 
 def run_script(
-    script: str,
-    argv: list[str],
-    nproc: int | None,
-    device: str,
-    work: Callable[[torch.device], T],
+    script: str, argv: list[str], nproc: int | None, device: str, work: Callable[[torch.device], T]
 ) -> T | None:
     """Do a script's work in as many processes as there should be.
 
     Under torchrun, or in a process that `launch` started, it is this one; else ``nproc``, and
-    without that one per visible GPU.
-
-    Args:
-        script: the script's file.
-        argv: its options.
-        nproc: processes asked for, or None.
-        device: name of the device, or ``auto``.
-        work: what each process does.
-
-    Returns:
-        What ``work`` returns; None when processes of their own did it.
+    without that one per visible GPU. Returns what ``work`` returns; None when processes of their
+    own did it.
     """
-    processes = 1
-    if "RANK" not in os.environ:
-        gpus = torch.cuda.device_count() if device in ("auto", "cuda") else 0
-        processes = nproc or max(1, gpus)
-    if processes > 1:
+    gpus = torch.cuda.device_count() if device in ("auto", "cuda") else 0
+    processes = nproc or max(1, gpus)
+    if processes > 1 and "RANK" not in os.environ:
         launch(script, argv, processes)
         return None
     with joined(device) as own:
@@ -197,11 +173,7 @@ def joined(device: str) -> Iterator[torch.device]:
     """Join the processes of this run for the length of the block, and yield the own device.
 
     Under a launcher (RANK and WORLD_SIZE are set) GPUs exchange tensors over NCCL, CPUs over gloo;
-    alone nothing is started.
-
-    Raises:
-        OptionError: as `choose_device`.
-        PeerError: another process is gone.
+    alone nothing is started. A `PeerError` where another process is gone.
     """
     chosen = choose_device(device)
     if "RANK" not in os.environ:
@@ -244,8 +216,8 @@ def launch(script: str, argv: list[str], processes: int) -> None:
             logging.getLogger(name).setLevel(logging.CRITICAL)
     with tempfile.TemporaryDirectory(prefix="scd-launch-") as folder:
         options = ["--standalone", f"--nproc-per-node={processes}", f"--log-dir={folder}"]
-        options += ["--monitor-interval=0.2"]
-        options += ["--signals-to-handle=" + ",".join(n.name for n in heeded_signals())]
+        heeded = ",".join(number.name for number in heeded_signals())
+        options += ["--monitor-interval=0.2", f"--signals-to-handle={heeded}"]
         try:
             torchrun.run(torchrun.parse_args([*options, "--", str(Path(script).resolve()), *argv]))
         except ChildFailedError as error:

@@ -1,14 +1,21 @@
 """Errors a user can cause. Each carries one line: what is wrong, where, and what to do."""
 
 EXIT_USER_ERROR = 2
-
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL: "try again later", which is what a scheduler should do
-
 EXIT_INTERRUPTED = 130  # what shells report for Ctrl-C
 
 
 class UserError(Exception):
-    """Base of all errors that a user can cause and repair; scripts print it as one line."""
+    """Base of all errors that a user can cause and repair; scripts print it as one line.
+
+    ``status`` is the exit status of the process.
+    """
+
+    status = EXIT_USER_ERROR
+
+    def __init__(self, message: str = "", status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status or self.status
 
 
 class DataError(UserError):
@@ -28,34 +35,24 @@ class NumericalError(UserError):
 
 
 class InterruptionError(UserError):
-    """A signal asked a training run to end, and its state was saved.
+    """A signal asked a training run to end, and its state was saved."""
 
-    Attributes:
-        status: exit status of the process, `EXIT_INTERRUPTED` or `EXIT_PREEMPTED`.
-    """
-
-    def __init__(self, message: str, status: int = EXIT_PREEMPTED) -> None:
-        super().__init__(message)
-        self.status = status
+    status = EXIT_PREEMPTED
 
 
 def first_line(error: BaseException) -> str:
     """Return the first line that says something of an error of torch's."""
     lines = [line.strip() for line in str(error).splitlines()]
-    return next((line for line in lines if line and not line.endswith("raised:")), None) or (
-        type(error).__name__
-    )
+    said = [line for line in lines if line and not line.endswith("raised:")]
+    return said[0] if said else type(error).__name__
 
 
 def one_line(error: BaseException) -> str:
-    """Return the message of an error without the traceback that worker processes add.
+    """Return the message of an error without the traceback that data loaders' workers add.
 
-    ``torch.utils.data`` re-raises a worker's exception with the whole traceback as its message;
-    the message that was meant for the user is its last line, behind the class name.
+    Their message is a whole traceback, whose last line is what was meant, behind the class name.
     """
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    if not lines:
-        return type(error).__name__
-    if lines[0].startswith("Caught "):
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if lines and lines[0].startswith("Caught "):
         return lines[-1].split(": ", 1)[-1]
-    return " ".join(line.strip() for line in lines)
+    return " ".join(lines) or type(error).__name__

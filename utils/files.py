@@ -1,13 +1,12 @@
 """Files that are whole or absent: written under a temporary name, then renamed."""
 
-import contextlib
 import json
 import os
 import re
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from utils.errors import UserError
 
 # What `tempfile.mkstemp` makes of the prefix and suffix that `atomic_path` gives it.
 _TEMPORARY_NAME = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp")
-
 # The mask can only be read by setting it, which threads that write files must not do at once.
 _UMASK_LOCK = threading.Lock()
 
@@ -34,18 +32,15 @@ def atomic_path(path: Path, durable: bool = False) -> Iterator[Path]:
     Missing folders are made. When the block raises, the temporary file is removed and ``path``
     keeps its old content. ``durable`` flushes the file to disk before the rename, so that a power
     cut cannot leave an empty file under the final name; use it for what is costly to make again.
-
-    Raises:
-        UserError: the folder cannot be written (read-only, full, vanished).
+    A `UserError` where the folder cannot be written (read-only, full, vanished).
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
         os.close(handle)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}; free or change the folder") from (
-            error
-        )
+        reason = f"{error.strerror}; free or change the folder"
+        raise UserError(f"cannot write {path}: {reason}") from error
     temporary = Path(name)
     try:
         yield temporary
@@ -57,27 +52,25 @@ def atomic_path(path: Path, durable: bool = False) -> Iterator[Path]:
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
-        with contextlib.suppress(OSError):  # the folder is gone, or to be read only
+        with suppress(OSError):  # the folder is gone, or to be read only
             temporary.unlink()
 
 
 def remove_leftovers(folder: Path, age_s: float, names: str = "*") -> None:
-    """Remove temporary files of `atomic_path` that a killed program has left in a folder.
+    """Remove temporary files of `atomic_path` that a killed program has left in a folder, if any.
 
-    Args:
-        folder: need not exist.
-        age_s: seconds since the last write; younger files another program may be writing just now.
-        names: pattern of the names of the files that were to be written.
+    ``names`` is a pattern of what was to be written. Files younger than ``age_s`` seconds another
+    program may be writing just now.
     """
     found = folder.glob(f".{names}.*.tmp")
     leftovers = [path for path in found if _TEMPORARY_NAME.fullmatch(path.name)]
     if not leftovers:
         return
-    with contextlib.suppress(OSError):  # a folder to read only
+    with suppress(OSError):  # a folder to read only
         with tempfile.TemporaryFile(dir=folder) as file:
             now = os.fstat(file.fileno()).st_mtime  # by the clock of the file system, as the others
         for path in leftovers:
-            with contextlib.suppress(FileNotFoundError):  # renamed or removed in the meantime
+            with suppress(FileNotFoundError):  # renamed or removed in the meantime
                 if now - path.stat().st_mtime >= age_s:
                     path.unlink()
 

@@ -8,7 +8,14 @@ from PIL import Image, ImageDraw, ImageFont
 
 from utils.files import atomic_path
 
+Palette = Sequence[tuple[int, int, int]]
 SHOWN_PERCENT = (2, 98)
+GAP, TITLE_HEIGHT, LEGEND_HEIGHT = 4, 20, 24  # of a contact sheet, in pixels
+BACKGROUND, INK = (250, 250, 250), (30, 30, 30)
+CHANGE_MASKS = "change"  # folder of predicted change masks
+# Masks hold few colours in large areas: level 1 costs a third of the default's time and about a
+# tenth more bytes.
+PNG_LEVEL = 1
 
 
 def to_rgb(values: np.ndarray) -> np.ndarray:
@@ -26,33 +33,15 @@ def to_rgb(values: np.ndarray) -> np.ndarray:
     return (255 * np.clip((shown - low) / span, 0, 1) + 0.5).astype(np.uint8)
 
 
-GAP = 4
-
-TITLE_HEIGHT = 20
-
-LEGEND_HEIGHT = 24
-
-BACKGROUND = (250, 250, 250)
-
-INK = (30, 30, 30)
-
-
 def contact_sheet(
     titles: Sequence[str],
     rows: Sequence[Sequence[np.ndarray]],
     cell: int = 160,
     legend: Sequence[tuple[str, tuple[int, int, int]]] = (),
 ) -> np.ndarray:
-    """Arrange pictures in a grid.
+    """Arrange pictures, (H, W, 3) uint8, in a grid of titled columns; return one of that kind.
 
-    Args:
-        titles: one per column.
-        rows: per row one (H, W, 3) uint8 picture per column.
-        cell: side of the square each picture is scaled into, in pixels.
-        legend: names and colours drawn below.
-
-    Returns:
-        (H, W, 3) uint8.
+    ``cell`` is the side of the square each picture is scaled into; the legend is drawn below.
     """
     width = len(titles) * (cell + GAP) + GAP
     height = TITLE_HEIGHT + len(rows) * (cell + GAP) + GAP + (LEGEND_HEIGHT if legend else 0)
@@ -66,7 +55,11 @@ def contact_sheet(
         for column, picture in enumerate(pictures):
             corner = (GAP + column * (cell + GAP), TITLE_HEIGHT + row * (cell + GAP))
             sheet.paste(_fit(picture, cell), corner)
-    _draw_legend(draw, legend, height - LEGEND_HEIGHT, font)
+    left, top = GAP, height - LEGEND_HEIGHT
+    for name, color in legend:
+        draw.rectangle((left, top + 6, left + 12, top + 18), fill=color, outline=INK)
+        draw.text((left + 17, top + 12), name, fill=INK, font=font, anchor="lm")
+        left += 34 + round(draw.textlength(name, font=font))
     return np.asarray(sheet)
 
 
@@ -81,34 +74,9 @@ def _fit(picture: np.ndarray, cell: int) -> Image.Image:
     return canvas
 
 
-def _draw_legend(
-    draw: ImageDraw.ImageDraw,
-    legend: Sequence[tuple[str, tuple[int, int, int]]],
-    top: int,
-    font: ImageFont.FreeTypeFont,
-) -> None:
-    left = GAP
-    for name, color in legend:
-        draw.rectangle((left, top + 6, left + 12, top + 18), fill=color, outline=INK)
-        draw.text((left + 17, top + 12), name, fill=INK, font=font, anchor="lm")
-        left += 34 + round(draw.textlength(name, font=font))
-
-
-Palette = Sequence[tuple[int, int, int]]
-
-CHANGE_MASKS = "change"  # folder of predicted change masks
-
-# Masks hold few colours in large areas: level 1 costs a third of the default's time and about a
-# tenth more bytes.
-PNG_LEVEL = 1
-
-
 def save_image(path: Path, array: np.ndarray) -> None:
     """Write (H, W) or (H, W, 3) uint8 as PNG."""
-    with atomic_path(Path(path)) as temporary:
-        Image.fromarray(np.ascontiguousarray(array)).save(
-            temporary, format="PNG", compress_level=PNG_LEVEL
-        )
+    _save(path, Image.fromarray(np.ascontiguousarray(array)))
 
 
 def save_change_mask(path: Path, mask: np.ndarray) -> None:
@@ -117,16 +85,12 @@ def save_change_mask(path: Path, mask: np.ndarray) -> None:
 
 
 def save_mask(path: Path, mask: np.ndarray, palette: Palette) -> None:
-    """Write an (H, W) uint8 map of class indices as a palette PNG.
-
-    The file holds the indices, and image viewers show the class colours.
-
-    Args:
-        path: the file to write, ending in ``.png``.
-        mask: (H, W) uint8, values 0..len(palette)-1.
-        palette: one RGB colour per index.
-    """
+    """Write an (H, W) uint8 map of indices of a palette as PNG, which viewers show in colours."""
     image = Image.fromarray(np.ascontiguousarray(mask))
     image.putpalette([channel for color in palette for channel in color])
+    _save(path, image)
+
+
+def _save(path: Path, image: Image.Image) -> None:
     with atomic_path(Path(path)) as temporary:
         image.save(temporary, format="PNG", compress_level=PNG_LEVEL)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-# What schedulers, shells and users send; Windows has not all of them.
+# What schedulers (TERM, USR1), terminals (HUP), shells and users send; Windows has not all of them.
 STOP_SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1")
 
 
@@ -23,12 +23,8 @@ def heeded_signals() -> list[signal.Signals]:
 class StopRequest:
     """A context that remembers a signal that asks the run to end, until the run looks.
 
-    SIGTERM and SIGUSR1 (what schedulers send before they take a machine away), SIGHUP (the terminal
-    is gone), SIGQUIT and Ctrl-C set it, where they are not ignored; a second Ctrl-C interrupts at
-    once. Behind the block signals do what they did before.
-
-    Attributes:
-        signal: number of the last signal, or None.
+    ``signal`` is the number of the last of the `heeded_signals`, or None; a second Ctrl-C
+    interrupts at once. Behind the block signals do what they did before.
     """
 
     def __init__(self) -> None:
@@ -51,12 +47,7 @@ class StopRequest:
 
 
 def when_gone(parent: int, end: Callable[[], None]) -> None:
-    """Call ``end`` in a thread once the process ``parent`` has ended, as nobody else would then.
-
-    Args:
-        parent: number of the process that started this one.
-        end: ends this process.
-    """
+    """Call ``end`` in a thread once the process that started this one, ``parent``, is gone."""
 
     def watch() -> None:
         while os.getppid() == parent:

@@ -14,7 +14,6 @@ from utils.errors import CheckpointError, UserError
 from utils.files import atomic_path
 
 FORMAT = 1
-
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
 _PREFIXES = re.compile(r"^(module\.|_orig_mod\.)+")  # of parallel and of compiled models
 
@@ -23,9 +22,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Write a checkpoint: on disk under a temporary name first, then renamed.
 
     ``state`` holds tensors and plain Python values only, so that it loads with ``weights_only``.
-
-    Raises:
-        UserError: the folder cannot be written, or the disk is full.
+    A `UserError` where the folder cannot be written, or the disk is full.
     """
     path = Path(path)
     with atomic_path(path, durable=True) as temporary:
@@ -50,7 +47,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path, device="cpu")
-        _check_archive(path)  # torch looks at no checksum
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                if archive.testzip():  # torch looks at no checksum
+                    raise ValueError("wrong checksum")
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "Unsupported operand" not in str(error) or _is_pickle(path):
@@ -67,19 +67,14 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
-    """Read the tensors of any checkpoint by name, as `unwrap_state_dict` returns them.
-
-    Raises:
-        CheckpointError: as `read_checkpoint`, or the file holds no tensors.
-    """
+    """Read the tensors of any checkpoint; errors as `read_checkpoint` and `unwrap_state_dict`."""
     return unwrap_state_dict(read_checkpoint(path), path)
 
 
 def unwrap_state_dict(state: dict[str, Any], path: Path) -> dict[str, torch.Tensor]:
     """Return a checkpoint's tensors by name: out of its wrapper, without prefixes of wrappers.
 
-    Raises:
-        CheckpointError: there are no tensors in it.
+    A `CheckpointError` where there are none.
     """
     for wrapper in _WRAPPERS:
         if isinstance(state.get(wrapper), dict):
@@ -92,13 +87,6 @@ def unwrap_state_dict(state: dict[str, Any], path: Path) -> dict[str, torch.Tens
     if not tensors:
         raise CheckpointError(f"{path}: no tensors in it; this is not a model checkpoint")
     return tensors
-
-
-def _check_archive(path: Path) -> None:
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            if archive.testzip():
-                raise ValueError("wrong checksum")
 
 
 def _is_pickle(path: Path) -> bool:

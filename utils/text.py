@@ -1,6 +1,6 @@
 """What the programs print: tables and progress bars."""
 
-from collections.abc import Iterable, Sequence, Sized
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from tqdm import tqdm
@@ -11,18 +11,10 @@ from utils.dist import is_main
 def progress(
     items: Iterable[Any], description: str, unit: str = "batch", total: int | None = None
 ) -> Iterable[Any]:
-    """Wrap an iterable in a bar that disappears when it ends.
+    """Wrap an iterable in a bar that disappears when it ends; ``total`` is for those of no length.
 
     There is none where stderr is a file, and on other processes than the first.
-
-    Args:
-        items: what to iterate over.
-        description: stands before the bar.
-        unit: what an item is.
-        total: number of items, where ``items`` has no length.
     """
-    if total is None and isinstance(items, Sized):
-        total = len(items)
     hidden = None if is_main() else True
     return tqdm(items, desc=description, unit=unit, total=total, leave=False, disable=hidden)
 
