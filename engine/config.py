@@ -224,6 +224,18 @@ class RunOptions:
         shown="one per visible GPU, 1 without; torchrun decides by itself")
     debug: bool = option(False, "show the traceback of an error")
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        places = ("cache", "logs", "models", "masks/train", "masks/val", "masks/test")
+        sets = [(self.data_root / split).resolve() for split in ("train", "val", "test")]
+        for folder in (self.outdir / place for place in places):
+            real = folder.resolve()  # an output may be a link into a data set
+            labelled = any((real / name).is_dir() for name in ("label", "label1", "label2"))
+            if labelled or any(real.is_relative_to(split) for split in sets):
+                raise OptionError(
+                    f"--outdir {self.outdir}: {folder} lies in a data set, whose files would be "
+                    "replaced; name another folder")
+
     def reader_workers(self, device_type: str) -> int:
         """Return how many readers each process needs: without a GPU the cores are busy anyway."""
         if self.workers is not None:
