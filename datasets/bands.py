@@ -12,14 +12,9 @@ MAX_BANDS = 128  # what OpenCV 5 flips and turns at once
 
 @dataclass(frozen=True)
 class Bands:
-    """What is read from an image file.
+    """What is read from an image file: band numbers from 1 in order of use, and 8 or 16 bits.
 
-    Attributes:
-        numbers: band numbers of the file, from 1, in the order in which they are used.
-        bits: bits per value, 8 or 16.
-
-    Raises:
-        ValueError: no bands, a number that repeats or is out of range, or another depth.
+    Impossible ones are a ValueError.
     """
 
     numbers: tuple[int, ...] = (1, 2, 3)
@@ -50,15 +45,10 @@ RGB = Bands()
 
 @dataclass(frozen=True)
 class Imagery:
-    """What a model sees: which bands, and the statistics that its input is normalised with.
+    """What a model sees: its bands, and the mean and standard deviation that normalise them.
 
-    Attributes:
-        bands: what is read from the files; a dict of its attributes is taken as well.
-        mean: mean of each band used, in the files' own units.
-        std: standard deviation of each, above 0.
-
-    Raises:
-        TypeError, ValueError: ``bands`` are none, or not one finite number per band.
+    Statistics are in the files' own units, one finite number per band; others are a ValueError.
+    ``bands`` may be a dict of their attributes; anything else is a TypeError.
     """
 
     bands: Bands = RGB

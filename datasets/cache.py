@@ -88,15 +88,8 @@ def make_reader(
 ) -> CachedReader | FileReader:
     """Return what reads some pairs: their decoded cache, or for ``off`` the files themselves.
 
-    One process per node builds it, the others of that node open the same file.
-
-    Args:
-        mode: ``ram``, ``disk`` (in ``outdir``) or ``off``.
-        outdir: of the run.
-        pairs: whose files are cached.
-        task: its classes decode the labels.
-        pseudo_label_root: folder of pseudo masks to cache as well.
-        bands: what is read from the images.
+    ``mode`` is ``ram``, ``disk`` (in ``outdir``) or ``off``. One process per node builds the cache,
+    with the pseudo masks if any; the others of that node open the same file.
     """
     if mode == "off":
         return FileReader(task.classes, bands)
@@ -114,8 +107,8 @@ def make_reader(
 def cache_folder(mode: str, outdir: Path) -> Path:
     """Return where a cache lies: ``ram`` in shared memory until the program ends, ``disk`` to stay.
 
-    Where there is no shared-memory folder, ``ram`` takes the system's temporary one. What programs
-    of this machine that were killed have left there is removed first.
+    ``ram`` falls back on the system's temporary folder, and first removes what killed programs of
+    this machine have left.
     """
     if mode == "disk":
         return outdir / "cache"
@@ -143,11 +136,7 @@ def build_cache(
     Images and labels go into one file, pseudo masks into another, so that a new round of labelling
     decodes the masks alone; the masks of its earlier rounds are removed. A file's name follows from
     the paths, sizes and modification times of all that is in it, from the class list and, for
-    images, the bands, so that a changed data set gets another cache.
-
-    Raises:
-        DataError: a file cannot be decoded.
-        OptionError: the folder has too little room.
+    images, the bands. Raises a DataError for a bad file, an OptionError where room is short.
     """
     remove_leftovers(folder, LEFTOVER_AGE_S)
     files = [(path, True) for pair in pairs for path in (pair.image1, pair.image2)]

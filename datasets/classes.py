@@ -17,10 +17,8 @@ MAX_CLASSES = 255  # index 255 stays free, and a palette PNG holds 256 colours
 class ClassList:
     """Names and colours by index; index 0 is *unchanged* (or unlabelled), 1.. are the classes.
 
-    A list of a single class is *binary*: all that a label can say is what changed.
-
-    Raises:
-        ValueError: fewer than two entries, more than 255, or names or colours that repeat.
+    A list of a single class is *binary*: all that a label can say is what changed. Fewer than two
+    entries, more than 255, and names or colours that repeat are a ValueError.
     """
 
     names: tuple[str, ...]
@@ -65,11 +63,7 @@ class ClassList:
         return np.asarray(self.colors, dtype=np.uint8)[mask]
 
     def to_index(self, rgb: np.ndarray) -> np.ndarray:
-        """Decode an RGB mask in the class colours: (H, W, 3) uint8 → (H, W) uint8.
-
-        Raises:
-            ValueError: a pixel has a colour that is not in the class list.
-        """
+        """Decode (H, W, 3) uint8 in the class colours to (H, W) uint8; a ValueError for others."""
         red, green, blue = (rgb[..., channel].astype(np.int32) for channel in range(3))
         found = self._index_of_color[red << 16 | green << 8 | blue]
         if not found.all():
@@ -96,13 +90,9 @@ def classes_file(path: Path) -> Path:
 
 
 def read_classes(path: Path) -> ClassList:
-    """Read a class list.
+    """Read a JSON list ``[{"name": "unchanged", "color": [255, 255, 255]}, …]`` in index order.
 
-    The file is a JSON list ``[{"name": "unchanged", "color": [255, 255, 255]}, …]`` in index
-    order.
-
-    Raises:
-        DataError: there is no such file, or it is not of that form.
+    A DataError if there is no such file, or it is not of that form.
     """
     path = Path(path)
     try:

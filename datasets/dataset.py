@@ -23,21 +23,11 @@ class ChangeDetectionDataset(Dataset):
     A sample holds ``name`` (str), ``image1/image2`` (bands, H, W) uint8 or uint16 and, where the
     pair has labels, ``label1/label2`` (H, W) uint8 (0 = unlabelled, 1..C) and ``change_mask``
     (H, W) uint8 (1 = changed). A date without labels has no key, of change masks neither has.
-    ``change_mask`` comes from the ground truth even when ``pseudo_label_root`` replaces the
-    semantic labels.
+    Masks under ``pseudo_label_root`` replace the labels, but never ``change_mask``.
 
-    Args:
-        pairs: what `index_pairs` found.
-        task: what their labels are.
-        transform: augmentation (`datasets.augment.TrainTransform`); None for evaluation.
-        pseudo_label_root: folder with ``im1`` and ``im2`` of masks that replace the labels.
-        seed: together with `set_epoch` and the index decides every random draw.
-        reader: has ``image(path)`` and ``label(path)``; None decodes the files at every access, as
-            RGB of 8 bits.
-
-    Raises:
-        DataError: a pseudo mask is missing. When a sample is read: a file cannot be decoded, or
-            the files of a pair do not fit each other.
+    ``seed``, `set_epoch` and the index decide every draw of ``transform``; without a ``reader``
+    files are decoded at every access, as RGB of 8 bits. A DataError tells of a missing pseudo mask
+    and, when a sample is read, of files that cannot be decoded or do not fit each other.
     """
 
     def __init__(

@@ -39,12 +39,8 @@ warnings.filterwarnings("ignore", "Dataset has no geotransform")
 class Header:
     """What a raster says of itself.
 
-    Attributes:
-        height, width: in pixels.
-        bands: values per pixel; 3 for palettes and other colour spaces, which are read as RGB.
-        dtype: ``uint8``, ``uint16``, or the name of a type that is not supported.
-        format: ``PNG``, ``JPEG``, ``BMP``, ``TIFF`` or ``NPY``.
-        mode: Pillow's mode; empty where Pillow has none.
+    ``bands`` are values per pixel: 3 for palettes and other colour spaces, which are read as RGB.
+    ``dtype`` may be one that is not supported, ``mode`` is Pillow's or empty where it has none.
     """
 
     height: int
@@ -71,11 +67,7 @@ class Header:
 
 
 def read_header(path: Path) -> Header:
-    """Read size, bands and type of a raster, without decoding it.
-
-    Raises:
-        DataError: the file is missing, of no format that is read, or larger than any honest one.
-    """
+    """Read size, bands and type, undecoded; a DataError if missing, unknown or oversized."""
     with _opened(path) as (header, _):
         return header
 
@@ -87,13 +79,9 @@ def image_size(path: Path) -> tuple[int, int]:
 
 
 def read_raster(path: Path) -> np.ndarray:
-    """Read all bands of a raster: (H, W, bands) uint8 or uint16, as they are in the file.
+    """Read all bands as they are in the file: (H, W, bands) uint8 or uint16; palettes become RGB.
 
-    Palettes and other colour spaces become RGB. In files of four bands the fourth may be alpha or
-    anything else; it is left as it is.
-
-    Raises:
-        DataError: the file cannot be decoded, or its values are neither uint8 nor uint16.
+    Of four bands the last may be alpha or anything else. Other values or damage are a DataError.
     """
     with _opened(path) as (header, decode):
         _require_whole_numbers(path, header)
@@ -103,10 +91,8 @@ def read_raster(path: Path) -> np.ndarray:
 def read_bands(path: Path, bands: Bands = RGB) -> np.ndarray:
     """Read the chosen bands of an image: (H, W, len(bands.numbers)) of their depth.
 
-    As three bands of 8 bits serve grey and palette images too; alpha is left out.
-
-    Raises:
-        DataError: the file cannot be decoded, has another depth, or lacks a band.
+    As three bands of 8 bits serve grey and palette images too; alpha is left out. A DataError if it
+    cannot be decoded, has another depth, or lacks a band.
     """
     with _opened(path) as (header, decode):
         require_bands(path, header, bands)
@@ -132,10 +118,7 @@ def read_picture(path: Path, numbers: Sequence[int] = RGB.numbers) -> np.ndarray
 def open_image(path: Path) -> Image.Image:
     """Read a label, or another picture whose numbers count, with the values that the file holds.
 
-    Grey of fewer than 8 bits is not stretched: a 2-bit file has values of 0 to 3.
-
-    Raises:
-        DataError: the file cannot be decoded, or has bands that make no picture.
+    Grey of fewer than 8 bits is not stretched: 2 bits give 0 to 3. A DataError if it is no picture.
     """
     kind, start = _identify(path)
     if kind == "NPY":

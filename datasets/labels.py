@@ -27,12 +27,9 @@ Color = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class LabelReading:
-    """One label file as it is.
+    """One label file as it is: its format, and (H, W) uint8 class indices or None if it has none.
 
-    Attributes:
-        format: ``index``, ``palette``, ``RGB in class colours``, ``near-colours``, …
-        mask: (H, W) uint8 class indices; None where the file does not say them.
-        detail: what is wrong in words; empty for a readable format.
+    ``detail`` says in words what is wrong; empty for a readable format.
     """
 
     format: str
@@ -41,11 +38,7 @@ class LabelReading:
 
 
 def read_label(path: Path, classes: ClassList) -> np.ndarray:
-    """Read a label file as (H, W) uint8 class indices.
-
-    Raises:
-        DataError: the file cannot be decoded, or `inspect_label` finds something wrong.
-    """
+    """Read (H, W) uint8 class indices; a DataError if the file is no label of these classes."""
     reading = inspect_label(open_image(path), classes, color_distance=0)
     if reading.mask is None:
         raise DataError(
@@ -78,16 +71,12 @@ def _remedy(reading: LabelReading, classes: ClassList) -> str:
 def inspect_label(
     image: Image.Image, classes: ClassList, color_distance: int = COLOR_DISTANCE
 ) -> LabelReading:
-    """Tell format and classes of a decoded label.
+    """Tell format and classes of a label that `open_image` decoded.
 
     Grey images hold indices, under a binary list 0 and 255 as well; RGB and RGBA images hold class
-    colours. A palette of class colours, or of grey (v, v, v), is read by its entries, whatever the
-    order a program gave them; else indices count, unless the palette contradicts them.
-
-    Args:
-        image: what `open_image` returned.
-        classes: what its values should mean.
-        color_distance: Euclidean RGB distance up to which a colour still counts as a class's.
+    colours, a colour up to ``color_distance`` (Euclidean RGB) away counts as a class's. A palette
+    of class colours, or of grey (v, v, v), is read by its entries, whatever their order; else
+    indices count, unless the palette contradicts them.
     """
     if image.mode in ("RGB", "RGBA"):
         return _inspect_colors(image, classes, color_distance)
@@ -106,10 +95,7 @@ def inspect_label(
 
 
 def grey_levels(image: Image.Image) -> set[int] | None:
-    """Return the values of a grey label, also of one in 1 bit or with a palette of grey entries.
-
-    None for all others.
-    """
+    """Return the values of a grey label, be it in 1 bit or a palette of greys; None for others."""
     if image.mode in ("L", "1"):
         return set(np.flatnonzero(image.histogram()).tolist())
     if image.mode == "P":
@@ -119,10 +105,7 @@ def grey_levels(image: Image.Image) -> set[int] | None:
 
 
 def nearest_colors(image: Image.Image, colors: Sequence[Color]) -> tuple[np.ndarray, np.ndarray]:
-    """Return for each pixel which of some colours is nearest (uint8), and how far (int64).
-
-    The distance is Euclidean in RGB, rounded up.
-    """
+    """Return for each pixel the nearest colour (uint8), and its RGB distance rounded up (int64)."""
     rgb = np.asarray(image.convert("RGB"), dtype=np.uint32)
     packed = rgb[..., 0] << 16 | rgb[..., 1] << 8 | rgb[..., 2]
     found, place = np.unique(packed, return_inverse=True)

@@ -23,10 +23,7 @@ class ResumableSampler(DistributedSampler):
 
     The order of an epoch follows from the seed and the epoch's number alone. Step by step, the
     shares of all processes together are what a single process would take. ``step`` samples of this
-    process's share make an optimiser step.
-
-    Attributes:
-        start: samples of this process's share that are done already.
+    process's share make an optimiser step; ``start`` of them are done already.
     """
 
     def __init__(self, dataset: Sized, seed: int, step: int) -> None:
@@ -44,17 +41,9 @@ class ResumableSampler(DistributedSampler):
 class SameSizeBatches(Sampler[list[int]]):
     """Batches in file order whose pairs have one size, so that any mix of sizes can be evaluated.
 
-    Args:
-        sizes: (height, width) of every pair.
-        batch_size: pairs per batch at the most.
-        skip: indices that need no work; a batch of nothing else is left out, the others stay as
-            they are, so that their results do too.
-        rank, world_size: this process takes every ``world_size``-th batch.
-
-    Attributes:
-        batches: indices of this process's batches.
-        skipped: indices in the batches that were left out, this process's share of them.
-        sizes: the sizes there are.
+    Each process takes every ``world_size``-th batch. A batch of nothing but indices in ``skip`` is
+    left out, the others stay as they are, so that their results do too; ``skipped`` are the indices
+    left out of this process's share. ``sizes`` are the (height, width) that occur.
     """
 
     def __init__(
@@ -94,16 +83,8 @@ def training_loader(
 ) -> DataLoader:
     """Return shuffled batches of this process; what is left over of a step is dropped.
 
-    Args:
-        dataset: all training pairs; every process has the same.
-        batch_size: pairs per batch of this process.
-        workers: reader processes.
-        seed: decides the order, together with `set_epoch`.
-        accumulate: batches that make an optimiser step.
-        pin_memory: whether batches go to a GPU.
-
-    Raises:
-        DataError: pairs of several sizes without a crop, or smaller than the crop.
+    Every process has the whole dataset; ``accumulate`` batches make an optimiser step. A DataError
+    for pairs of several sizes without a crop, or smaller than the crop.
     """
     _check_training_sizes(dataset)
     batch_size = min(batch_size, max(1, len(dataset) // dist.size()))
@@ -119,11 +100,10 @@ def evaluation_loader(
     skip: Collection[int] = (),
     pin_memory: bool = False,
 ) -> DataLoader:
-    """Return batches of pairs of one size each, in file order per size.
+    """Return batches of pairs of one size each, in file order per size, but `SameSizeBatches`.skip.
 
     Several processes share the batches, each pair once; every batch is what a single process would
-    make of it, so that results do not depend on the number of processes. Batches of nothing but
-    pairs of ``skip`` (indices) are left out.
+    make of it, so that results do not depend on the number of processes.
     """
     sizes = [image_size(pair.image1) for pair in dataset.pairs]
     batches = SameSizeBatches(sizes, batch_size, skip, dist.rank(), dist.size())

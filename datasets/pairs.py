@@ -23,13 +23,9 @@ CHANGE_FOLDER = "label"  # change masks, as public sets name it
 
 @dataclass(frozen=True)
 class Pair:
-    """One place at two dates.
+    """One place at two dates; ``id`` is ``<folder>/<stem>``, such as ``train/00001``.
 
-    Attributes:
-        id: ``<folder>/<stem>``, such as ``train/00001``.
-        image1, image2: image files.
-        label1, label2: label files, or None where a date has no label.
-        change_mask: file that says what changed and no classes; None where there is none.
+    A date without a label has None. ``change_mask`` says what changed and no classes.
     """
 
     id: str
@@ -69,10 +65,8 @@ class Pair:
 class Problem:
     """What is wrong with the names in a folder.
 
-    Attributes:
-        kind: ``same-stem``, ``no-partner``, ``partner-case`` (it is there in other letters), which
-            forbid training; ``name-case`` (names differ in case alone), ``ignored-files``.
-        missing_in: folders that lack a partner.
+    ``kind`` is ``same-stem``, ``no-partner``, ``partner-case`` (it is there in other letters),
+    which forbid training; ``name-case`` (names differ in case alone) or ``ignored-files``.
     """
 
     kind: str
@@ -120,8 +114,7 @@ def scan_folder(folder: Path) -> FolderScan:
 def index_pairs(folder: Path) -> list[Pair]:
     """List the pairs of ``folder/{im1,im2}``, with the labels of all `label_folders`.
 
-    Raises:
-        DataError: a folder is missing or empty, a file has no partner, or is there twice.
+    A DataError if a folder is missing or empty, or a file has no partner or is there twice.
     """
     folder = Path(folder)
     for place in (folder, *(folder / name for name in IMAGE_FOLDERS)):
@@ -139,11 +132,7 @@ def index_pairs(folder: Path) -> list[Pair]:
 
 
 def index_voted_pairs(root: Path, classes: ClassList) -> list[Pair]:
-    """List the pairs of ``root/train``, whose labels must leave something to vote on.
-
-    Raises:
-        DataError: as `index_pairs`, or the labels name no classes, or those of one date alone.
-    """
+    """List the pairs of ``root/train``; a DataError where their labels leave nothing to vote on."""
     if classes.is_binary:
         raise DataError(
             f"{root}: change masks without classes: there is nothing to vote; pseudo labels need "
@@ -164,10 +153,8 @@ def split_pairs(
 ) -> tuple[Split, list[Pair], list[Pair]]:
     """Return the split of a data set, its training pairs and its validation pairs.
 
-    Raises:
-        DataError: the folders are not a labelled data set, the split does not fit them, or the
-            labels of ``train`` and ``val`` are of different kinds.
-        OptionError: labels in ``root/val`` are asked for and missing.
+    A DataError if the folders are no labelled data set, the split does not fit them, or ``train``
+    and ``val`` have labels of different kinds; an OptionError if those asked of val are missing.
     """
     root = Path(root)
     pairs = {pair.id: pair for pair in index_pairs(root / "train")}
@@ -202,10 +189,7 @@ def layout_hint(folder: Path) -> str:
 
 
 def label_folders(folder: Path) -> dict[str, str]:
-    """Return a split's label folders by the key of their labels in a sample.
-
-    ``label1`` and ``label2``, or one of them; without both the change masks in ``label``.
-    """
+    """Return label folders by key in a sample: of one or both dates, else of change masks."""
     dates = {name: name for name in LABEL_FOLDERS if (folder / name).is_dir()}
     return dates or ({"change_mask": CHANGE_FOLDER} if (folder / CHANGE_FOLDER).is_dir() else {})
 

@@ -16,11 +16,7 @@ SECONDS, SAMPLE = 0.6, 16
 
 
 def quick_check(pairs: Sequence[Pair], task: Task, bands: Bands) -> list[str]:
-    """Read evenly spread pairs for half a second, as training will, and return warnings.
-
-    A warning is one line: files that cannot be read or lack a band, sizes or labels that do not
-    fit each other, both dates of one image, labels that say nothing.
-    """
+    """Read evenly spread pairs for half a second, as training will; return one-line warnings."""
     dataset = ChangeDetectionDataset(pairs, task, reader=FileReader(task.classes, bands))
     deadline = time.perf_counter() + SECONDS
     faults: dict[str, list[str]] = {}

@@ -27,18 +27,10 @@ _K_FOLD = re.compile(r"k-fold\(k=(\d+), fold=(\d+), seed=(\d+)\)")
 
 @dataclass(frozen=True)
 class SplitOptions:
-    """A protocol and its parameters; without any, what the data set suggests.
+    """A protocol of `PROTOCOLS` and its parameters; impossible ones are an OptionError.
 
-    Attributes:
-        protocol: a key of `PROTOCOLS`. None takes lists if there are any, else a labelled
-            ROOT/val, else every 10th name.
-        val_list, train_list: files of names, of ``lists``.
-        val_fraction: 0..1, of ``random``.
-        folds, fold: how many, and which one to validate on, from 0; of ``k-fold``.
-        split_seed: decides the order from which ``random`` and ``k-fold`` draw.
-
-    Raises:
-        OptionError: an unknown protocol, parameters of another one, missing or impossible ones.
+    Without a protocol lists are taken if there are any, else a labelled ROOT/val, else every 10th
+    name. ``fold`` is the one to validate on, from 0; ``split_seed`` decides the drawing order.
     """
 
     protocol: str | None = None
@@ -93,11 +85,8 @@ class SplitOptions:
 class Split:
     """A division of a data set, recorded in every checkpoint.
 
-    Attributes:
-        protocol: ``every-10th``, ``folders``, ``lists``, or with what tells their scores apart
-            ``random(fraction=0.1, seed=0)`` or ``k-fold(k=5, fold=0, seed=0)``.
-        train: ids ``train/<stem>`` of the training pairs, sorted.
-        val: ids ``train/<stem>`` or ``val/<stem>`` of the validation pairs, sorted.
+    ``protocol`` has with it what tells scores apart, as ``k-fold(k=5, fold=0, seed=0)``; ``train``
+    and ``val`` are sorted ids ``train/<stem>`` (or ``val/<stem>``).
     """
 
     protocol: str
@@ -131,11 +120,7 @@ def parse_k_fold(protocol: str) -> tuple[str, int, int] | None:
 
 
 def divide(ids: Sequence[str], options: SplitOptions, protocol: str) -> Split:
-    """Divide all ids ``train/<stem>`` by any protocol but ``folders``.
-
-    Raises:
-        DataError: there are too few pairs, or lists do not fit them.
-    """
+    """Divide ids ``train/<stem>``, but not by ``folders``; a DataError if they do not fit."""
     given = {name: value for name, value in asdict(options).items() if value is not None}
     seed = given.get("split_seed", SPLIT_SEED)
     if protocol == "lists":
@@ -183,10 +168,7 @@ def k_fold(ids: Sequence[str], folds: int, fold: int, seed: int) -> Split:
 
 
 def from_lists(ids: Sequence[str], train_list: Path | None, val_list: Path) -> Split:
-    """Read names from text files, one a line, with or without folder and suffix.
-
-    Without a ``train_list`` all that ``val_list`` does not name are trained on.
-    """
+    """Read names from lists; without ``train_list`` all that ``val_list`` leaves are trained on."""
     val = _read_list(val_list, ids)
     train = _read_list(train_list, ids) if train_list else sorted(set(ids) - set(val))
     both = set(train) & set(val)
@@ -213,16 +195,10 @@ def read_lines(path: Path) -> list[str]:
 
 
 def choose_named(path: Path, lines: Sequence[str], known: Mapping[str, str], no: str) -> list[str]:
-    """Return what is known by stem under the names in a list, in its order.
+    """Return what is known by stem under the lines of a list, in its order.
 
-    Args:
-        path: of the list, for messages.
-        lines: file names or stems, with or without folder and suffix.
-        known: by stem.
-        no: what an unknown name has or is not: ``is no pair``.
-
-    Raises:
-        DataError: a name is not known, or repeats.
+    ``path`` is the list's, for messages; ``no`` says what an unknown name is not: ``is no pair``.
+    A DataError for an unknown name, or one that repeats.
     """
     chosen = []
     for line in lines:

@@ -62,11 +62,7 @@ def sum_bands(image: np.ndarray) -> BandSums:
 
 
 def choose_bands(numbers: Sequence[int], image: Path) -> Bands:
-    """Return the bands with these numbers, in the depth of a data set's first image.
-
-    Raises:
-        DataError: as `require_bands`.
-    """
+    """Return the bands with these numbers, in the depth of a data set's first image."""
     header = read_header(image)
     bands = Bands(tuple(numbers), 16 if header.bits == 16 else 8)
     require_bands(image, header, bands)
@@ -74,13 +70,7 @@ def choose_bands(numbers: Sequence[int], image: Path) -> Bands:
 
 
 def find_imagery(bands: Bands, given: Imagery | None, pairs: Sequence[Pair]) -> Imagery:
-    """Return bands and statistics for a new run: those given, ImageNet's for RGB, or measured.
-
-    Args:
-        bands: what is read from the images.
-        given: what `read_statistics` read, if there is a file.
-        pairs: to train on; process 0 measures them.
-    """
+    """Return bands and statistics for a new run: those given, ImageNet's for RGB, or measured."""
     if given:
         return given
     if bands == RGB:
@@ -99,11 +89,7 @@ def measured_pairs(pairs: Sequence[Pair]) -> Sequence[Pair]:
 
 
 def measure(pairs: Sequence[Pair], bands: Bands) -> Imagery:
-    """Measure the statistics of both dates of the `measured_pairs`.
-
-    Raises:
-        DataError: a file cannot be read, or a band has one value everywhere.
-    """
+    """Measure both dates of `measured_pairs`; a DataError if a band has one value everywhere."""
     paths = [path for pair in measured_pairs(pairs) for path in (pair.image1, pair.image2)]
     total = reduce(add, (sum_bands(read_bands(path, bands)) for path in progress(paths, "bands")))
     _require_contrast(total.std(), bands, pairs[0].image1.parent)
@@ -113,10 +99,8 @@ def measure(pairs: Sequence[Pair], bands: Bands) -> Imagery:
 def read_statistics(path: Path, bands: Bands) -> Imagery:
     """Read statistics from a file: check_data.py's report, or ``{"mean": […], "std": […]}``.
 
-    The lists go by band number of the files; the chosen ones are taken.
-
-    Raises:
-        DataError: the file is unreadable, says nothing of a band, or is of another depth.
+    The lists go by band number of the files. A DataError if the file is unreadable, says nothing of
+    a chosen band, or is of another depth.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

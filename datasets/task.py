@@ -16,12 +16,10 @@ LOOKED_AT, OPENED = 8, 64  # labels of one folder: that show change, and at the 
 
 @dataclass(frozen=True)
 class Task:
-    """What the labels of a data set are.
+    """What the labels of a data set are; a class list of a single class stands for change masks.
 
-    Attributes:
-        classes: the class list; one of a single class stands for change masks.
-        labelled_dates: the dates whose classes ``training`` and ``validation`` pairs label, empty
-            lists for change masks; {} where the pairs are not known.
+    ``labelled_dates`` are those whose classes ``training`` and ``validation`` pairs label, empty
+    lists for change masks; {} where the pairs are not known.
     """
 
     classes: ClassList
@@ -64,11 +62,7 @@ def load_task(root: Path) -> Task:
 
 
 def load_classes(root: Path) -> ClassList:
-    """Return the class list of ``root/classes.json``, else of change masks, else SECOND's.
-
-    Raises:
-        DataError: as `read_classes`.
-    """
+    """Return the class list of ``root/classes.json``, else of change masks, else SECOND's."""
     path = Path(root) / CLASSES_FILE
     if path.exists():
         return read_classes(path)
@@ -76,13 +70,11 @@ def load_classes(root: Path) -> ClassList:
 
 
 def find_change_masks(root: Path) -> str:
-    """Say by what a data set shows that its labels name no classes; empty where they may.
+    """Say by what a data set, or one split of it, shows that its labels name no classes; else "".
 
     The first split with labels decides: either ``label`` stands alone there, or label1 and label2
     are grey and hold 0 and 255 only. 255 is no index of any class list, so no semantic set is
     taken for a binary one.
-
-    The root may also be one of the split folders.
     """
     for folder in (*(root / name for name in SPLIT_FOLDERS), root):
         labels = label_folders(folder)
@@ -99,7 +91,7 @@ def is_mask_folder(folder: Path) -> bool:
     """Tell whether a folder holds change masks: as a split (`find_change_masks`), or by itself.
 
     By itself it has image files, all that are looked at grey with 0 and 255 alone. As everywhere,
-    ``label1`` and ``label2`` count before ``label``, and labels before masks in ``change``.
+    labels of dates count before ``label``, and labels before masks in ``change``.
     """
     labels = label_folders(folder)
     if labels:

@@ -19,11 +19,7 @@ MAX_CHANNELS = 1024
 
 
 class Encoder(nn.Module):
-    """Multi-scale features of a timm backbone, concatenated at stride 4.
-
-    Attributes:
-        out_channels: channels of the returned map.
-    """
+    """Multi-scale features of a timm backbone, concatenated at stride 4 to ``out_channels``."""
 
     def __init__(self, body: nn.Module) -> None:
         super().__init__()
@@ -66,9 +62,8 @@ def build_encoder(
 ) -> Encoder:
     """Build an encoder by its timm name, with ImageNet's weights of `find_pretrained` or random.
 
-    Raises:
-        OptionError: no such backbone in timm, or it has no feature maps at any image size.
-        CheckpointError: ``weights`` do not fill the backbone.
+    An OptionError if timm has none, or none with feature maps at any image size; a CheckpointError
+    if ``weights`` do not fill it.
     """
     if not timm.is_model(backbone):
         close = difflib.get_close_matches(backbone, timm.list_models(), n=4)

@@ -20,18 +20,11 @@ _READS_OF_SHAPE = frozenset(
 
 
 def fold_batch_norm(model: nn.Module, *example: Tensor) -> int:
-    """Fold every batch norm that directly follows a convolution, in place.
+    """Fold every batch norm that directly follows a convolution, in place; return how many.
 
-    The pairs are found by running the model once and watching which convolution's output each
-    batch norm receives, so that any architecture works, traceable or not. A convolution whose
-    output something else reads as well, such as a sum or the caller, stays as it is.
-
-    Args:
-        model: in eval mode; trained further it would no longer normalise.
-        example: inputs of one forward pass.
-
-    Returns:
-        The number of folded pairs.
+    The pairs are found by running the model, in eval mode, once on ``example`` and watching which
+    convolution's output each batch norm receives, so that any architecture works, traceable or not.
+    A convolution whose output something else reads as well, such as a sum or the caller, stays.
     """
     with torch.no_grad(), _Readers() as readers:
         readers.note(model(*example), reader=None)
@@ -68,9 +61,8 @@ def fold_batch_norm(model: nn.Module, *example: Tensor) -> int:
 class _Readers(TorchFunctionMode):
     """Notes who reads the outputs of convolutions.
 
-    Attributes:
-        of_weight: by the id of a convolution's weight, for each read the ids of running mean and
-            weight of the batch norm that reads, or None for anything else.
+    ``of_weight`` has, by the id of a convolution's weight, for each read the ids of running mean
+    and weight of the batch norm that reads, or None for anything else.
     """
 
     def __init__(self) -> None:

@@ -1,7 +1,6 @@
-"""Checkpoints of the published implementation: what they are, and how they map onto our model.
+"""Checkpoints of the published implementation: bare state dicts, and our names for their parts.
 
-They are bare state dicts with names ``backbone.*``, ``head.*`` (semantics) and ``head_bin.*``
-(change), some with a ``module.`` prefix. Their change head predicts *unchanged*.
+Some names have a ``module.`` prefix. Their change head ``head_bin`` predicts *unchanged*.
 """
 
 from pathlib import Path
@@ -23,11 +22,7 @@ def is_published(tensors: dict[str, torch.Tensor]) -> bool:
 def convert_published(
     tensors: dict[str, torch.Tensor], path: Path
 ) -> tuple[ModelConfig, dict[str, torch.Tensor]]:
-    """Return the configuration of a published checkpoint and its tensors under our names.
-
-    Raises:
-        CheckpointError: the tensors are not those of a network this project can build.
-    """
+    """Return configuration and tensors under our names; a CheckpointError for other networks."""
     try:
         config = _infer_config(tensors)
     except (KeyError, IndexError, ValueError) as error:
