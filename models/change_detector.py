@@ -13,6 +13,9 @@ from models.encoder import Encoder, build_encoder
 from models.heads import HEADS
 from utils.errors import OptionError
 
+# Strides go down to 32 in every supported backbone; a multiple of it keeps all maps aligned.
+SIZE_MULTIPLE = 32
+
 
 class ChangeOutput(NamedTuple):
     """Logits at the size of N pairs: classes (N, C, H, W) of each date, change (N, H, W).
@@ -62,11 +65,9 @@ class ChangeDetector(nn.Module):
         semantic_head, change_head = HEADS[config.model]
         channels = encoder.out_channels
         self.encoder = encoder
-        self.semantic_head = (
-            semantic_head(channels, config.num_classes, config.lightweight)
-            if config.num_classes
-            else None
-        )
+        self.semantic_head = None
+        if config.num_classes:
+            self.semantic_head = semantic_head(channels, config.num_classes, config.lightweight)
         self.change_head = change_head(channels, 1, config.lightweight)
         for name in ("mean", "std"):
             values = torch.tensor(getattr(config.imagery, name)).view(1, -1, 1, 1)
@@ -122,10 +123,6 @@ def build_model(
         raise OptionError(f"unknown model {config.model!r}; choose from {sorted(HEADS)}")
     encoder = build_encoder(config.backbone, config.in_channels, weights)
     return ChangeDetector(encoder, config)
-
-
-# Strides go down to 32 in every supported backbone; a multiple of it keeps all maps aligned.
-SIZE_MULTIPLE = 32
 
 
 def pad_to_multiple(images: torch.Tensor, multiple: int) -> torch.Tensor:

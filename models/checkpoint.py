@@ -100,16 +100,13 @@ def _is_file_name(value: Any) -> bool:
 # What a checkpoint of ours holds. [form] is a list, {str: form} a dict of any names, a tuple gives
 # alternatives, a function tells; ABSENT is what older checkpoints, or those of no run, lack.
 ABSENT = object()
-
+IMAGERY = {"bands": {"numbers": [int], "bits": int}, "mean": [NUMBER], "std": [NUMBER]}
 WEIGHTS = {
     "format": int,
     "config": {
         **{"model": str, "backbone": str, "lightweight": bool},
         **{"num_classes": _is_count, "in_channels": _is_count},
-        "imagery": (
-            ABSENT,
-            {"bands": {"numbers": [int], "bits": int}, "mean": [NUMBER], "std": [NUMBER]},
-        ),
+        "imagery": (ABSENT, IMAGERY),
     },
     "model": {str: torch.Tensor},
 }
@@ -144,9 +141,7 @@ def _fault(value: Any, form: Any, name: str = "") -> str:
         return "" if "" in faults else faults[-1]
     if isinstance(form, dict) and isinstance(value, dict):
         forms = dict.fromkeys(value, form[str]) if str in form else form
-        parts = [
-            (value.get(k, ABSENT), part, f"{name}.{k}".strip(".")) for k, part in forms.items()
-        ]
+        parts = [(value.get(k, ABSENT), f, f"{name}.{k}".strip(".")) for k, f in forms.items()]
     elif isinstance(form, list) and isinstance(value, list | tuple):
         parts = [(part, form[0], f"{name}[{i}]") for i, part in enumerate(value)]
     else:

@@ -11,12 +11,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 # They tell what folding does not change.
-_READS_OF_SHAPE = frozenset(
-    (
-        *(Tensor.size, Tensor.dim),
-        *(getattr(Tensor, name).__get__ for name in ("shape", "ndim", "dtype", "device")),
-    )
-)
+_PROPERTIES = ("shape", "ndim", "dtype", "device")
+_READS_OF_SHAPE = {Tensor.size, Tensor.dim, *(getattr(Tensor, p).__get__ for p in _PROPERTIES)}
 
 
 def fold_batch_norm(model: nn.Module, *example: Tensor) -> int:
@@ -43,15 +39,8 @@ def fold_batch_norm(model: nn.Module, *example: Tensor) -> int:
         if not only or [len(each) for each in names] != [1, 1]:
             continue
         conv, norm = (model.get_submodule(name) for [name] in names)
-        conv.weight, conv.bias = fuse_conv_bn_weights(
-            conv.weight,
-            conv.bias,
-            norm.running_mean,
-            norm.running_var,
-            norm.eps,
-            norm.weight,
-            norm.bias,
-        )
+        statistics = (norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
+        conv.weight, conv.bias = fuse_conv_bn_weights(conv.weight, conv.bias, *statistics)
         # timm's batch norms may carry their activation with them.
         model.set_submodule(names[1][0], getattr(norm, "act", None) or nn.Identity())
         folded += 1

@@ -41,11 +41,10 @@ class ChangeCriterion(nn.Module):
         """
         *semantic_logits, change_logits = output
         terms = {"change": change_loss(change_logits, change_mask)}
-        for date, (logits, label) in enumerate(
-            zip(semantic_logits, (label1, label2), strict=True), start=1
-        ):
+        dates = zip(("semantic1", "semantic2"), semantic_logits, (label1, label2), strict=True)
+        for name, logits, label in dates:
             if logits is not None and label is not None:
-                terms[f"semantic{date}"] = semantic_loss(logits, label, self.class_weights)
+                terms[name] = semantic_loss(logits, label, self.class_weights)
         terms["total"] = sum(TERM_WEIGHTS[name] * value for name, value in terms.items())
         return terms
 

@@ -19,8 +19,7 @@ def find_pretrained(backbone: str, folder: Path) -> dict[str, torch.Tensor]:
 
     A CheckpointError if the file holds no weights, or none is there and timm's cannot be fetched.
     """
-    for suffix in SUFFIXES:
-        path = Path(folder) / f"{backbone}{suffix}"
+    for path in (Path(folder) / f"{backbone}{suffix}" for suffix in SUFFIXES):
         if path.exists():
             return read_state_dict(path)
     try:

@@ -17,10 +17,7 @@ RGB_CHANNELS = 3
 
 
 def start_model(
-    config: ModelConfig,
-    pretrain_from: Path | None,
-    pretrained: bool,
-    pretrained_dir: Path | None,
+    config: ModelConfig, pretrain_from: Path | None, pretrained: bool, pretrained_dir: Path | None
 ) -> ChangeDetector:
     """Build the model of a new run: from another run's checkpoint, or else a random one.
 
@@ -50,8 +47,8 @@ def transfer_weights(model: nn.Module, checkpoint: Checkpoint) -> list[str]:
     """Load a checkpoint of the same architecture; return the names of the layers that start anew.
 
     Those are the semantic classifier where the number of classes differs, or ``semantic_head``
-    where the checkpoint has none. A model without one takes encoder and change head alone. The first
-    convolution of a model of three bands is adapted to others as timm adapts ImageNet's: summed for
+    where the checkpoint has none. A model without one takes encoder and change head alone. The
+    first convolution of a model of three bands is adapted to others as timm adapts ImageNet's: summed for
     one band, else repeated and scaled. A CheckpointError for any other difference.
     """
     for name in ("model", "backbone", "lightweight"):
