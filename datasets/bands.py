@@ -2,8 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)  # RGB, in 0..255
 IMAGENET_STD = (58.395, 57.12, 57.375)
@@ -12,10 +11,7 @@ MAX_BANDS = 128  # what OpenCV 5 flips and turns at once
 
 @dataclass(frozen=True)
 class Bands:
-    """What is read from an image file: band numbers from 1 in order of use, and 8 or 16 bits.
-
-    Impossible ones are a ValueError.
-    """
+    """Band numbers of a file, from 1 in order of use, and 8 or 16 bits; others are a ValueError."""
 
     numbers: tuple[int, ...] = (1, 2, 3)
     bits: int = 8
@@ -24,9 +20,7 @@ class Bands:
         object.__setattr__(self, "numbers", tuple(self.numbers))
         whole = all(type(n) is int and 1 <= n <= MAX_BANDS for n in self.numbers)
         if not self.numbers or not whole or len(set(self.numbers)) < len(self.numbers):
-            raise ValueError(
-                f"bands {self.numbers!r} are not different numbers of 1 to {MAX_BANDS}"
-            )
+            raise ValueError(f"bands {self.numbers!r} are not different ones of 1 to {MAX_BANDS}")
         if type(self.bits) is not int or self.bits not in (8, 16):
             raise ValueError(f"{self.bits!r} bits per value; 8 or 16 are known")
 
@@ -45,10 +39,9 @@ RGB = Bands()
 
 @dataclass(frozen=True)
 class Imagery:
-    """What a model sees: its bands, and the mean and standard deviation that normalise them.
+    """What a model sees: its bands (or a dict of their attributes), and what normalises them.
 
-    Statistics are in the files' own units, one finite number per band; others are a ValueError.
-    ``bands`` may be a dict of their attributes; anything else is a TypeError.
+    ``mean`` and ``std`` are in the files' own units; others are a ValueError or TypeError.
     """
 
     bands: Bands = RGB
@@ -70,10 +63,6 @@ class Imagery:
                 raise ValueError(f"{name} {list(values)} is not a finite number for each band used")
         if min(self.std) <= 0:
             raise ValueError(f"std {list(self.std)} is not above 0 for each band used")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values, which ``Imagery(**values)`` takes."""
-        return asdict(self)
 
 
 RGB_IMAGERY = Imagery()

@@ -17,8 +17,7 @@ MAX_CLASSES = 255  # index 255 stays free, and a palette PNG holds 256 colours
 class ClassList:
     """Names and colours by index; index 0 is *unchanged* (or unlabelled), 1.. are the classes.
 
-    A list of a single class is *binary*: all that a label can say is what changed. Fewer than two
-    entries, more than 255, and names or colours that repeat are a ValueError.
+    A list of a single class is *binary*. Impossible or repeated entries are a ValueError.
     """
 
     names: tuple[str, ...]
@@ -73,13 +72,9 @@ class ClassList:
 
 
 SECOND_CLASSES = ClassList(
-    names=("unchanged", "water", "ground", "low vegetation", "tree", "building", "playground"),
-    colors=(
-        *((255, 255, 255), (0, 0, 255), (128, 128, 128), (0, 128, 0)),
-        *((0, 255, 0), (128, 0, 0), (255, 0, 0)),
-    ),
+    ("unchanged", "water", "ground", "low vegetation", "tree", "building", "playground"),
+    ((255,) * 3, (0, 0, 255), (128,) * 3, (0, 128, 0), (0, 255, 0), (128, 0, 0), (255, 0, 0)),
 )
-
 CHANGE_CLASSES = ClassList(("unchanged", "changed"), ((0, 0, 0), (255, 255, 255)))
 
 
@@ -90,23 +85,16 @@ def classes_file(path: Path) -> Path:
 
 
 def read_classes(path: Path) -> ClassList:
-    """Read a JSON list ``[{"name": "unchanged", "color": [255, 255, 255]}, …]`` in index order.
-
-    A DataError if there is no such file, or it is not of that form.
-    """
+    """Read a JSON list of ``{"name": "tree", "color": [0, 255, 0]}`` by index; else a DataError."""
     path = Path(path)
     try:
         entries = json.loads(path.read_text(encoding="utf-8-sig"))
-        return ClassList(
-            names=tuple(str(entry["name"]) for entry in entries),
-            colors=tuple((int(r), int(g), int(b)) for r, g, b in (e["color"] for e in entries)),
-        )
+        colors = tuple((int(r), int(g), int(b)) for r, g, b in (e["color"] for e in entries))
+        return ClassList(tuple(str(entry["name"]) for entry in entries), colors)
     except FileNotFoundError as error:
-        raise DataError(
-            f"{path}: no such file; name a JSON file of classes, or a folder with a {CLASSES_FILE}"
-        ) from error
+        remedy = f"name a JSON file of classes, or a folder with a {CLASSES_FILE}"
+        raise DataError(f"{path}: no such file; {remedy}") from error
     except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
-        raise DataError(
-            f"{path}: {type(error).__name__}: {error}; expected a list like "
-            '[{"name": "unchanged", "color": [255, 255, 255]}, …], unchanged first'
-        ) from error
+        example = '[{"name": "unchanged", "color": [255, 255, 255]}, …], unchanged first'
+        reason = f"{type(error).__name__}: {error}"
+        raise DataError(f"{path}: {reason}; expected a list like {example}") from error

@@ -11,13 +11,11 @@ from utils.errors import DataError, OptionError
 
 # Every protocol, and the options that are its own.
 PROTOCOLS = {
-    "every-10th": (),
-    "folders": (),
+    **dict.fromkeys(("every-10th", "folders"), ()),
     "lists": ("val_list", "train_list"),
     "random": ("val_fraction", "split_seed"),
     "k-fold": ("folds", "fold", "split_seed"),
 }
-
 VAL_FRACTION, FOLDS, SPLIT_SEED = 0.1, 5, 0  # where random and k-fold are asked for without them
 PUBLISHED_STEP = 10
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"})  # masks as well
@@ -29,8 +27,7 @@ _K_FOLD = re.compile(r"k-fold\(k=(\d+), fold=(\d+), seed=(\d+)\)")
 class SplitOptions:
     """A protocol of `PROTOCOLS` and its parameters; impossible ones are an OptionError.
 
-    Without a protocol lists are taken if there are any, else a labelled ROOT/val, else every 10th
-    name. ``fold`` is the one to validate on, from 0; ``split_seed`` decides the drawing order.
+    Without a protocol, lists decide, else a labelled ROOT/val, else every 10th name is taken.
     """
 
     protocol: str | None = None
@@ -62,19 +59,15 @@ class SplitOptions:
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> "SplitOptions":
         """Return what a script's options, or those that a run has left, ask for."""
-        lists = {name: options.get(name) for name in PROTOCOLS["lists"]}
-        return cls(
-            options.get("split"),
-            **{name: Path(path) if path else None for name, path in lists.items()},
-            **{name: options.get(name) for name in ("val_fraction", "folds", "fold", "split_seed")},
-        )
+        own = {name: options.get(name) for names in PROTOCOLS.values() for name in names}
+        own |= {name: Path(own[name]) if own[name] else None for name in PROTOCOLS["lists"]}
+        return cls(options.get("split"), **own)
 
     def choose(self, val_labelled: bool) -> str:
         """Return the protocol that holds where ROOT/val has labels, or has none."""
         if self.protocol == "folders" and not val_labelled:
             raise OptionError(
-                "--split folders: ROOT/val has no label1 and label2, nor label; add them or choose "
-                "another split"
+                "--split folders: ROOT/val has no label1 and label2, nor label; use another split"
             )
         if self.protocol or self.val_list:
             return self.protocol or "lists"
@@ -83,10 +76,8 @@ class SplitOptions:
 
 @dataclass(frozen=True)
 class Split:
-    """A division of a data set, recorded in every checkpoint.
-
-    ``protocol`` has with it what tells scores apart, as ``k-fold(k=5, fold=0, seed=0)``; ``train``
-    and ``val`` are sorted ids ``train/<stem>`` (or ``val/<stem>``).
+    """Sorted ids ``train/<stem>`` or ``val/<stem>``, and what tells their scores apart, such as
+    ``every-10th`` or ``k-fold(k=5, fold=0, seed=0)``.
     """
 
     protocol: str
@@ -137,8 +128,7 @@ def every_10th(ids: Sequence[str]) -> Split:
     ids = sorted(ids)
     if len(ids) < 2:
         raise DataError(
-            f"{len(ids)} labelled pair is too few to hold some out; add pairs, or a ROOT/val with "
-            "labels"
+            f"{len(ids)} labelled pair is too few to hold some out; add pairs or label ROOT/val"
         )
     return _hold_out("every-10th", ids, ids[::PUBLISHED_STEP])
 
@@ -161,8 +151,7 @@ def k_fold(ids: Sequence[str], folds: int, fold: int, seed: int) -> Split:
     order = _shuffled(ids, seed)
     if len(order) < folds:
         raise DataError(
-            f"{len(order)} labelled pairs are too few for {folds} folds; choose fewer --folds or "
-            "add pairs"
+            f"{len(order)} labelled pairs are too few for {folds} folds; add pairs or lower --folds"
         )
     return _hold_out(f"k-fold(k={folds}, fold={fold}, seed={seed})", ids, order[fold::folds])
 
@@ -195,11 +184,7 @@ def read_lines(path: Path) -> list[str]:
 
 
 def choose_named(path: Path, lines: Sequence[str], known: Mapping[str, str], no: str) -> list[str]:
-    """Return what is known by stem under the lines of a list, in its order.
-
-    ``path`` is the list's, for messages; ``no`` says what an unknown name is not: ``is no pair``.
-    A DataError for an unknown name, or one that repeats.
-    """
+    """Return the ``known`` that a list's lines name, in order; a DataError if none or twice."""
     chosen = []
     for line in lines:
         name, suffix = Path(line).name, Path(line).suffix

@@ -31,11 +31,8 @@ class BandSums:
     squares: tuple[int, ...]
 
     def __add__(self, other: "BandSums") -> "BandSums":
-        return BandSums(
-            self.pixels + other.pixels,
-            tuple(a + b for a, b in zip(self.sums, other.sums, strict=True)),
-            tuple(a + b for a, b in zip(self.squares, other.squares, strict=True)),
-        )
+        sums, squares = map(add, self.sums, other.sums), map(add, self.squares, other.squares)
+        return BandSums(self.pixels + other.pixels, tuple(sums), tuple(squares))
 
     def mean(self) -> list[float]:
         """Return the mean of each band, in the images' own units."""
@@ -43,10 +40,8 @@ class BandSums:
 
     def std(self) -> list[float]:
         """Return the standard deviation of each band, over all pixels."""
-        return [
-            math.sqrt(self.pixels * square - total**2) / self.pixels
-            for total, square in zip(self.sums, self.squares, strict=True)
-        ]
+        bands = zip(self.sums, self.squares, strict=True)
+        return [math.sqrt(self.pixels * square - sum_**2) / self.pixels for sum_, square in bands]
 
 
 def sum_bands(image: np.ndarray) -> BandSums:
@@ -97,19 +92,16 @@ def measure(pairs: Sequence[Pair], bands: Bands) -> Imagery:
 
 
 def read_statistics(path: Path, bands: Bands) -> Imagery:
-    """Read statistics from a file: check_data.py's report, or ``{"mean": […], "std": […]}``.
-
-    The lists go by band number of the files. A DataError if the file is unreadable, says nothing of
-    a chosen band, or is of another depth.
+    """Read check_data.py's report, or ``{"mean": […], "std": […]}`` by band number of the files;
+    a DataError if it says nothing of a chosen band, or is of another depth.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         content = content.get(REPORT_KEY, content)
         if content is None:
             raise DataError(
-                f"{path}: no band statistics, since check_data.py found training images that it "
-                "cannot read, of several depths or numbers of bands, or none; repair what it "
-                "reports and run it again"
+                f"{path}: no band statistics, since check_data.py found training images of several "
+                "kinds, damaged or none; repair what it reports and run it again"
             )
         mean, std = ([float(value) for value in content[name]] for name in ("mean", "std"))
         known, bits = min(len(mean), len(std)), int(content.get("bits", bands.bits))
@@ -120,13 +112,10 @@ def read_statistics(path: Path, bands: Bands) -> Imagery:
         ) from error
     if max(bands.numbers) > known:
         raise DataError(
-            f"{path}: statistics of {known} bands, but {bands} are used; run check_data.py on "
-            "this data set"
+            f"{path}: statistics of {known} bands, but {bands} are used; run check_data.py again"
         )
     if bits != bands.bits:
-        raise DataError(
-            f"{path}: statistics of {bits}-bit images, but these have {bands.bits} bits"
-        )
+        raise DataError(f"{path}: statistics of {bits}-bit images, these have {bands.bits} bits")
     means, stds = ([values[number - 1] for number in bands.numbers] for values in (mean, std))
     _require_contrast(stds, bands, path)
     try:

@@ -18,8 +18,7 @@ LOOKED_AT, OPENED = 8, 64  # labels of one folder: that show change, and at the 
 class Task:
     """What the labels of a data set are; a class list of a single class stands for change masks.
 
-    ``labelled_dates`` are those whose classes ``training`` and ``validation`` pairs label, empty
-    lists for change masks; {} where the pairs are not known.
+    ``labelled_dates`` are those that ``training`` and ``validation`` pairs label; {} if unknown.
     """
 
     classes: ClassList
@@ -72,9 +71,8 @@ def load_classes(root: Path) -> ClassList:
 def find_change_masks(root: Path) -> str:
     """Say by what a data set, or one split of it, shows that its labels name no classes; else "".
 
-    The first split with labels decides: either ``label`` stands alone there, or label1 and label2
-    are grey and hold 0 and 255 only. 255 is no index of any class list, so no semantic set is
-    taken for a binary one.
+    The first split with labels decides: ``label`` alone, or labels of dates in grey of 0 and 255
+    only. 255 is no index of any class list.
     """
     for folder in (*(root / name for name in SPLIT_FOLDERS), root):
         labels = label_folders(folder)
@@ -88,10 +86,9 @@ def find_change_masks(root: Path) -> str:
 
 
 def is_mask_folder(folder: Path) -> bool:
-    """Tell whether a folder holds change masks: as a split (`find_change_masks`), or by itself.
+    """Tell whether a folder holds change masks: as a split, in ``change``, or grey files by itself.
 
-    By itself it has image files, all that are looked at grey with 0 and 255 alone. As everywhere,
-    labels of dates count before ``label``, and labels before masks in ``change``.
+    As everywhere, labels of dates count before ``label``, and labels before ``change``.
     """
     labels = label_folders(folder)
     if labels:
@@ -124,10 +121,8 @@ def _holds_masks(folder: Path) -> bool:
 
 def with_dates(task: Task, train_pairs: Sequence[Pair], val_pairs: Sequence[Pair]) -> Task:
     """Return the task with the dates that labelled pairs, one at least of each kind, tell."""
-    dates = {
-        name: [] if task.is_binary else list(pairs[0].labelled_dates)
-        for name, pairs in (("training", train_pairs), ("validation", val_pairs))
-    }
+    kinds = {"training": train_pairs, "validation": val_pairs}
+    dates = {n: [] if task.is_binary else list(p[0].labelled_dates) for n, p in kinds.items()}
     return replace(task, labelled_dates=dates)
 
 

@@ -48,8 +48,8 @@ def transfer_weights(model: nn.Module, checkpoint: Checkpoint) -> list[str]:
 
     Those are the semantic classifier where the number of classes differs, or ``semantic_head``
     where the checkpoint has none. A model without one takes encoder and change head alone. The
-    first convolution of a model of three bands is adapted to others as timm adapts ImageNet's: summed for
-    one band, else repeated and scaled. A CheckpointError for any other difference.
+    first convolution of a model of three bands is adapted to others as timm adapts ImageNet's:
+    summed for one, else repeated and scaled. A CheckpointError for any other difference.
     """
     for name in ("model", "backbone", "lightweight"):
         there, here = getattr(checkpoint.config, name), getattr(model.config, name)
