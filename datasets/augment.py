@@ -13,21 +13,15 @@ os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 import albumentations as A
 
 _LABEL_KEYS = ("label1", "label2", "change_mask")
-
 cv2.setNumThreads(0)  # one thread per worker: the workers are the parallelism
 
 
 class TrainTransform:
-    """Geometry drawn once per pair, colour drawn once per image.
+    """Geometry drawn once per pair, colour drawn once per image, from the seed of the call alone.
 
     Geometry is the published recipe: identity, two flips and three quarter turns, one of the six
     with equal chance. A pair that is not square is turned by 180 degrees only, so that batches
-    keep one shape. Every draw follows from the seed of the call alone, whatever the worker.
-
-    Args:
-        crop_size: side of the square cut out of each pair, in pixels; None keeps the whole.
-        is_rgb: whether the images are 8-bit RGB, whose brightness, contrast, hue and saturation
-            change; of others `change_light` changes what is there whatever the bands.
+    keep one shape. ``crop_size`` in pixels; `change_light` serves images that are not RGB.
     """
 
     def __init__(self, crop_size: int | None = None, is_rgb: bool = True) -> None:
@@ -42,21 +36,11 @@ class TrainTransform:
         hue = {"hue_shift_limit": 5, "sat_shift_limit": 15, "val_shift_limit": 0}
         self._square = A.Compose([*crop, square], **options)
         self._whole = A.Compose([whole], **options)
-        self._color = A.Compose(
-            [
-                A.RandomBrightnessContrast(brightness_limit=0.2, contrast_limit=0.2, p=0.5),
-                A.HueSaturationValue(**hue, p=0.3),
-            ]
-        )
+        light = A.RandomBrightnessContrast(brightness_limit=0.2, contrast_limit=0.2, p=0.5)
+        self._color = A.Compose([light, A.HueSaturationValue(**hue, p=0.3)])
 
     def __call__(self, sample: dict[str, Any], seed: Sequence[int]) -> dict[str, Any]:
-        """Return the sample with its images and labels transformed.
-
-        Args:
-            sample: ``image1/image2`` (H, W, bands) uint8 or uint16, ``label1/label2/change_mask``
-                (H, W), of which each may be absent.
-            seed: integers that decide all draws.
-        """
+        """Return the sample, images (H, W, bands) and what labels (H, W) it has, transformed."""
         height, width = sample["image1"].shape[:2]
         geometry = self._square if self.crop_size or height == width else self._whole
         draws = np.random.SeedSequence(seed).generate_state(3)
@@ -78,16 +62,11 @@ class TrainTransform:
 
 
 def change_light(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Change brightness, contrast and balance of an image of any bands and depth.
+    """Change brightness, contrast and balance of (H, W, bands) uint8 or uint16.
 
     With a chance of one half each: all bands get up to 20 % brighter or darker and their contrast
-    up to 20 % stronger or weaker; every band gets up to 5 % brighter or darker by itself. Both are
-    measured at the band's mean in this image, since 16-bit sensors seldom fill their range. Values
-    are cut off only where the type ends.
-
-    Args:
-        image: (H, W, bands) uint8 or uint16.
-        rng: decides the draws.
+    up to 20 % stronger or weaker, and every band gets up to 5 % brighter or darker by itself; all
+    measured at the band's mean in this image, since 16-bit sensors seldom fill their range.
     """
     brightness, contrast = rng.uniform(0.8, 1.2, 2) if rng.random() < 0.5 else (1.0, 1.0)
     balance = np.ones(image.shape[-1])

@@ -2,8 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)  # RGB, in 0..255
 IMAGENET_STD = (58.395, 57.12, 57.375)
@@ -12,15 +11,7 @@ MAX_BANDS = 128  # what OpenCV 5 flips and turns at once
 
 @dataclass(frozen=True)
 class Bands:
-    """What is read from an image file.
-
-    Attributes:
-        numbers: band numbers of the file, from 1, in the order in which they are used.
-        bits: bits per value, 8 or 16.
-
-    Raises:
-        ValueError: no bands, a number that repeats or is out of range, or another depth.
-    """
+    """Band numbers of a file, from 1 in order of use, and 8 or 16 bits; others are a ValueError."""
 
     numbers: tuple[int, ...] = (1, 2, 3)
     bits: int = 8
@@ -29,9 +20,7 @@ class Bands:
         object.__setattr__(self, "numbers", tuple(self.numbers))
         whole = all(type(n) is int and 1 <= n <= MAX_BANDS for n in self.numbers)
         if not self.numbers or not whole or len(set(self.numbers)) < len(self.numbers):
-            raise ValueError(
-                f"bands {self.numbers!r} are not different numbers of 1 to {MAX_BANDS}"
-            )
+            raise ValueError(f"bands {self.numbers!r} are not different ones of 1 to {MAX_BANDS}")
         if type(self.bits) is not int or self.bits not in (8, 16):
             raise ValueError(f"{self.bits!r} bits per value; 8 or 16 are known")
 
@@ -50,15 +39,9 @@ RGB = Bands()
 
 @dataclass(frozen=True)
 class Imagery:
-    """What a model sees: which bands, and the statistics that its input is normalised with.
+    """What a model sees: its bands (or a dict of their attributes), and what normalises them.
 
-    Attributes:
-        bands: what is read from the files; a dict of its attributes is taken as well.
-        mean: mean of each band used, in the files' own units.
-        std: standard deviation of each, above 0.
-
-    Raises:
-        TypeError, ValueError: ``bands`` are none, or not one finite number per band.
+    ``mean`` and ``std`` are in the files' own units; others are a ValueError or TypeError.
     """
 
     bands: Bands = RGB
@@ -80,10 +63,6 @@ class Imagery:
                 raise ValueError(f"{name} {list(values)} is not a finite number for each band used")
         if min(self.std) <= 0:
             raise ValueError(f"std {list(self.std)} is not above 0 for each band used")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values, which ``Imagery(**values)`` takes."""
-        return asdict(self)
 
 
 RGB_IMAGERY = Imagery()

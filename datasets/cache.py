@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -30,22 +31,23 @@ FORMAT = 3
 LEFTOVER_AGE_S = 86400  # another program may be writing the same cache for hours
 THREADS = 2  # the decoders leave the interpreter lock free
 SHARED_MEMORY = Path("/dev/shm")
+Files = Sequence[tuple[Path, bool]]  # what is decoded, and whether it is an image
 
 
+@dataclass(frozen=True)
 class FileReader:
     """Decodes images and labels at every access; images give the chosen bands."""
 
-    def __init__(self, classes: ClassList, bands: Bands = RGB) -> None:
-        self._classes = classes
-        self._bands = bands
+    classes: ClassList
+    bands: Bands = RGB
 
     def image(self, path: Path) -> np.ndarray:
         """Return (H, W, bands) uint8 or uint16."""
-        return read_bands(path, self._bands)
+        return read_bands(path, self.bands)
 
     def label(self, path: Path) -> np.ndarray:
         """Return (H, W) uint8 class indices."""
-        return read_label(path, self._classes)
+        return read_label(path, self.classes)
 
 
 class CachedReader:
@@ -60,19 +62,14 @@ class CachedReader:
         self._bytes: dict[int, np.ndarray] = {}
 
     def image(self, path: Path) -> np.ndarray:
-        """Return (H, W, bands) uint8 or uint16; a private view, writing to it changes no file."""
-        return self._read(path)
-
-    def label(self, path: Path) -> np.ndarray:
-        """Return (H, W) uint8 class indices; a private view."""
-        return self._read(path)
-
-    def _read(self, path: Path) -> np.ndarray:
+        """Return what `FileReader` does; a private view, writing to it changes no file."""
         number, offset, shape, dtype = self._entries[str(path)]
         if number not in self._bytes:
             self._bytes[number] = np.memmap(self._paths[number], dtype=np.uint8, mode="c")
         end = offset + int(np.prod(shape)) * np.dtype(dtype).itemsize
         return self._bytes[number][offset:end].view(dtype).reshape(shape)
+
+    label = image
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_bytes": {}}  # each process maps the files by itself
@@ -86,17 +83,8 @@ def make_reader(
     pseudo_label_root: Path | None = None,
     bands: Bands = RGB,
 ) -> CachedReader | FileReader:
-    """Return what reads some pairs: their decoded cache, or for ``off`` the files themselves.
-
-    One process per node builds it, the others of that node open the same file.
-
-    Args:
-        mode: ``ram``, ``disk`` (in ``outdir``) or ``off``.
-        outdir: of the run.
-        pairs: whose files are cached.
-        task: its classes decode the labels.
-        pseudo_label_root: folder of pseudo masks to cache as well.
-        bands: what is read from the images.
+    """Return what reads some pairs: for ``off`` the files themselves, for ``ram`` or ``disk`` (in
+    ``outdir``) their decoded cache, which one process per node builds and the others open.
     """
     if mode == "off":
         return FileReader(task.classes, bands)
@@ -112,10 +100,8 @@ def make_reader(
 
 
 def cache_folder(mode: str, outdir: Path) -> Path:
-    """Return where a cache lies: ``ram`` in shared memory until the program ends, ``disk`` to stay.
-
-    Where there is no shared-memory folder, ``ram`` takes the system's temporary one. What programs
-    of this machine that were killed have left there is removed first.
+    """Return where a cache lies: ``disk`` to stay, ``ram`` in shared memory (else the temporary
+    folder) until the program ends, after removal of what killed programs of this machine left.
     """
     if mode == "disk":
         return outdir / "cache"
@@ -138,16 +124,11 @@ def build_cache(
     pseudo_label_root: Path | None = None,
     bands: Bands = RGB,
 ) -> CachedReader:
-    """Decode every file of some pairs, unless that has been done, and open the result.
+    """Decode all files of some pairs, and pseudo masks into a file of their own; open the result.
 
-    Images and labels go into one file, pseudo masks into another, so that a new round of labelling
-    decodes the masks alone; the masks of its earlier rounds are removed. A file's name follows from
-    the paths, sizes and modification times of all that is in it, from the class list and, for
-    images, the bands, so that a changed data set gets another cache.
-
-    Raises:
-        DataError: a file cannot be decoded.
-        OptionError: the folder has too little room.
+    A cache is named by the paths, sizes and times of its files, by class list and bands, so that
+    only what changed is decoded again; older pseudo masks are removed. A DataError for a bad file,
+    an OptionError where room is short.
     """
     remove_leftovers(folder, LEFTOVER_AGE_S)
     files = [(path, True) for pair in pairs for path in (pair.image1, pair.image2)]
@@ -155,28 +136,22 @@ def build_cache(
     paths = [folder / f"{_key(files, classes, bands)}.bin"]
     _write_cache(paths[0], files, classes, bands)
     if pseudo_label_root is not None:
-        files = [
-            (pseudo_mask(pseudo_label_root, date, pair), False)
-            for pair in pairs
-            for date in IMAGE_FOLDERS
-        ]
-        names = "\n".join(str(path) for path, _ in files)
+        masks = [pseudo_mask(pseudo_label_root, date, p) for p in pairs for date in IMAGE_FOLDERS]
+        files = [(mask, False) for mask in masks]
+        names = "\n".join(map(str, masks))
         prefix = f"pseudo-{hashlib.sha256(names.encode()).hexdigest()[:12]}-"
         paths.append(folder / f"{prefix}{_key(files, classes, RGB)}.bin")  # of any bands
-        _remove_earlier_rounds(paths[1], prefix)
+        for other in folder.glob(f"{prefix}*"):
+            with contextlib.suppress(OSError):  # removed by another process, or still open there
+                # A younger one may be in use on another machine, unknown to the file system.
+                old = time.time() - other.stat().st_mtime > LEFTOVER_AGE_S
+                if old and other.stem != paths[1].stem:
+                    other.unlink()
         _write_cache(paths[1], files, classes, RGB)
     return CachedReader(*paths)
 
 
-def _remove_earlier_rounds(path: Path, prefix: str) -> None:
-    for other in path.parent.glob(f"{prefix}*"):
-        # A younger one may be in use on another machine, which the file system need not know of.
-        if other.stem != path.stem and time.time() - other.stat().st_mtime > LEFTOVER_AGE_S:
-            with contextlib.suppress(OSError):  # removed by another process, or still open there
-                other.unlink()
-
-
-def _key(files: Sequence[tuple[Path, bool]], classes: ClassList, bands: Bands) -> str:
+def _key(files: Files, classes: ClassList, bands: Bands) -> str:
     digest = hashlib.sha256(json.dumps([FORMAT, classes.to_dict(), str(bands)]).encode())
     for path, _ in files:
         try:
@@ -187,12 +162,12 @@ def _key(files: Sequence[tuple[Path, bool]], classes: ClassList, bands: Bands) -
     return digest.hexdigest()[:20]
 
 
-def _write_cache(
-    path: Path, files: Sequence[tuple[Path, bool]], classes: ClassList, bands: Bands
-) -> None:
-    """Decode files, images where said, into one, unless that is there."""
-    if _is_whole(path):
-        return
+def _write_cache(path: Path, files: Files, classes: ClassList, bands: Bands) -> None:
+    """Decode files into one, unless that is there."""
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        index = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        if path.stat().st_size == index["bytes"]:
+            return
     entries, total = _layout(files, bands)
     path.parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(path.parent).free
@@ -221,17 +196,7 @@ def _write_cache(
     write_text(path.with_suffix(".json"), json.dumps({"bytes": total, "entries": entries}))
 
 
-def _is_whole(path: Path) -> bool:
-    try:
-        index = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        return path.stat().st_size == index["bytes"]
-    except (OSError, ValueError, KeyError):
-        return False
-
-
-def _layout(
-    files: Sequence[tuple[Path, bool]], bands: Bands
-) -> tuple[dict[str, tuple[int, tuple[int, ...], str]], int]:
+def _layout(files: Files, bands: Bands) -> tuple[dict[str, tuple[int, tuple, str]], int]:
     """Return offset, shape and type of each file's array, and the bytes of all."""
     entries, offset, itemsize = {}, 0, np.dtype(bands.dtype).itemsize
     for path, is_image in files:

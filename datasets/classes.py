@@ -17,10 +17,7 @@ MAX_CLASSES = 255  # index 255 stays free, and a palette PNG holds 256 colours
 class ClassList:
     """Names and colours by index; index 0 is *unchanged* (or unlabelled), 1.. are the classes.
 
-    A list of a single class is *binary*: all that a label can say is what changed.
-
-    Raises:
-        ValueError: fewer than two entries, more than 255, or names or colours that repeat.
+    A list of a single class is *binary*. Impossible or repeated entries are a ValueError.
     """
 
     names: tuple[str, ...]
@@ -65,11 +62,7 @@ class ClassList:
         return np.asarray(self.colors, dtype=np.uint8)[mask]
 
     def to_index(self, rgb: np.ndarray) -> np.ndarray:
-        """Decode an RGB mask in the class colours: (H, W, 3) uint8 → (H, W) uint8.
-
-        Raises:
-            ValueError: a pixel has a colour that is not in the class list.
-        """
+        """Decode (H, W, 3) uint8 in the class colours to (H, W) uint8; a ValueError for others."""
         red, green, blue = (rgb[..., channel].astype(np.int32) for channel in range(3))
         found = self._index_of_color[red << 16 | green << 8 | blue]
         if not found.all():
@@ -79,13 +72,9 @@ class ClassList:
 
 
 SECOND_CLASSES = ClassList(
-    names=("unchanged", "water", "ground", "low vegetation", "tree", "building", "playground"),
-    colors=(
-        *((255, 255, 255), (0, 0, 255), (128, 128, 128), (0, 128, 0)),
-        *((0, 255, 0), (128, 0, 0), (255, 0, 0)),
-    ),
+    ("unchanged", "water", "ground", "low vegetation", "tree", "building", "playground"),
+    ((255,) * 3, (0, 0, 255), (128,) * 3, (0, 128, 0), (0, 255, 0), (128, 0, 0), (255, 0, 0)),
 )
-
 CHANGE_CLASSES = ClassList(("unchanged", "changed"), ((0, 0, 0), (255, 255, 255)))
 
 
@@ -96,27 +85,16 @@ def classes_file(path: Path) -> Path:
 
 
 def read_classes(path: Path) -> ClassList:
-    """Read a class list.
-
-    The file is a JSON list ``[{"name": "unchanged", "color": [255, 255, 255]}, …]`` in index
-    order.
-
-    Raises:
-        DataError: there is no such file, or it is not of that form.
-    """
+    """Read a JSON list of ``{"name": "tree", "color": [0, 255, 0]}`` by index; else a DataError."""
     path = Path(path)
     try:
         entries = json.loads(path.read_text(encoding="utf-8-sig"))
-        return ClassList(
-            names=tuple(str(entry["name"]) for entry in entries),
-            colors=tuple((int(r), int(g), int(b)) for r, g, b in (e["color"] for e in entries)),
-        )
+        colors = tuple((int(r), int(g), int(b)) for r, g, b in (e["color"] for e in entries))
+        return ClassList(tuple(str(entry["name"]) for entry in entries), colors)
     except FileNotFoundError as error:
-        raise DataError(
-            f"{path}: no such file; name a JSON file of classes, or a folder with a {CLASSES_FILE}"
-        ) from error
+        remedy = f"name a JSON file of classes, or a folder with a {CLASSES_FILE}"
+        raise DataError(f"{path}: no such file; {remedy}") from error
     except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
-        raise DataError(
-            f"{path}: {type(error).__name__}: {error}; expected a list like "
-            '[{"name": "unchanged", "color": [255, 255, 255]}, …], unchanged first'
-        ) from error
+        example = '[{"name": "unchanged", "color": [255, 255, 255]}, …], unchanged first'
+        reason = f"{type(error).__name__}: {error}"
+        raise DataError(f"{path}: {reason}; expected a list like {example}") from error

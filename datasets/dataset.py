@@ -10,11 +10,12 @@ from torch.utils.data import Dataset
 
 from datasets.cache import CachedReader, FileReader
 from datasets.images import image_size
-from datasets.pairs import IMAGE_FOLDERS, Pair, pseudo_mask
+from datasets.pairs import Pair, pseudo_mask
 from datasets.task import Task
 from utils.errors import DataError
 
 Transform = Callable[[dict[str, Any], Sequence[int]], dict[str, Any]]
+Size = tuple[int, ...]
 
 
 class ChangeDetectionDataset(Dataset):
@@ -23,21 +24,9 @@ class ChangeDetectionDataset(Dataset):
     A sample holds ``name`` (str), ``image1/image2`` (bands, H, W) uint8 or uint16 and, where the
     pair has labels, ``label1/label2`` (H, W) uint8 (0 = unlabelled, 1..C) and ``change_mask``
     (H, W) uint8 (1 = changed). A date without labels has no key, of change masks neither has.
-    ``change_mask`` comes from the ground truth even when ``pseudo_label_root`` replaces the
-    semantic labels.
-
-    Args:
-        pairs: what `index_pairs` found.
-        task: what their labels are.
-        transform: augmentation (`datasets.augment.TrainTransform`); None for evaluation.
-        pseudo_label_root: folder with ``im1`` and ``im2`` of masks that replace the labels.
-        seed: together with `set_epoch` and the index decides every random draw.
-        reader: has ``image(path)`` and ``label(path)``; None decodes the files at every access, as
-            RGB of 8 bits.
-
-    Raises:
-        DataError: a pseudo mask is missing. When a sample is read: a file cannot be decoded, or
-            the files of a pair do not fit each other.
+    Masks under ``pseudo_label_root`` replace the labels, but never ``change_mask``. ``seed``,
+    `set_epoch` and the index decide every draw of ``transform``. A DataError for missing pseudo
+    masks; when a sample is read, for files that cannot be decoded or do not fit each other.
     """
 
     def __init__(
@@ -72,13 +61,13 @@ class ChangeDetectionDataset(Dataset):
         pair = self.pairs[index]
         image1, image2 = self.reader.image(pair.image1), self.reader.image(pair.image2)
         size = image1.shape[:2]
-        _require_size(pair.image2, image2.shape[:2], pair, size)
+        require_size(pair.image2, image2.shape[:2], pair.image1, size)
         sample = {"name": pair.name, "image1": image1, "image2": image2}
         if pair.labels:
             sample |= self._read_labels(pair, size)
             for key, path in self._pseudo_masks(pair).items():
                 sample[key] = self.reader.label(path)
-                _require_size(path, sample[key].shape, pair, size)
+                require_size(path, sample[key].shape, pair.image1, size)
         if self.transform is not None:
             sample = self.transform(sample, (self.seed, int(self._epoch[0]), index))
         tensors = {key: torch.from_numpy(sample[key]) for key in sample if key != "name"}
@@ -92,7 +81,7 @@ class ChangeDetectionDataset(Dataset):
         labels = self._read_labels(pair, image_size(pair.image1)) if pair.labels else {}
         return {key: torch.from_numpy(label) for key, label in labels.items()}
 
-    def _read_labels(self, pair: Pair, size: tuple[int, ...]) -> dict[str, np.ndarray]:
+    def _read_labels(self, pair: Pair, size: Size) -> dict[str, np.ndarray]:
         if pair.change_mask and not self.task.is_binary:
             raise DataError(
                 f"{pair.change_mask}: a change mask, but the class list names "
@@ -100,7 +89,7 @@ class ChangeDetectionDataset(Dataset):
             )
         labels = {key: self.reader.label(path) for key, path in pair.labels.items()}
         for key, label in labels.items():
-            _require_size(pair.labels[key], label.shape, pair, size)
+            require_size(pair.labels[key], label.shape, pair.image1, size)
         first, *_, last = [label > 0 for label in labels.values()] * 2
         disagreeing = int((first != last).sum())
         if disagreeing:
@@ -111,16 +100,16 @@ class ChangeDetectionDataset(Dataset):
         return {**({} if self.task.is_binary else labels), "change_mask": first.astype(np.uint8)}
 
     def _pseudo_masks(self, pair: Pair) -> dict[str, Path]:
-        root = self.pseudo_label_root
-        if root is None:
-            return {}
-        keys = zip(("label1", "label2"), IMAGE_FOLDERS, strict=True)
-        return {key: pseudo_mask(root, folder, pair) for key, folder in keys}
+        keys = {} if self.pseudo_label_root is None else {"label1": "im1", "label2": "im2"}
+        return {k: pseudo_mask(self.pseudo_label_root, folder, pair) for k, folder in keys.items()}
 
 
-def _require_size(path: Path, size: tuple[int, ...], pair: Pair, expected: tuple[int, ...]) -> None:
-    if tuple(size) != tuple(expected):
+def require_size(
+    path: Path, size: Size, other: Path, expected: Size, remedy: str = "co-register the pair"
+) -> None:
+    """Raise a DataError unless two files have the same (height, width)."""
+    (height, width), (rows, columns) = size, expected
+    if (height, width) != (rows, columns):
         raise DataError(
-            f"{path}: {size[1]} × {size[0]} pixels, but {pair.image1} has {expected[1]} × "
-            f"{expected[0]}; co-register the pair to one size"
+            f"{path}: {width} × {height} pixels, but {other} has {columns} × {rows}; {remedy}"
         )

@@ -10,6 +10,7 @@ import numpy as np
 import rasterio
 from PIL import Image
 from rasterio.enums import ColorInterp
+from rasterio.io import DatasetReader
 
 from datasets.bands import MAX_BANDS, RGB, Bands
 from utils.errors import DataError
@@ -20,31 +21,21 @@ DTYPES = {"uint8": 8, "uint16": 16}
 # As Pillow does with twice its limit; values count here, since a pixel may have hundreds of them.
 MAX_VALUES = 8 * (Image.MAX_IMAGE_PIXELS or 2**27)
 # No other format is ever opened: some that Pillow knows start programs.
-_STARTS = {
-    b"\x89PNG\r\n\x1a\n": "PNG",
-    b"\xff\xd8\xff": "JPEG",
-    b"BM": "BMP",
-    b"\x93NUMPY": "NPY",
-    **dict.fromkeys((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), "TIFF"),
-}
+_STARTS = dict.fromkeys((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), "TIFF")
+_STARTS |= {b"\x89PNG\r\n\x1a\n": "PNG", b"\xff\xd8\xff": "JPEG", b"BM": "BMP", b"\x93NUMPY": "NPY"}
 _PNG_BITS_AT = 24  # the byte of a PNG that tells its bits per channel
-_PILLOW_BANDS = {"1": 1, "L": 1, "LA": 2, "RGBA": 4}
+_READ_AS = {"1": "L", "L": "L", "LA": "LA", "RGBA": "RGBA"}  # by Pillow's mode; others as RGB
 # No look around for files that belong to a raster.
 _GDAL_OPTIONS = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_PAM_ENABLED": "NO"}
-# Images need no place on the map. Set once: a filter set for a while is not for several threads.
+# Images need no place on the map. Set once, since threads share filters.
 warnings.filterwarnings("ignore", "Dataset has no geotransform")
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a raster says of itself.
+    """What a raster says of itself; its type may not be supported, its Pillow mode be empty.
 
-    Attributes:
-        height, width: in pixels.
-        bands: values per pixel; 3 for palettes and other colour spaces, which are read as RGB.
-        dtype: ``uint8``, ``uint16``, or the name of a type that is not supported.
-        format: ``PNG``, ``JPEG``, ``BMP``, ``TIFF`` or ``NPY``.
-        mode: Pillow's mode; empty where Pillow has none.
+    ``bands`` are values per pixel: 3 for palettes and other colour spaces, which are read as RGB.
     """
 
     height: int
@@ -71,11 +62,7 @@ class Header:
 
 
 def read_header(path: Path) -> Header:
-    """Read size, bands and type of a raster, without decoding it.
-
-    Raises:
-        DataError: the file is missing, of no format that is read, or larger than any honest one.
-    """
+    """Read size, bands and type, undecoded; a DataError if missing, unknown or oversized."""
     with _opened(path) as (header, _):
         return header
 
@@ -87,26 +74,16 @@ def image_size(path: Path) -> tuple[int, int]:
 
 
 def read_raster(path: Path) -> np.ndarray:
-    """Read all bands of a raster: (H, W, bands) uint8 or uint16, as they are in the file.
-
-    Palettes and other colour spaces become RGB. In files of four bands the fourth may be alpha or
-    anything else; it is left as it is.
-
-    Raises:
-        DataError: the file cannot be decoded, or its values are neither uint8 nor uint16.
-    """
+    """Read (H, W, bands) uint8 or uint16 as in the file, but palettes as RGB; else a DataError."""
     with _opened(path) as (header, decode):
         _require_whole_numbers(path, header)
         return decode()
 
 
 def read_bands(path: Path, bands: Bands = RGB) -> np.ndarray:
-    """Read the chosen bands of an image: (H, W, len(bands.numbers)) of their depth.
+    """Read (H, W, len(bands.numbers)) of the bands' depth; a DataError where they are not there.
 
     As three bands of 8 bits serve grey and palette images too; alpha is left out.
-
-    Raises:
-        DataError: the file cannot be decoded, has another depth, or lacks a band.
     """
     with _opened(path) as (header, decode):
         require_bands(path, header, bands)
@@ -120,23 +97,14 @@ def read_bands(path: Path, bands: Bands = RGB) -> np.ndarray:
 
 
 def read_picture(path: Path, numbers: Sequence[int] = RGB.numbers) -> np.ndarray:
-    """Read an image to look at: (H, W, 3) uint8, as `utils.pictures.to_rgb` shows it.
-
-    Of the bands named that the file has, the first three are shown. Raises as `read_raster`.
-    """
+    """Read (H, W, 3) uint8 to look at: the first three of the bands named that the file has."""
     values = read_raster(path)
     shown = [number - 1 for number in numbers if number <= values.shape[-1]]
     return np.ascontiguousarray(to_rgb(values[..., shown[:3] or [0]]))
 
 
 def open_image(path: Path) -> Image.Image:
-    """Read a label, or another picture whose numbers count, with the values that the file holds.
-
-    Grey of fewer than 8 bits is not stretched: a 2-bit file has values of 0 to 3.
-
-    Raises:
-        DataError: the file cannot be decoded, or has bands that make no picture.
-    """
+    """Read a label with the very values of the file, grey of 2 bits as 0 to 3; else a DataError."""
     kind, start = _identify(path)
     if kind == "NPY":
         raise _undecodable(path, "an array is no picture")
@@ -172,8 +140,7 @@ def require_bands(path: Path, header: Header, bands: Bands) -> None:
     if header.bits != bands.bits or lacks_bands(header, bands.numbers):
         has = f"{header.bands} band{'s' if header.bands > 1 else ''} of {header.bits} bits"
         raise DataError(
-            f"{path}: has {has}, but {bands} are wanted; choose others with --bands, or save all "
-            "files alike"
+            f"{path}: has {has}, but {bands} are wanted; choose other --bands or save all alike"
         )
 
 
@@ -216,27 +183,20 @@ def _opened(path: Path) -> Iterator[tuple[Header, Callable[[], np.ndarray]]]:
             yield header, lambda: _read_all(file, colors)
     else:  # the quickest way for what nearly all data sets hold
         with _named_errors(path), Image.open(path, formats=(kind,)) as image:
-            bands = _PILLOW_BANDS.get(image.mode, 3)
-            header = Header(image.height, image.width, bands, "uint8", kind, image.mode)
-            yield header, lambda: _decode_picture(image)
+            mode = _READ_AS.get(image.mode, "RGB")
+            shape = (image.height, image.width, len(mode))
 
+            def decode() -> np.ndarray:
+                return np.array(image if image.mode == mode else image.convert(mode)).reshape(shape)
 
-def _decode_picture(image: Image.Image) -> np.ndarray:
-    if image.mode not in ("L", "LA", "RGB", "RGBA"):
-        image = image.convert("L" if image.mode == "1" else "RGB")
-    values = np.array(image)
-    return values[..., None] if values.ndim == 2 else values
+            yield Header(*shape, "uint8", kind, image.mode), decode
 
 
 @contextmanager
 def _opened_by_gdal(
     path: Path, kind: str
-) -> Iterator[tuple[rasterio.DatasetReader, Header, np.ndarray | None]]:
-    """Open a TIFF or PNG: the file, its header, and what its values are looked up in, if so.
-
-    That table is (256, 3) uint8 for a palette; (256, 1) where grey is written as one, since its 0
-    is white or it has one bit.
-    """
+) -> Iterator[tuple[DatasetReader, Header, np.ndarray | None]]:
+    """Open a TIFF or PNG: the file, its header, and the colours of its palette, if it has one."""
     driver = "GTiff" if kind == "TIFF" else kind
     with (
         _named_errors(path),
@@ -258,8 +218,8 @@ def _opened_by_gdal(
         yield file, header, colors
 
 
-def _lookup_table(file: rasterio.DatasetReader) -> tuple[np.ndarray, str]:
-    """Return the colours of a palette, and the mode of such a picture."""
+def _lookup_table(file: DatasetReader) -> tuple[np.ndarray, str]:
+    """Return a palette (256, 3) uint8, or (256, 1) if grey is written as one, and Pillow's mode."""
     colors = np.zeros((256, 3), dtype=np.uint8)
     for index, color in file.colormap(1).items():
         colors[index] = color[:3]
@@ -271,15 +231,13 @@ def _lookup_table(file: rasterio.DatasetReader) -> tuple[np.ndarray, str]:
     return colors, "P"
 
 
-def _read_all(file: rasterio.DatasetReader, colors: np.ndarray | None) -> np.ndarray:
+def _read_all(file: DatasetReader, colors: np.ndarray | None) -> np.ndarray:
     if colors is not None:
         return colors[file.read(1)]
     return np.ascontiguousarray(np.moveaxis(file.read(), 0, -1))
 
 
-def _to_picture(
-    file: rasterio.DatasetReader, header: Header, colors: np.ndarray | None
-) -> Image.Image:
+def _to_picture(file: DatasetReader, header: Header, colors: np.ndarray | None) -> Image.Image:
     """Return a TIFF as Pillow would, in its own bits."""
     if header.mode == "P":
         image = Image.fromarray(file.read(1))
@@ -295,16 +253,15 @@ def _to_picture(
 
 def _open_array(path: Path) -> tuple[Header, Callable[[], np.ndarray]]:
     """Open a NumPy file: (H, W) or (H, W, bands), with nothing in it that could run."""
-    formats = np.lib.format
     with _named_errors(path), open(path, "rb") as file:
-        readers = {1: formats.read_array_header_1_0, 2: formats.read_array_header_2_0}
-        shape, fortran_order, dtype = readers[formats.read_magic(file)[0]](file)
+        major, _ = np.lib.format.read_magic(file)
+        read = getattr(np.lib.format, f"read_array_header_{major}_0")
+        shape, fortran_order, dtype = read(file)
         start = file.tell()
     shape = (*shape, 1) if len(shape) == 2 else shape
     if len(shape) != 3 or min(shape) < 1 or dtype.names or dtype.hasobject:
         raise DataError(
-            f"{path}: an array of shape {shape} and type {dtype}; save images as (height, width, "
-            "bands) of uint8 or uint16"
+            f"{path}: {shape} {dtype} array; save images as (height, width, bands) uint8 or uint16"
         )
     header = Header(*shape, dtype.newbyteorder("=").name, "NPY")
     _require_sensible(path, header)
@@ -343,7 +300,5 @@ def _named_errors(path: Path) -> Iterator[None]:
 
 
 def _undecodable(path: Path, reason: object) -> DataError:
-    lines = str(reason).splitlines() or [type(reason).__name__]
-    return DataError(
-        f"{path}: cannot be decoded ({lines[0]}); copy the file again or remove its pair"
-    )
+    line, *_ = str(reason).splitlines() or [type(reason).__name__]
+    return DataError(f"{path}: cannot be decoded ({line}); copy the file again or remove its pair")

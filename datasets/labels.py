@@ -18,22 +18,14 @@ NEAR_COLORS, BINARY = "near-colours", "binary 0/255"
 FOREIGN_VALUES, FOREIGN_COLORS = "foreign values", "foreign colours"
 CONTRADICTING_PALETTE, OTHER_MODE = "contradicting palette", "other mode"
 READABLE = frozenset({INDEX, PALETTE, RGB_LABEL, CHANGE_MASK})  # what training reads as it is
-COLOR_DISTANCE = 30
-LISTED = 5  # foreign values or colours that are named
-
+COLOR_DISTANCE, LISTED = 30, 5  # LISTED foreign values or colours are named
 IDENTITY = np.arange(256, dtype=np.uint8)
 Color = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
 class LabelReading:
-    """One label file as it is.
-
-    Attributes:
-        format: ``index``, ``palette``, ``RGB in class colours``, ``near-colours``, …
-        mask: (H, W) uint8 class indices; None where the file does not say them.
-        detail: what is wrong in words; empty for a readable format.
-    """
+    """One label file: (H, W) uint8 class indices if it says them, and in words what is wrong."""
 
     format: str
     mask: np.ndarray | None
@@ -41,16 +33,11 @@ class LabelReading:
 
 
 def read_label(path: Path, classes: ClassList) -> np.ndarray:
-    """Read a label file as (H, W) uint8 class indices.
-
-    Raises:
-        DataError: the file cannot be decoded, or `inspect_label` finds something wrong.
-    """
+    """Read (H, W) uint8 class indices; a DataError if the file is no label of these classes."""
     reading = inspect_label(open_image(path), classes, color_distance=0)
     if reading.mask is None:
-        raise DataError(
-            f"{path}: label {reading.detail} ({reading.format}); {_remedy(reading, classes)}"
-        )
+        wrong = f"{reading.detail} ({reading.format}); {_remedy(reading, classes)}"
+        raise DataError(f"{path}: label {wrong}")
     return reading.mask
 
 
@@ -60,34 +47,24 @@ def _remedy(reading: LabelReading, classes: ClassList) -> str:
     if reading.format == CONTRADICTING_PALETTE:
         return "save the mask as RGB or with plain indices"
     if reading.format in (NEAR_COLORS, FOREIGN_COLORS):
-        return (
-            f"list the colours in {CLASSES_FILE}, or save the mask without lossy compression or "
-            "smoothing"
-        )
+        return f"list the colours in {CLASSES_FILE}, or save them without lossy compression"
     if classes.is_binary:
         return (
             "a change mask holds 0 and 255, or 0 and 1: correct the file, or list the classes in "
             f"{CLASSES_FILE} and put class labels into label1 and label2"
         )
-    return (
-        f"the class list ends at {classes.num_classes} ({classes.names[-1]}): correct the file or "
-        f"list the classes in {CLASSES_FILE}"
-    )
+    last = f"{classes.num_classes} ({classes.names[-1]})"
+    return f"the class list ends at {last}: correct the file or list the classes in {CLASSES_FILE}"
 
 
 def inspect_label(
     image: Image.Image, classes: ClassList, color_distance: int = COLOR_DISTANCE
 ) -> LabelReading:
-    """Tell format and classes of a decoded label.
+    """Tell format and classes of a label that `open_image` decoded.
 
-    Grey images hold indices, under a binary list 0 and 255 as well; RGB and RGBA images hold class
-    colours. A palette of class colours, or of grey (v, v, v), is read by its entries, whatever the
-    order a program gave them; else indices count, unless the palette contradicts them.
-
-    Args:
-        image: what `open_image` returned.
-        classes: what its values should mean.
-        color_distance: Euclidean RGB distance up to which a colour still counts as a class's.
+    Grey images hold indices, under a binary list 0 and 255 as well; RGB and RGBA images hold
+    colours up to ``color_distance`` from a class's. A palette of class colours, or of grey, is read
+    by its entries, whatever their order; else indices count, unless the palette contradicts them.
     """
     if image.mode in ("RGB", "RGBA"):
         return _inspect_colors(image, classes, color_distance)
@@ -106,10 +83,7 @@ def inspect_label(
 
 
 def grey_levels(image: Image.Image) -> set[int] | None:
-    """Return the values of a grey label, also of one in 1 bit or with a palette of grey entries.
-
-    None for all others.
-    """
+    """Return the values of a grey label, be it in 1 bit or a palette of greys; None for others."""
     if image.mode in ("L", "1"):
         return set(np.flatnonzero(image.histogram()).tolist())
     if image.mode == "P":
@@ -119,10 +93,7 @@ def grey_levels(image: Image.Image) -> set[int] | None:
 
 
 def nearest_colors(image: Image.Image, colors: Sequence[Color]) -> tuple[np.ndarray, np.ndarray]:
-    """Return for each pixel which of some colours is nearest (uint8), and how far (int64).
-
-    The distance is Euclidean in RGB, rounded up.
-    """
+    """Return for each pixel the nearest colour (uint8), and its RGB distance rounded up (int64)."""
     rgb = np.asarray(image.convert("RGB"), dtype=np.uint32)
     packed = rgb[..., 0] << 16 | rgb[..., 1] << 8 | rgb[..., 2]
     found, place = np.unique(packed, return_inverse=True)
@@ -197,14 +168,12 @@ def _inspect_colors(image: Image.Image, classes: ClassList, color_distance: int)
         index, distance = nearest_colors(image, classes.colors)
     far = distance > color_distance
     near_pixels, far_pixels = int(((distance > 0) & ~far).sum()), int(far.sum())
-    largest = int(distance.max())
     colors, counts = np.unique(rgb[far], axis=0, return_counts=True)
     # Lossy files smear few classes over very many colours; another class list has a few of its own.
     if near_pixels or len(colors) > 2 * len(classes.colors):
         rest = f", {far_pixels} of them beyond {color_distance}" if far_pixels else ""
-        said = f"{near_pixels + far_pixels} pixels up to {largest} from a class colour{rest}"
-        mask = None if far_pixels else index
-        return LabelReading(NEAR_COLORS, mask, said)
+        said = f"{near_pixels + far_pixels} pixels up to {distance.max()} from a class colour{rest}"
+        return LabelReading(NEAR_COLORS, None if far_pixels else index, said)
     if colors.tolist() == [[0, 0, 0]] and (rgb[~far] == WHITE).all():
         return LabelReading(BINARY, None, "only black and white")
     order = np.argsort(-counts, kind="stable")[:LISTED]

@@ -7,26 +7,20 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, DistributedSampler, Sampler
 
-from datasets.dataset import ChangeDetectionDataset
+from datasets.dataset import ChangeDetectionDataset, require_size
 from datasets.images import image_size
 from utils import dist
 from utils.errors import DataError
 from utils.signals import STOP_SIGNALS
 
-# A reader that Python's fork left locked (CPython issue 112275, before 3.11.10) would be waited for
-# without end; no readable batch takes this long.
-READER_LIMIT_S = 600
+READER_LIMIT_S = 600  # one that fork left locked (CPython issue 112275) would never answer
 
 
 class ResumableSampler(DistributedSampler):
-    """Shuffled indices of this process's share, from any position on, as many as make whole steps.
+    """Shuffled indices of this process's share, from ``start`` on, as many as make whole steps.
 
     The order of an epoch follows from the seed and the epoch's number alone. Step by step, the
-    shares of all processes together are what a single process would take. ``step`` samples of this
-    process's share make an optimiser step.
-
-    Attributes:
-        start: samples of this process's share that are done already.
+    shares of all processes, ``step`` samples each, are what a single process would take.
     """
 
     def __init__(self, dataset: Sized, seed: int, step: int) -> None:
@@ -42,19 +36,10 @@ class ResumableSampler(DistributedSampler):
 
 
 class SameSizeBatches(Sampler[list[int]]):
-    """Batches in file order whose pairs have one size, so that any mix of sizes can be evaluated.
+    """Batches in file order, of one size each; every ``world_size``-th is this process's.
 
-    Args:
-        sizes: (height, width) of every pair.
-        batch_size: pairs per batch at the most.
-        skip: indices that need no work; a batch of nothing else is left out, the others stay as
-            they are, so that their results do too.
-        rank, world_size: this process takes every ``world_size``-th batch.
-
-    Attributes:
-        batches: indices of this process's batches.
-        skipped: indices in the batches that were left out, this process's share of them.
-        sizes: the sizes there are.
+    A batch of nothing but indices in ``skip`` is left out, the others stay as they are, so that
+    their results do too; ``skipped`` are the indices left out of this process's share.
     """
 
     def __init__(
@@ -92,19 +77,7 @@ def training_loader(
     accumulate: int = 1,
     pin_memory: bool = False,
 ) -> DataLoader:
-    """Return shuffled batches of this process; what is left over of a step is dropped.
-
-    Args:
-        dataset: all training pairs; every process has the same.
-        batch_size: pairs per batch of this process.
-        workers: reader processes.
-        seed: decides the order, together with `set_epoch`.
-        accumulate: batches that make an optimiser step.
-        pin_memory: whether batches go to a GPU.
-
-    Raises:
-        DataError: pairs of several sizes without a crop, or smaller than the crop.
-    """
+    """Return whole steps of shuffled batches; a DataError for several or too small sizes."""
     _check_training_sizes(dataset)
     batch_size = min(batch_size, max(1, len(dataset) // dist.size()))
     sampler = ResumableSampler(dataset, seed, batch_size * accumulate)
@@ -119,11 +92,8 @@ def evaluation_loader(
     skip: Collection[int] = (),
     pin_memory: bool = False,
 ) -> DataLoader:
-    """Return batches of pairs of one size each, in file order per size.
-
-    Several processes share the batches, each pair once; every batch is what a single process would
-    make of it, so that results do not depend on the number of processes. Batches of nothing but
-    pairs of ``skip`` (indices) are left out.
+    """Return `SameSizeBatches`, each pair once over all processes: every batch is what a single one
+    would make of it, so that results do not depend on their number.
     """
     sizes = [image_size(pair.image1) for pair in dataset.pairs]
     batches = SameSizeBatches(sizes, batch_size, skip, dist.rank(), dist.size())
@@ -186,8 +156,5 @@ def _check_training_sizes(dataset: ChangeDetectionDataset) -> None:
                 f"{path}: {size[1]} × {size[0]} pixels, smaller than --crop-size {crop}; use "
                 f"--crop-size {min(size)} or less"
             )
-        if not crop and size != expected:
-            raise DataError(
-                f"{path}: {size[1]} × {size[0]} pixels, but {first} has {expected[1]} × "
-                f"{expected[0]}; train on pairs of several sizes with --crop-size N"
-            )
+        if not crop:
+            require_size(path, size, first, expected, "several sizes need --crop-size N")

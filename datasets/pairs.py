@@ -5,14 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from datasets.classes import ClassList
-from datasets.splits import (
-    AS_THE_DATA_SUGGESTS,
-    IMAGE_SUFFIXES,
-    RASTER_SUFFIXES,
-    Split,
-    SplitOptions,
-    divide,
-)
+from datasets.splits import IMAGE_SUFFIXES, RASTER_SUFFIXES, Split, SplitOptions, divide
 from utils.errors import DataError
 
 SPLIT_FOLDERS = ("train", "val", "test")
@@ -23,21 +16,14 @@ CHANGE_FOLDER = "label"  # change masks, as public sets name it
 
 @dataclass(frozen=True)
 class Pair:
-    """One place at two dates.
-
-    Attributes:
-        id: ``<folder>/<stem>``, such as ``train/00001``.
-        image1, image2: image files.
-        label1, label2: label files, or None where a date has no label.
-        change_mask: file that says what changed and no classes; None where there is none.
-    """
+    """One place at two dates, called ``<folder>/<stem>``; labels that are not there are None."""
 
     id: str
     image1: Path
     image2: Path
     label1: Path | None = None
     label2: Path | None = None
-    change_mask: Path | None = None
+    change_mask: Path | None = None  # says what changed, and no classes
 
     @property
     def labels(self) -> dict[str, Path]:
@@ -67,12 +53,8 @@ class Pair:
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong with the names in a folder.
-
-    Attributes:
-        kind: ``same-stem``, ``no-partner``, ``partner-case`` (it is there in other letters), which
-            forbid training; ``name-case`` (names differ in case alone), ``ignored-files``.
-        missing_in: folders that lack a partner.
+    """What is wrong with names in a folder: ``same-stem``, ``no-partner`` or ``partner-case`` (it
+    is there in other letters), which forbid training, ``name-case`` or ``ignored-files``.
     """
 
     kind: str
@@ -82,10 +64,7 @@ class Problem:
 
 @dataclass
 class FolderScan:
-    """The `label_folders` of a split, its complete pairs by name, and what is wrong with names.
-
-    Pairs have no labels where the folder has none or one of theirs is missing.
-    """
+    """The `label_folders` of a split, its pairs (labelled where all have labels), and problems."""
 
     labels: dict[str, str]
     pairs: list[Pair] = field(default_factory=list)
@@ -118,11 +97,7 @@ def scan_folder(folder: Path) -> FolderScan:
 
 
 def index_pairs(folder: Path) -> list[Pair]:
-    """List the pairs of ``folder/{im1,im2}``, with the labels of all `label_folders`.
-
-    Raises:
-        DataError: a folder is missing or empty, a file has no partner, or is there twice.
-    """
+    """List pairs and labels of ``folder``; a DataError if it has none or a file has no partner."""
     folder = Path(folder)
     for place in (folder, *(folder / name for name in IMAGE_FOLDERS)):
         if not place.is_dir():
@@ -139,37 +114,28 @@ def index_pairs(folder: Path) -> list[Pair]:
 
 
 def index_voted_pairs(root: Path, classes: ClassList) -> list[Pair]:
-    """List the pairs of ``root/train``, whose labels must leave something to vote on.
-
-    Raises:
-        DataError: as `index_pairs`, or the labels name no classes, or those of one date alone.
-    """
+    """List the pairs of ``root/train``; a DataError where their labels leave nothing to vote on."""
     if classes.is_binary:
         raise DataError(
-            f"{root}: change masks without classes: there is nothing to vote; pseudo labels need "
-            "classes"
+            f"{root}: change masks: there is nothing to vote; pseudo labels need classes"
         )
     pairs = index_pairs(root / "train")
     missing = [f"label{date}" for date in (1, 2) if date not in pairs[0].labelled_dates]
     if missing:
         raise DataError(
-            f"{root / 'train'}: no {' and '.join(missing)}; a vote fills in what the labels of "
-            "both dates leave out"
+            f"{root / 'train'}: no {' and '.join(missing)}; a vote fills in what labels leave out"
         )
     return pairs
 
 
 def split_pairs(
-    root: Path, options: SplitOptions = AS_THE_DATA_SUGGESTS
+    root: Path, options: SplitOptions | None = None
 ) -> tuple[Split, list[Pair], list[Pair]]:
     """Return the split of a data set, its training pairs and its validation pairs.
 
-    Raises:
-        DataError: the folders are not a labelled data set, the split does not fit them, or the
-            labels of ``train`` and ``val`` are of different kinds.
-        OptionError: labels in ``root/val`` are asked for and missing.
+    A DataError where labels are missing, of different kinds, or do not fit the split.
     """
-    root = Path(root)
+    root, options = Path(root), options or SplitOptions()
     pairs = {pair.id: pair for pair in index_pairs(root / "train")}
     if not all(pair.labels for pair in pairs.values()):
         raise DataError(f"{root / 'train'}: no label1 and label2, nor label; training needs labels")
@@ -202,10 +168,7 @@ def layout_hint(folder: Path) -> str:
 
 
 def label_folders(folder: Path) -> dict[str, str]:
-    """Return a split's label folders by the key of their labels in a sample.
-
-    ``label1`` and ``label2``, or one of them; without both the change masks in ``label``.
-    """
+    """Return label folders by key in a sample: of one or both dates, else of change masks."""
     dates = {name: name for name in LABEL_FOLDERS if (folder / name).is_dir()}
     return dates or ({"change_mask": CHANGE_FOLDER} if (folder / CHANGE_FOLDER).is_dir() else {})
 
@@ -232,12 +195,9 @@ def require_partners(
 ) -> None:
     """Raise a DataError for files by stem that are in one of two folders only."""
     there = files1 | files2
-    _refuse(
-        [
-            Problem("no-partner", (there[stem],), ((folder2 if stem in files1 else folder1).name,))
-            for stem in sorted(set(files1) ^ set(files2))
-        ]
-    )
+    alone = sorted(set(files1) ^ set(files2))
+    missing = {stem: (folder2 if stem in files1 else folder1).name for stem in alone}
+    _refuse([Problem("no-partner", (there[stem],), (name,)) for stem, name in missing.items()])
 
 
 def and_more(names: Collection[str]) -> str:

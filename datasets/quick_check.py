@@ -16,11 +16,7 @@ SECONDS, SAMPLE = 0.6, 16
 
 
 def quick_check(pairs: Sequence[Pair], task: Task, bands: Bands) -> list[str]:
-    """Read evenly spread pairs for half a second, as training will, and return warnings.
-
-    A warning is one line: files that cannot be read or lack a band, sizes or labels that do not
-    fit each other, both dates of one image, labels that say nothing.
-    """
+    """Read evenly spread pairs for half a second, as training will; return one-line warnings."""
     dataset = ChangeDetectionDataset(pairs, task, reader=FileReader(task.classes, bands))
     deadline = time.perf_counter() + SECONDS
     faults: dict[str, list[str]] = {}
@@ -42,8 +38,7 @@ def quick_check(pairs: Sequence[Pair], task: Task, bands: Bands) -> list[str]:
     found = [(len(errors), errors[0]) for errors in faults.values()]
     if copies:
         found.append((len(copies), f"{copies[0]}: the same pixels; remove the pair"))
-    if changed and max(changed) == 0:
-        found.append((len(changed), "no pixel is labelled as changed; look at the labels"))
-    if changed and min(changed) == 1:
-        found.append((len(changed), "all pixels are labelled as changed; look at the labels"))
+    if changed and (max(changed) == 0 or min(changed) == 1):
+        said = "no pixel is" if max(changed) == 0 else "all pixels are"
+        found.append((len(changed), f"{said} labelled as changed; look at the labels"))
     return [f"{count} of {len(looked_at)} pairs looked at: {text}" for count, text in found]

@@ -11,13 +11,11 @@ from utils.errors import DataError, OptionError
 
 # Every protocol, and the options that are its own.
 PROTOCOLS = {
-    "every-10th": (),
-    "folders": (),
+    **dict.fromkeys(("every-10th", "folders"), ()),
     "lists": ("val_list", "train_list"),
     "random": ("val_fraction", "split_seed"),
     "k-fold": ("folds", "fold", "split_seed"),
 }
-
 VAL_FRACTION, FOLDS, SPLIT_SEED = 0.1, 5, 0  # where random and k-fold are asked for without them
 PUBLISHED_STEP = 10
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"})  # masks as well
@@ -27,18 +25,9 @@ _K_FOLD = re.compile(r"k-fold\(k=(\d+), fold=(\d+), seed=(\d+)\)")
 
 @dataclass(frozen=True)
 class SplitOptions:
-    """A protocol and its parameters; without any, what the data set suggests.
+    """A protocol of `PROTOCOLS` and its parameters; impossible ones are an OptionError.
 
-    Attributes:
-        protocol: a key of `PROTOCOLS`. None takes lists if there are any, else a labelled
-            ROOT/val, else every 10th name.
-        val_list, train_list: files of names, of ``lists``.
-        val_fraction: 0..1, of ``random``.
-        folds, fold: how many, and which one to validate on, from 0; of ``k-fold``.
-        split_seed: decides the order from which ``random`` and ``k-fold`` draw.
-
-    Raises:
-        OptionError: an unknown protocol, parameters of another one, missing or impossible ones.
+    Without a protocol, lists decide, else a labelled ROOT/val, else every 10th name is taken.
     """
 
     protocol: str | None = None
@@ -70,19 +59,15 @@ class SplitOptions:
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> "SplitOptions":
         """Return what a script's options, or those that a run has left, ask for."""
-        lists = {name: options.get(name) for name in PROTOCOLS["lists"]}
-        return cls(
-            options.get("split"),
-            **{name: Path(path) if path else None for name, path in lists.items()},
-            **{name: options.get(name) for name in ("val_fraction", "folds", "fold", "split_seed")},
-        )
+        own = {name: options.get(name) for names in PROTOCOLS.values() for name in names}
+        own |= {name: Path(own[name]) if own[name] else None for name in PROTOCOLS["lists"]}
+        return cls(options.get("split"), **own)
 
     def choose(self, val_labelled: bool) -> str:
         """Return the protocol that holds where ROOT/val has labels, or has none."""
         if self.protocol == "folders" and not val_labelled:
             raise OptionError(
-                "--split folders: ROOT/val has no label1 and label2, nor label; add them or choose "
-                "another split"
+                "--split folders: ROOT/val has no label1 and label2, nor label; use another split"
             )
         if self.protocol or self.val_list:
             return self.protocol or "lists"
@@ -91,13 +76,8 @@ class SplitOptions:
 
 @dataclass(frozen=True)
 class Split:
-    """A division of a data set, recorded in every checkpoint.
-
-    Attributes:
-        protocol: ``every-10th``, ``folders``, ``lists``, or with what tells their scores apart
-            ``random(fraction=0.1, seed=0)`` or ``k-fold(k=5, fold=0, seed=0)``.
-        train: ids ``train/<stem>`` of the training pairs, sorted.
-        val: ids ``train/<stem>`` or ``val/<stem>`` of the validation pairs, sorted.
+    """Sorted ids ``train/<stem>`` or ``val/<stem>``, and what tells their scores apart, such as
+    ``every-10th`` or ``k-fold(k=5, fold=0, seed=0)``.
     """
 
     protocol: str
@@ -131,11 +111,7 @@ def parse_k_fold(protocol: str) -> tuple[str, int, int] | None:
 
 
 def divide(ids: Sequence[str], options: SplitOptions, protocol: str) -> Split:
-    """Divide all ids ``train/<stem>`` by any protocol but ``folders``.
-
-    Raises:
-        DataError: there are too few pairs, or lists do not fit them.
-    """
+    """Divide ids ``train/<stem>``, but not by ``folders``; a DataError if they do not fit."""
     given = {name: value for name, value in asdict(options).items() if value is not None}
     seed = given.get("split_seed", SPLIT_SEED)
     if protocol == "lists":
@@ -152,8 +128,7 @@ def every_10th(ids: Sequence[str]) -> Split:
     ids = sorted(ids)
     if len(ids) < 2:
         raise DataError(
-            f"{len(ids)} labelled pair is too few to hold some out; add pairs, or a ROOT/val with "
-            "labels"
+            f"{len(ids)} labelled pair is too few to hold some out; add pairs or label ROOT/val"
         )
     return _hold_out("every-10th", ids, ids[::PUBLISHED_STEP])
 
@@ -176,17 +151,13 @@ def k_fold(ids: Sequence[str], folds: int, fold: int, seed: int) -> Split:
     order = _shuffled(ids, seed)
     if len(order) < folds:
         raise DataError(
-            f"{len(order)} labelled pairs are too few for {folds} folds; choose fewer --folds or "
-            "add pairs"
+            f"{len(order)} labelled pairs are too few for {folds} folds; add pairs or lower --folds"
         )
     return _hold_out(f"k-fold(k={folds}, fold={fold}, seed={seed})", ids, order[fold::folds])
 
 
 def from_lists(ids: Sequence[str], train_list: Path | None, val_list: Path) -> Split:
-    """Read names from text files, one a line, with or without folder and suffix.
-
-    Without a ``train_list`` all that ``val_list`` does not name are trained on.
-    """
+    """Read names from lists; without ``train_list`` all that ``val_list`` leaves are trained on."""
     val = _read_list(val_list, ids)
     train = _read_list(train_list, ids) if train_list else sorted(set(ids) - set(val))
     both = set(train) & set(val)
@@ -213,17 +184,7 @@ def read_lines(path: Path) -> list[str]:
 
 
 def choose_named(path: Path, lines: Sequence[str], known: Mapping[str, str], no: str) -> list[str]:
-    """Return what is known by stem under the names in a list, in its order.
-
-    Args:
-        path: of the list, for messages.
-        lines: file names or stems, with or without folder and suffix.
-        known: by stem.
-        no: what an unknown name has or is not: ``is no pair``.
-
-    Raises:
-        DataError: a name is not known, or repeats.
-    """
+    """Return the ``known`` that a list's lines name, in order; a DataError if none or twice."""
     chosen = []
     for line in lines:
         name, suffix = Path(line).name, Path(line).suffix

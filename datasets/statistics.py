@@ -31,11 +31,8 @@ class BandSums:
     squares: tuple[int, ...]
 
     def __add__(self, other: "BandSums") -> "BandSums":
-        return BandSums(
-            self.pixels + other.pixels,
-            tuple(a + b for a, b in zip(self.sums, other.sums, strict=True)),
-            tuple(a + b for a, b in zip(self.squares, other.squares, strict=True)),
-        )
+        sums, squares = map(add, self.sums, other.sums), map(add, self.squares, other.squares)
+        return BandSums(self.pixels + other.pixels, tuple(sums), tuple(squares))
 
     def mean(self) -> list[float]:
         """Return the mean of each band, in the images' own units."""
@@ -43,10 +40,8 @@ class BandSums:
 
     def std(self) -> list[float]:
         """Return the standard deviation of each band, over all pixels."""
-        return [
-            math.sqrt(self.pixels * square - total**2) / self.pixels
-            for total, square in zip(self.sums, self.squares, strict=True)
-        ]
+        bands = zip(self.sums, self.squares, strict=True)
+        return [math.sqrt(self.pixels * square - sum_**2) / self.pixels for sum_, square in bands]
 
 
 def sum_bands(image: np.ndarray) -> BandSums:
@@ -62,11 +57,7 @@ def sum_bands(image: np.ndarray) -> BandSums:
 
 
 def choose_bands(numbers: Sequence[int], image: Path) -> Bands:
-    """Return the bands with these numbers, in the depth of a data set's first image.
-
-    Raises:
-        DataError: as `require_bands`.
-    """
+    """Return the bands with these numbers, in the depth of a data set's first image."""
     header = read_header(image)
     bands = Bands(tuple(numbers), 16 if header.bits == 16 else 8)
     require_bands(image, header, bands)
@@ -74,13 +65,7 @@ def choose_bands(numbers: Sequence[int], image: Path) -> Bands:
 
 
 def find_imagery(bands: Bands, given: Imagery | None, pairs: Sequence[Pair]) -> Imagery:
-    """Return bands and statistics for a new run: those given, ImageNet's for RGB, or measured.
-
-    Args:
-        bands: what is read from the images.
-        given: what `read_statistics` read, if there is a file.
-        pairs: to train on; process 0 measures them.
-    """
+    """Return bands and statistics for a new run: those given, ImageNet's for RGB, or measured."""
     if given:
         return given
     if bands == RGB:
@@ -99,11 +84,7 @@ def measured_pairs(pairs: Sequence[Pair]) -> Sequence[Pair]:
 
 
 def measure(pairs: Sequence[Pair], bands: Bands) -> Imagery:
-    """Measure the statistics of both dates of the `measured_pairs`.
-
-    Raises:
-        DataError: a file cannot be read, or a band has one value everywhere.
-    """
+    """Measure both dates of `measured_pairs`; a DataError if a band has one value everywhere."""
     paths = [path for pair in measured_pairs(pairs) for path in (pair.image1, pair.image2)]
     total = reduce(add, (sum_bands(read_bands(path, bands)) for path in progress(paths, "bands")))
     _require_contrast(total.std(), bands, pairs[0].image1.parent)
@@ -111,21 +92,16 @@ def measure(pairs: Sequence[Pair], bands: Bands) -> Imagery:
 
 
 def read_statistics(path: Path, bands: Bands) -> Imagery:
-    """Read statistics from a file: check_data.py's report, or ``{"mean": […], "std": […]}``.
-
-    The lists go by band number of the files; the chosen ones are taken.
-
-    Raises:
-        DataError: the file is unreadable, says nothing of a band, or is of another depth.
+    """Read check_data.py's report, or ``{"mean": […], "std": […]}`` by band number of the files;
+    a DataError if it says nothing of a chosen band, or is of another depth.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         content = content.get(REPORT_KEY, content)
         if content is None:
             raise DataError(
-                f"{path}: no band statistics, since check_data.py found training images that it "
-                "cannot read, of several depths or numbers of bands, or none; repair what it "
-                "reports and run it again"
+                f"{path}: no band statistics, since check_data.py found training images of several "
+                "kinds, damaged or none; repair what it reports and run it again"
             )
         mean, std = ([float(value) for value in content[name]] for name in ("mean", "std"))
         known, bits = min(len(mean), len(std)), int(content.get("bits", bands.bits))
@@ -136,13 +112,10 @@ def read_statistics(path: Path, bands: Bands) -> Imagery:
         ) from error
     if max(bands.numbers) > known:
         raise DataError(
-            f"{path}: statistics of {known} bands, but {bands} are used; run check_data.py on "
-            "this data set"
+            f"{path}: statistics of {known} bands, but {bands} are used; run check_data.py again"
         )
     if bits != bands.bits:
-        raise DataError(
-            f"{path}: statistics of {bits}-bit images, but these have {bands.bits} bits"
-        )
+        raise DataError(f"{path}: statistics of {bits}-bit images, these have {bands.bits} bits")
     means, stds = ([values[number - 1] for number in bands.numbers] for values in (mean, std))
     _require_contrast(stds, bands, path)
     try:

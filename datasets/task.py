@@ -16,12 +16,9 @@ LOOKED_AT, OPENED = 8, 64  # labels of one folder: that show change, and at the 
 
 @dataclass(frozen=True)
 class Task:
-    """What the labels of a data set are.
+    """What the labels of a data set are; a class list of a single class stands for change masks.
 
-    Attributes:
-        classes: the class list; one of a single class stands for change masks.
-        labelled_dates: the dates whose classes ``training`` and ``validation`` pairs label, empty
-            lists for change masks; {} where the pairs are not known.
+    ``labelled_dates`` are those that ``training`` and ``validation`` pairs label; {} if unknown.
     """
 
     classes: ClassList
@@ -64,11 +61,7 @@ def load_task(root: Path) -> Task:
 
 
 def load_classes(root: Path) -> ClassList:
-    """Return the class list of ``root/classes.json``, else of change masks, else SECOND's.
-
-    Raises:
-        DataError: as `read_classes`.
-    """
+    """Return the class list of ``root/classes.json``, else of change masks, else SECOND's."""
     path = Path(root) / CLASSES_FILE
     if path.exists():
         return read_classes(path)
@@ -76,13 +69,10 @@ def load_classes(root: Path) -> ClassList:
 
 
 def find_change_masks(root: Path) -> str:
-    """Say by what a data set shows that its labels name no classes; empty where they may.
+    """Say by what a data set, or one split of it, shows that its labels name no classes; else "".
 
-    The first split with labels decides: either ``label`` stands alone there, or label1 and label2
-    are grey and hold 0 and 255 only. 255 is no index of any class list, so no semantic set is
-    taken for a binary one.
-
-    The root may also be one of the split folders.
+    The first split with labels decides: ``label`` alone, or labels of dates in grey of 0 and 255
+    only. 255 is no index of any class list.
     """
     for folder in (*(root / name for name in SPLIT_FOLDERS), root):
         labels = label_folders(folder)
@@ -96,10 +86,9 @@ def find_change_masks(root: Path) -> str:
 
 
 def is_mask_folder(folder: Path) -> bool:
-    """Tell whether a folder holds change masks: as a split (`find_change_masks`), or by itself.
+    """Tell whether a folder holds change masks: as a split, in ``change``, or grey files by itself.
 
-    By itself it has image files, all that are looked at grey with 0 and 255 alone. As everywhere,
-    ``label1`` and ``label2`` count before ``label``, and labels before masks in ``change``.
+    As everywhere, labels of dates count before ``label``, and labels before ``change``.
     """
     labels = label_folders(folder)
     if labels:
@@ -132,10 +121,8 @@ def _holds_masks(folder: Path) -> bool:
 
 def with_dates(task: Task, train_pairs: Sequence[Pair], val_pairs: Sequence[Pair]) -> Task:
     """Return the task with the dates that labelled pairs, one at least of each kind, tell."""
-    dates = {
-        name: [] if task.is_binary else list(pairs[0].labelled_dates)
-        for name, pairs in (("training", train_pairs), ("validation", val_pairs))
-    }
+    kinds = {"training": train_pairs, "validation": val_pairs}
+    dates = {n: [] if task.is_binary else list(p[0].labelled_dates) for n, p in kinds.items()}
     return replace(task, labelled_dates=dates)
 
 

@@ -13,14 +13,14 @@ from models.encoder import Encoder, build_encoder
 from models.heads import HEADS
 from utils.errors import OptionError
 
+# Strides go down to 32 in every supported backbone; a multiple of it keeps all maps aligned.
+SIZE_MULTIPLE = 32
+
 
 class ChangeOutput(NamedTuple):
-    """What a model predicts for N pairs, at the size of the images.
+    """Logits at the size of N pairs: classes (N, C, H, W) of each date, change (N, H, W).
 
-    Attributes:
-        semantic_logits1: (N, C, H, W) class logits of the first date; None without classes.
-        semantic_logits2: (N, C, H, W) class logits of the second date; None without classes.
-        change_logits: (N, H, W); positive means *changed*.
+    Without classes the semantic ones are None. Positive change logits mean *changed*.
     """
 
     semantic_logits1: torch.Tensor | None
@@ -32,15 +32,8 @@ class ChangeOutput(NamedTuple):
 class ModelConfig:
     """All that is needed to rebuild a model and its input; stored in each checkpoint.
 
-    Attributes:
-        model, backbone, lightweight: what is built.
-        num_classes: semantic classes; with 0 there is no semantic head, and the change branch
-            stands alone.
-        in_channels: bands that the encoder takes.
-        imagery: which bands of the files these are, and their statistics, or a dict of these.
-
-    Raises:
-        TypeError, ValueError: the values make no sense.
+    With ``num_classes`` 0 there is no semantic head; ``imagery`` may be a dict of its attributes.
+    Values that make no sense are a TypeError or ValueError.
     """
 
     model: str = "pspnet"
@@ -64,11 +57,7 @@ class ModelConfig:
 
 
 class ChangeDetector(nn.Module):
-    """Semantic change detector for bi-temporal image pairs.
-
-    Attributes:
-        config: the `ModelConfig` it was built from.
-    """
+    """Semantic change detector for bi-temporal image pairs."""
 
     def __init__(self, encoder: Encoder, config: ModelConfig) -> None:
         super().__init__()
@@ -76,11 +65,9 @@ class ChangeDetector(nn.Module):
         semantic_head, change_head = HEADS[config.model]
         channels = encoder.out_channels
         self.encoder = encoder
-        self.semantic_head = (
-            semantic_head(channels, config.num_classes, config.lightweight)
-            if config.num_classes
-            else None
-        )
+        self.semantic_head = None
+        if config.num_classes:
+            self.semantic_head = semantic_head(channels, config.num_classes, config.lightweight)
         self.change_head = change_head(channels, 1, config.lightweight)
         for name in ("mean", "std"):
             values = torch.tensor(getattr(config.imagery, name)).view(1, -1, 1, 1)
@@ -95,9 +82,7 @@ class ChangeDetector(nn.Module):
     def forward(self, image1: torch.Tensor, image2: torch.Tensor) -> ChangeOutput:
         """Predict the classes of both dates and the change between them.
 
-        Args:
-            image1: (N, bands, H, W) uint8 or uint16, or float that is normalised already; any H, W.
-            image2: the same shape, the second date.
+        Images are (N, bands, H, W) uint8 or uint16, or float normalised already; any H, W.
         """
         # Both dates as one batch: larger kernels, and batch norm sees both seasons at once.
         images = torch.cat([self._normalize(image1), self._normalize(image2)])
@@ -123,10 +108,7 @@ class ChangeDetector(nn.Module):
         return images.sub_(self.mean).div_(self.std)
 
     def parameter_groups(self, lr: float, head_factor: float = 10.0) -> list[dict]:
-        """Return optimiser groups: the backbone at ``lr``, everything new at ``head_factor`` × it.
-
-        The factor is the published recipe's.
-        """
+        """Return optimiser groups: the backbone at ``lr``, the rest at ``head_factor`` × it."""
         backbone = list(self.encoder.body.parameters())
         known = {id(parameter) for parameter in backbone}
         new = [parameter for parameter in self.parameters() if id(parameter) not in known]
@@ -136,20 +118,11 @@ class ChangeDetector(nn.Module):
 def build_model(
     config: ModelConfig, weights: dict[str, torch.Tensor] | None = None
 ) -> ChangeDetector:
-    """Build a model with random heads; ``weights`` are as `build_encoder` takes them.
-
-    Raises:
-        OptionError: an unknown model or backbone.
-        CheckpointError: the backbone weights do not fit.
-    """
+    """Build a model with random heads; ``weights`` and errors are those of `build_encoder`."""
     if config.model not in HEADS:
         raise OptionError(f"unknown model {config.model!r}; choose from {sorted(HEADS)}")
     encoder = build_encoder(config.backbone, config.in_channels, weights)
     return ChangeDetector(encoder, config)
-
-
-# Strides go down to 32 in every supported backbone; a multiple of it keeps all maps aligned.
-SIZE_MULTIPLE = 32
 
 
 def pad_to_multiple(images: torch.Tensor, multiple: int) -> torch.Tensor:

@@ -13,13 +13,9 @@ from utils.tensor_files import read_checkpoint, unwrap_state_dict
 
 
 class Checkpoint(NamedTuple):
-    """A checkpoint that was read but not built.
+    """A checkpoint that was read but not built: its state dict under our names.
 
-    Attributes:
-        path: the file.
-        config: how to build the model.
-        tensors: its state dict, under our names.
-        info: the rest, as `OF_RUN` and `TO_RESUME` list it; empty for foreign files.
+    ``info`` is what `OF_RUN` and `TO_RESUME` list; empty for foreign files.
     """
 
     path: Path
@@ -28,11 +24,7 @@ class Checkpoint(NamedTuple):
     info: dict[str, Any]
 
     def build(self, device: torch.device | str = "cpu") -> ChangeDetector:
-        """Build the model on a device, in eval mode.
-
-        Raises:
-            CheckpointError: there is no such model, or the tensors do not fill it.
-        """
+        """Build the model on a device, in eval mode; a CheckpointError where that is impossible."""
         try:
             model = build_model(self.config)
         except OptionError as error:
@@ -41,11 +33,7 @@ class Checkpoint(NamedTuple):
         return model.to(device=device, memory_format=torch.channels_last).eval()
 
     def fill(self, model: ChangeDetector) -> None:
-        """Load the weights into a model of this very configuration.
-
-        Raises:
-            CheckpointError: the tensors do not fill it.
-        """
+        """Load the weights into a model of this very configuration, or raise a CheckpointError."""
         try:
             model.load_state_dict(self.tensors)
         except RuntimeError as error:
@@ -64,8 +52,7 @@ def load_model(path: Path | str, device: torch.device | str = "cpu") -> ChangeDe
 def open_checkpoint(path: Path | str) -> Checkpoint:
     """Read a checkpoint of this project or of the published implementation, without building it.
 
-    Raises:
-        CheckpointError: the file is missing, damaged, unsafe, or of another program.
+    A CheckpointError if the file is missing, damaged, unsafe, or of another program.
     """
     path = Path(path)
     state = read_checkpoint(path)
@@ -113,16 +100,13 @@ def _is_file_name(value: Any) -> bool:
 # What a checkpoint of ours holds. [form] is a list, {str: form} a dict of any names, a tuple gives
 # alternatives, a function tells; ABSENT is what older checkpoints, or those of no run, lack.
 ABSENT = object()
-
+IMAGERY = {"bands": {"numbers": [int], "bits": int}, "mean": [NUMBER], "std": [NUMBER]}
 WEIGHTS = {
     "format": int,
     "config": {
         **{"model": str, "backbone": str, "lightweight": bool},
         **{"num_classes": _is_count, "in_channels": _is_count},
-        "imagery": (
-            ABSENT,
-            {"bands": {"numbers": [int], "bits": int}, "mean": [NUMBER], "std": [NUMBER]},
-        ),
+        "imagery": (ABSENT, IMAGERY),
     },
     "model": {str: torch.Tensor},
 }
@@ -157,9 +141,7 @@ def _fault(value: Any, form: Any, name: str = "") -> str:
         return "" if "" in faults else faults[-1]
     if isinstance(form, dict) and isinstance(value, dict):
         forms = dict.fromkeys(value, form[str]) if str in form else form
-        parts = [
-            (value.get(k, ABSENT), part, f"{name}.{k}".strip(".")) for k, part in forms.items()
-        ]
+        parts = [(value.get(k, ABSENT), f, f"{name}.{k}".strip(".")) for k, f in forms.items()]
     elif isinstance(form, list) and isinstance(value, list | tuple):
         parts = [(part, form[0], f"{name}[{i}]") for i, part in enumerate(value)]
     else:

@@ -12,18 +12,13 @@ from models.pretrained import load_timm_backbone
 from utils.errors import OptionError
 
 OUTPUT_STRIDE = 4
-
 # Above this sum the maps are projected before they are concatenated. It leaves every HRNet as
 # published (W64: 960) and keeps the heads of wide backbones (ResNet-50: 3,840) affordable.
 MAX_CHANNELS = 1024
 
 
 class Encoder(nn.Module):
-    """Multi-scale features of a timm backbone, concatenated at stride 4.
-
-    Attributes:
-        out_channels: channels of the returned map.
-    """
+    """Multi-scale features of a timm backbone, concatenated at stride 4 to ``out_channels``."""
 
     def __init__(self, body: nn.Module) -> None:
         super().__init__()
@@ -34,31 +29,24 @@ class Encoder(nn.Module):
         channels, strides = body.feature_info.channels(), body.feature_info.reduction()
         self.levels = [i for i, stride in enumerate(strides) if stride >= OUTPUT_STRIDE]
         self.level_channels = [channels[i] for i in self.levels]
+        width = max(self.level_channels)
         if sum(self.level_channels) > MAX_CHANNELS:
             width = MAX_CHANNELS // len(self.levels)
-            projections = [_projection(c, width) for c in self.level_channels]
-            self.out_channels = sum(min(c, width) for c in self.level_channels)
-        else:
-            projections = [nn.Identity() for _ in self.levels]
-            self.out_channels = sum(self.level_channels)
-        self.projections = nn.ModuleList(projections)
+        self.projections = nn.ModuleList(_projection(c, width) for c in self.level_channels)
+        self.out_channels = sum(min(c, width) for c in self.level_channels)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map normalised images (N, bands, H, W) to features (N, out_channels, ~H/4, ~W/4)."""
         features = self.body(x)
-        maps = [
-            projection(
-                features[level].permute(0, 3, 1, 2) if self.channels_last else features[level]
-            )
-            for level, projection in zip(self.levels, self.projections, strict=True)
-        ]
         size = (-(-x.shape[-2] // OUTPUT_STRIDE), -(-x.shape[-1] // OUTPUT_STRIDE))
-        return torch.cat([self._resize(m, size) for m in maps], dim=1)
-
-    def _resize(self, x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-        if tuple(x.shape[-2:]) == size:
-            return x
-        return F.interpolate(x, size, mode="bilinear", align_corners=self.align_corners)
+        options = {"mode": "bilinear", "align_corners": self.align_corners}
+        maps = []
+        for level, projection in zip(self.levels, self.projections, strict=True):
+            of_level = features[level]
+            of_level = projection(of_level.permute(0, 3, 1, 2) if self.channels_last else of_level)
+            same = tuple(of_level.shape[-2:]) == size
+            maps.append(of_level if same else F.interpolate(of_level, size, **options))
+        return torch.cat(maps, dim=1)
 
 
 def build_encoder(
@@ -66,9 +54,8 @@ def build_encoder(
 ) -> Encoder:
     """Build an encoder by its timm name, with ImageNet's weights of `find_pretrained` or random.
 
-    Raises:
-        OptionError: no such backbone in timm, or it has no feature maps at any image size.
-        CheckpointError: ``weights`` do not fill the backbone.
+    An OptionError if timm has none, or none with feature maps at any image size; a CheckpointError
+    if ``weights`` do not fill it.
     """
     if not timm.is_model(backbone):
         close = difflib.get_close_matches(backbone, timm.list_models(), n=4)

@@ -11,27 +11,16 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 # They tell what folding does not change.
-_READS_OF_SHAPE = frozenset(
-    (
-        *(Tensor.size, Tensor.dim),
-        *(getattr(Tensor, name).__get__ for name in ("shape", "ndim", "dtype", "device")),
-    )
-)
+_PROPERTIES = ("shape", "ndim", "dtype", "device")
+_READS_OF_SHAPE = {Tensor.size, Tensor.dim, *(getattr(Tensor, p).__get__ for p in _PROPERTIES)}
 
 
 def fold_batch_norm(model: nn.Module, *example: Tensor) -> int:
-    """Fold every batch norm that directly follows a convolution, in place.
+    """Fold every batch norm that directly follows a convolution, in place; return how many.
 
-    The pairs are found by running the model once and watching which convolution's output each
-    batch norm receives, so that any architecture works, traceable or not. A convolution whose
-    output something else reads as well, such as a sum or the caller, stays as it is.
-
-    Args:
-        model: in eval mode; trained further it would no longer normalise.
-        example: inputs of one forward pass.
-
-    Returns:
-        The number of folded pairs.
+    The pairs are found by running the model, in eval mode, once on ``example`` and watching which
+    convolution's output each batch norm receives, so that any architecture works, traceable or not.
+    A convolution whose output something else reads as well, such as a sum or the caller, stays.
     """
     with torch.no_grad(), _Readers() as readers:
         readers.note(model(*example), reader=None)
@@ -50,15 +39,8 @@ def fold_batch_norm(model: nn.Module, *example: Tensor) -> int:
         if not only or [len(each) for each in names] != [1, 1]:
             continue
         conv, norm = (model.get_submodule(name) for [name] in names)
-        conv.weight, conv.bias = fuse_conv_bn_weights(
-            conv.weight,
-            conv.bias,
-            norm.running_mean,
-            norm.running_var,
-            norm.eps,
-            norm.weight,
-            norm.bias,
-        )
+        statistics = (norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
+        conv.weight, conv.bias = fuse_conv_bn_weights(conv.weight, conv.bias, *statistics)
         # timm's batch norms may carry their activation with them.
         model.set_submodule(names[1][0], getattr(norm, "act", None) or nn.Identity())
         folded += 1
@@ -68,9 +50,8 @@ def fold_batch_norm(model: nn.Module, *example: Tensor) -> int:
 class _Readers(TorchFunctionMode):
     """Notes who reads the outputs of convolutions.
 
-    Attributes:
-        of_weight: by the id of a convolution's weight, for each read the ids of running mean and
-            weight of the batch norm that reads, or None for anything else.
+    ``of_weight`` has, by the id of a convolution's weight, for each read the ids of running mean
+    and weight of the batch norm that reads, or None for anything else.
     """
 
     def __init__(self) -> None:

@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import nn
 
 PYRAMID_BINS = (1, 2, 3, 6)  # PSPNet (Zhao et al., CVPR 2017), section 3.2
-
 DROPOUT = 0.1
 
 
@@ -80,13 +79,10 @@ class PyramidPooling(nn.Module):
             pooled = self.get_submodule(f"conv{position}")(F.adaptive_avg_pool2d(x, bins))
             maps.append(F.interpolate(pooled, x.shape[-2:], mode="bilinear", align_corners=False))
         # One bin's map comes out in plain layout, and `cat` of mixed layouts would too.
-        maps[1] = maps[1].contiguous(memory_format=_layout(x))
+        channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        maps[1] = maps[1].contiguous(memory_format=layout)
         return torch.cat(maps, dim=1)
-
-
-def _layout(x: torch.Tensor) -> torch.memory_format:
-    channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    return torch.channels_last if channels_last else torch.contiguous_format
 
 
 class PSPHead(nn.Module):
@@ -95,10 +91,8 @@ class PSPHead(nn.Module):
     def __init__(self, in_channels: int, outputs: int, lightweight: bool = False) -> None:
         super().__init__()
         pooling = PyramidPooling(in_channels)
-        self.conv5 = nn.Sequential(
-            pooling,
-            *_classifier(pooling.out_channels, in_channels // 4, outputs, lightweight),
-        )
+        classifier = _classifier(pooling.out_channels, in_channels // 4, outputs, lightweight)
+        self.conv5 = nn.Sequential(pooling, *classifier)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map features (N, in_channels, H, W) to logits (N, outputs, H, W)."""

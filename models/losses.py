@@ -19,10 +19,7 @@ SECOND_CLASS_WEIGHTS = (2.0, 1.0, 2.0, 2.0, 1.0, 1.0)
 
 
 class ChangeCriterion(nn.Module):
-    """Semantic cross-entropy on each date and weighted binary cross-entropy on the change.
-
-    ``class_weights`` are the cross-entropy's, one for each of ``num_classes``; ones when not given.
-    """
+    """Semantic cross-entropy on each date, by class weight (else ones), and `change_loss`."""
 
     def __init__(self, num_classes: int, class_weights: Sequence[float] | None = None) -> None:
         super().__init__()
@@ -38,23 +35,16 @@ class ChangeCriterion(nn.Module):
     ) -> dict[str, torch.Tensor]:
         """Return the loss terms by name, and their weighted sum as ``total``.
 
-        A date without logits or without a label has no term.
-
-        Args:
-            output: semantic logits of both dates (N, C, H, W), or None for a model without classes,
-                and change logits (N, H, W).
-            label1: (N, H, W) integer, 0 = unlabelled (ignored), 1..C = class at the first date;
-                None where that date has no labels.
-            label2: the same at the second date.
-            change_mask: (N, H, W), 1 = changed, from the ground truth.
+        ``output`` is a `ChangeOutput`. Labels are (N, H, W) integer, 0 = unlabelled, ignored, 1..C;
+        ``change_mask`` is (N, H, W), 1 = changed, from the ground truth. A date without logits or
+        without a label has no term.
         """
         *semantic_logits, change_logits = output
         terms = {"change": change_loss(change_logits, change_mask)}
-        for date, (logits, label) in enumerate(
-            zip(semantic_logits, (label1, label2), strict=True), start=1
-        ):
+        dates = zip(("semantic1", "semantic2"), semantic_logits, (label1, label2), strict=True)
+        for name, logits, label in dates:
             if logits is not None and label is not None:
-                terms[f"semantic{date}"] = semantic_loss(logits, label, self.class_weights)
+                terms[name] = semantic_loss(logits, label, self.class_weights)
         terms["total"] = sum(TERM_WEIGHTS[name] * value for name, value in terms.items())
         return terms
 
@@ -70,14 +60,10 @@ def default_class_weights(
 def semantic_loss(
     logits: torch.Tensor, label: torch.Tensor, class_weights: torch.Tensor
 ) -> torch.Tensor:
-    """Cross-entropy over labelled pixels, averaged by class weight; 0 where none is labelled.
+    """Cross-entropy of (N, C, H, W) over labelled pixels, averaged by class weight; 0 for none.
 
     Every process must call it: the mean of their losses is that of one with all their pixels.
-
-    Args:
-        logits: (N, C, H, W); computed in float32.
-        label: (N, H, W) integer, 0 = ignored, 1..C.
-        class_weights: (C,).
+    ``label`` is (N, H, W) integer, 0 = ignored, 1..C.
     """
     target = label.long() - 1
     total = F.cross_entropy(
@@ -89,12 +75,7 @@ def semantic_loss(
 
 
 def change_loss(logits: torch.Tensor, change_mask: torch.Tensor) -> torch.Tensor:
-    """Binary cross-entropy averaged over all pixels, a changed one counted twice.
-
-    Args:
-        logits: (N, H, W), positive = changed; computed in float32.
-        change_mask: (N, H, W), 1 = changed.
-    """
+    """Binary cross-entropy averaged over all pixels (N, H, W), a changed one (1) counted twice."""
     target = change_mask.float()
     weight = 1 + (CHANGED_PIXEL_WEIGHT - 1) * target
     return F.binary_cross_entropy_with_logits(logits.float(), target, weight=weight)

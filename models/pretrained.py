@@ -17,12 +17,9 @@ SUFFIXES = (".pth", ".safetensors")
 def find_pretrained(backbone: str, folder: Path) -> dict[str, torch.Tensor]:
     """Return a backbone's ImageNet weights: ``FOLDER/<backbone>.pth`` or .safetensors, or timm's.
 
-    Raises:
-        CheckpointError: the file is damaged or holds more than tensors, or there is none and
-            timm's weights cannot be fetched.
+    A CheckpointError if the file holds no weights, or none is there and timm's cannot be fetched.
     """
-    for suffix in SUFFIXES:
-        path = Path(folder) / f"{backbone}{suffix}"
+    for path in (Path(folder) / f"{backbone}{suffix}" for suffix in SUFFIXES):
         if path.exists():
             return read_state_dict(path)
     try:
@@ -42,11 +39,7 @@ def load_timm_backbone(
 
     timm does the loading, since it knows how each family's files are laid out (classifier
     dropped, official names translated, first convolution adapted to other band counts).
-    ``options`` are further ones of `timm.create_model`.
-
-    Raises:
-        CheckpointError: the weights leave a tensor of the backbone untrained, or are those of a
-            larger backbone.
+    A CheckpointError if a tensor stays untrained, or the weights are of a larger backbone.
     """
     # timm warns of the classifier that a feature extractor leaves out; our own check is stricter.
     logging.getLogger("timm.models._builder").setLevel(logging.ERROR)
@@ -71,10 +64,7 @@ def load_timm_backbone(
 
 
 def _check_names(backbone: str, weights: dict[str, torch.Tensor]) -> None:
-    """Raise when a file under timm's names has layers that the backbone does not know.
-
-    A deeper network of the same family holds all that a shallower one asks for.
-    """
+    """Refuse files of a deeper network, which hold all that a shallower one asks for."""
     with torch.device("meta"):
         known = timm.create_model(backbone).state_dict().keys()
     unknown = [name for name in weights if name not in known]
@@ -90,8 +80,8 @@ def _check_filled(
 ) -> None:
     """Raise unless every tensor of the backbone comes from the file.
 
-    timm fills feature extractors without complaint about missing names, and it renames and
-    reshapes on the way, so tensors are recognised by content: size, lowest and highest value.
+    timm fills without complaint about missing names, and it renames and reshapes on the way, so
+    tensors are recognised by content: size, lowest and highest value.
     """
     known = {_fingerprint(value) for value in weights.values() if value.is_floating_point()}
     missing = [

@@ -1,7 +1,6 @@
-"""Checkpoints of the published implementation: what they are, and how they map onto our model.
+"""Checkpoints of the published implementation: bare state dicts, and our names for their parts.
 
-They are bare state dicts with names ``backbone.*``, ``head.*`` (semantics) and ``head_bin.*``
-(change), some with a ``module.`` prefix. Their change head predicts *unchanged*.
+Some names have a ``module.`` prefix. Their change head ``head_bin`` predicts *unchanged*.
 """
 
 from pathlib import Path
@@ -23,34 +22,26 @@ def is_published(tensors: dict[str, torch.Tensor]) -> bool:
 def convert_published(
     tensors: dict[str, torch.Tensor], path: Path
 ) -> tuple[ModelConfig, dict[str, torch.Tensor]]:
-    """Return the configuration of a published checkpoint and its tensors under our names.
-
-    Raises:
-        CheckpointError: the tensors are not those of a network this project can build.
-    """
+    """Return configuration and tensors under our names; a CheckpointError for other networks."""
+    is_psp = any(name.startswith("head_bin.conv5.") for name in tensors)
     try:
-        config = _infer_config(tensors)
+        config = ModelConfig(
+            model="pspnet" if is_psp else "fcn",
+            backbone=_infer_backbone(tensors),
+            lightweight="head.head.0.conv.0.weight" in tensors,
+            num_classes=tensors["head.head.4.weight"].shape[0],
+            in_channels=tensors["backbone.conv1.weight"].shape[1],
+        )
     except (KeyError, IndexError, ValueError) as error:
         raise CheckpointError(
             f"{path}: looks like a published checkpoint, but its tensors do not ({error.args[0]})"
         ) from error
     # sigmoid(−x) = 1 − sigmoid(x): the sign of the last layer turns "unchanged" into "changed".
-    last_layer = "head_bin.conv5.5." if config.model == "pspnet" else "head_bin.head.4."
+    last_layer = "head_bin.conv5.5." if is_psp else "head_bin.head.4."
     return config, {
         _rename(name): -value if name.startswith(last_layer) else value
         for name, value in tensors.items()
     }
-
-
-def _infer_config(tensors: dict[str, torch.Tensor]) -> ModelConfig:
-    model = "pspnet" if any(name.startswith("head_bin.conv5.") for name in tensors) else "fcn"
-    return ModelConfig(
-        model=model,
-        backbone=_infer_backbone(tensors),
-        lightweight="head.head.0.conv.0.weight" in tensors,
-        num_classes=tensors["head.head.4.weight"].shape[0],
-        in_channels=tensors["backbone.conv1.weight"].shape[1],
-    )
 
 
 def _infer_backbone(tensors: dict[str, torch.Tensor]) -> str:

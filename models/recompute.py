@@ -18,10 +18,8 @@ def checkpoint_activations(model: ChangeDetector) -> None:
     """Keep only the inputs of the encoder's blocks, and compute the rest again when needed.
 
     Outputs and gradients stay what they are without it; so do the running statistics of HRNets,
-    while timm's own way counts each batch twice in those of other backbones.
-
-    Raises:
-        OptionError: the backbone has no blocks that timm or this function knows.
+    while timm's own way counts each batch twice in those of other backbones. An OptionError for
+    backbones that neither timm nor this function knows.
     """
     body = model.encoder.body
     if is_hrnet(body):

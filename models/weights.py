@@ -17,18 +17,12 @@ RGB_CHANNELS = 3
 
 
 def start_model(
-    config: ModelConfig,
-    pretrain_from: Path | None,
-    pretrained: bool,
-    pretrained_dir: Path | None,
+    config: ModelConfig, pretrain_from: Path | None, pretrained: bool, pretrained_dir: Path | None
 ) -> ChangeDetector:
     """Build the model of a new run: from another run's checkpoint, or else a random one.
 
-    ``pretrained`` starts the backbone from ImageNet's weights, of `find_pretrained`.
-
-    Raises:
-        CheckpointError: the weights cannot be read, or do not fit.
-        OptionError: an unknown model or backbone, or no ImageNet weights for it.
+    ``pretrained`` starts the backbone from `find_pretrained`. A CheckpointError where weights
+    cannot be read or do not fit, an OptionError for an unknown model or backbone.
     """
     if pretrain_from is not None:
         model = build_model(config)
@@ -50,17 +44,12 @@ def _changes(config: ModelConfig, source: ModelConfig, skipped: list[str]) -> st
 
 
 def transfer_weights(model: nn.Module, checkpoint: Checkpoint) -> list[str]:
-    """Load a checkpoint of the same architecture into a model.
+    """Load a checkpoint of the same architecture; return the names of the layers that start anew.
 
-    The semantic classifier starts anew where the number of classes differs, the whole semantic head
-    where the checkpoint has none. A model without one takes encoder and change head alone. Where a
-    model of three bands is to take another number, the first convolution is adapted as timm adapts
-    ImageNet's: summed for one band, else repeated over the bands and scaled.
-
-    Returns the names of the layers that start anew, or ``semantic_head``.
-
-    Raises:
-        CheckpointError: the architecture differs, or the number of bands other than from three.
+    Those are the semantic classifier where the number of classes differs, or ``semantic_head``
+    where the checkpoint has none. A model without one takes encoder and change head alone. The
+    first convolution of a model of three bands is adapted to others as timm adapts ImageNet's:
+    summed for one, else repeated and scaled. A CheckpointError for any other difference.
     """
     for name in ("model", "backbone", "lightweight"):
         there, here = getattr(checkpoint.config, name), getattr(model.config, name)

@@ -1,6 +1,7 @@
 """Which bands of 8 and 16 bits a run reads, and their statistics."""
 
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -47,7 +48,7 @@ def test_bands_of_a_checkpoint_are_checked(numbers):
 )
 def test_statistics_of_a_checkpoint_are_checked(change):
     with pytest.raises((TypeError, ValueError)):
-        Imagery(**{**STATISTICS.to_dict(), **change})
+        Imagery(**{**asdict(STATISTICS), **change})
 
 
 def test_depth_follows_from_the_first_image(bands_root, sample_root):
