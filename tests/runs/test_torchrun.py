@@ -85,13 +85,11 @@ def test_two_agents_train_together(start_agents, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("nodes", "killed"), [(2, 0), (2, 1), (1, 1)])
-def test_all_processes_restart_when_one_is_killed(nodes, killed, start_agents, tmp_path):
-    # The agent of the other node does not count this as a failure: its process was only cut off.
-    agents = start_agents(nodes, 2 // nodes, SIX_EPOCHS, "--max-restarts 3")
+def test_all_processes_restart_when_one_is_killed(start_agents, tmp_path):
+    agents = start_agents(1, 2, SIX_EPOCHS, "--max-restarts 3")
     eventually(latest_file(tmp_path / "out").exists, 120)
     workers = [process for agent in agents for process in workers_of(agent.process)]
-    os.kill(workers[killed], signal.SIGKILL)
+    os.kill(workers[1], signal.SIGKILL)
     for agent in agents:
         agent.end_well()
     assert "".join(agent.printed() for agent in agents).count("resuming ") == 1

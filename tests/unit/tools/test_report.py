@@ -154,16 +154,6 @@ def test_folds_of_one_k_fold_share_a_table_with_their_mean(tmp_path):
     assert 'class="top"' not in page  # a fold is no better than another
 
 
-def test_table_of_the_demo_says_which_pairs_its_scores_are_of(tmp_path):
-    (tmp_path / "data" / "val" / "im1").mkdir(parents=True)
-    for name in "12":
-        (tmp_path / "data" / "val" / "im1" / f"{name}.png").touch()
-    write_split(tmp_path, "a", Split("folders", ("train/1",), ("val/1", "val/2")))
-    assert demo.describe_pairs(tmp_path) == "all scores: the 2 pairs of data/val (split folders)"
-    write_split(tmp_path, "b", k_fold(["train/1", "train/2"], 2, 0, 0))
-    assert "which do not compare" in demo.describe_pairs(tmp_path)
-
-
 def test_demo_refuses_a_file_for_a_folder(tmp_path):
     (tmp_path / "demo").write_text("mine")
     with pytest.raises(UserError, match="demo: a file; name another folder with --outdir"):
