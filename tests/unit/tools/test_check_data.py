@@ -10,12 +10,7 @@ import pytest
 from PIL import Image
 
 from datasets.classes import SECOND_CLASSES
-from tests.helpers.damages import (
-    disagree,
-    flipped_leak,
-    foreign_colors,
-    same_dates,
-)
+from tests.helpers.damages import disagree, flipped_leak, foreign_colors, same_dates
 from tests.helpers.image_files import read
 from tools import check_data
 from utils.errors import UserError
