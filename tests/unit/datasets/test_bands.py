@@ -18,17 +18,12 @@ from datasets.statistics import (
     statistics_to_dict,
     sum_bands,
 )
+from tests.helpers.band_models import FOUR, STATISTICS
 from utils.errors import DataError
-
-FOUR = Bands((1, 2, 3, 4), 16)
-STATISTICS = Imagery(FOUR, (1000.0, 1100.0, 900.0, 1500.0), (500.0, 400.0, 600.0, 700.0))
 
 
 def images_of(pairs: list[Pair]) -> np.ndarray:
     return np.stack([read_raster(path) for pair in pairs for path in pair.files[:2]])
-
-
-# --- which bands -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("numbers", [(), (0,), (1, 1), (True,), ("1",), (1.0,), (129,)])
@@ -56,9 +51,6 @@ def test_depth_follows_from_the_first_image(bands_root, sample_root):
     assert choose_bands((1, 2, 3), image) == RGB
     with pytest.raises(DataError, match=f"^{image}: has 3 bands of 8 bits, but bands 1, 2, 3, 4"):
         choose_bands((1, 2, 3, 4), image)
-
-
-# --- statistics ------------------------------------------------------------------------------
 
 
 def test_statistics_equal_numpys(bands_root):
@@ -113,10 +105,8 @@ def test_measured_pairs_are_spread(number):
     ("text", "message"),
     [
         ("", "no band statistics"),
-        ("[1]", "no band statistics"),
         ('{"mean": [1, 2, 3, 4]}', "no band statistics"),
         ('{"band_statistics": null}', "no band statistics, since check_data.py found training"),
-        ('{"mean": [1, 2, 3, 4], "std": [1, 1, 1, 1], "bits": Infinity}', "no band statistics"),
         (f'{{"mean": [1, 2, 3, {10**400}], "std": [1, 1, 1, 1]}}', "no band statistics"),
         ('{"mean": ["a", 2, 3, 4], "std": [1, 1, 1, 1]}', "no band statistics"),
         ('{"mean": [1, 2, 3], "std": [1, 1, 1]}', "statistics of 3 bands, but bands 1, 2, 3, 4"),

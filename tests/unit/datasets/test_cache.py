@@ -101,12 +101,8 @@ def test_mixed_sizes_grey_images_and_pairs_without_labels(
     assert np.array_equal(reader.image(image), FileReader(SECOND_CLASSES).image(image))
 
 
-# --- another data set gets another cache -----------------------------------------------------
-
-
 def touch(path: Path, classes: ClassList) -> ClassList:
-    state = path.stat()
-    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns + 10**9))
+    os.utime(path, (10**9, 10**9))
     return classes
 
 
@@ -130,19 +126,8 @@ def test_the_key_follows_files_and_classes(change, broken_root, tmp_path):
     assert len(caches(tmp_path)) == 1
     build_cache(pairs, change(pairs[3].label2, SECOND_CLASSES), tmp_path)
     assert len(caches(tmp_path)) == 2
-
-
-def test_changed_pixels_and_other_pairs_are_seen(broken_root, tmp_path):
-    pairs = index_pairs(broken_root / "train")
-    old = build_cache(pairs, SECOND_CLASSES, tmp_path).image(pairs[0].image1).copy()
-    Image.fromarray(255 - old).save(pairs[0].image1)
-    new = build_cache(pairs, SECOND_CLASSES, tmp_path).image(pairs[0].image1)
-    assert np.array_equal(new, 255 - old)
     build_cache(pairs[1:], SECOND_CLASSES, tmp_path)
     assert len(caches(tmp_path)) == 3
-
-
-# --- damage ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -184,9 +169,6 @@ def test_too_little_room_is_noticed_before_decoding(pairs, tmp_path, monkeypatch
     with pytest.raises(OptionError, match=r"--cache: .*free, the decoded data set needs 0.0 GB"):
         build_cache(pairs, SECOND_CLASSES, tmp_path / "full")
     assert caches(tmp_path / "full") == []
-
-
-# --- pseudo masks ----------------------------------------------------------------------------
 
 
 def write_pseudo_masks(root: Path, pairs: list, seed: int = 0) -> None:
@@ -242,9 +224,6 @@ def test_a_new_round_decodes_the_masks_alone(pairs, tmp_path, monkeypatch):
     assert len(first - set(folder.iterdir())) == 2
     assert not second & set(folder.iterdir())
     assert fold <= set(folder.iterdir())
-
-
-# --- processes and memory --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("workers", [0, 2])

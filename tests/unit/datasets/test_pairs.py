@@ -123,14 +123,6 @@ def test_file_without_partner(broken_root, removed):
     assert sum(bool(pair.labels) for pair in scan.pairs) == 9
 
 
-def test_partner_in_other_letters(broken_root):
-    path = broken_root / "train/label2/00003.png"
-    path.rename(path.with_name("00003X.png"))
-    (broken_root / "train/label1/00003.png").rename(broken_root / "train/label1/00003x.png")
-    kinds = [problem.kind for problem in scan_folder(broken_root / "train").problems]
-    assert kinds == ["no-partner", "partner-case", "partner-case"]
-
-
 @pytest.mark.parametrize("name", ["im1", "label2"])
 def test_same_stem_twice(broken_root, name):
     folder = broken_root / "train" / name
@@ -146,9 +138,6 @@ def test_votes_need_the_classes_of_both_dates(sample_root, broken_root):
     shutil.rmtree(broken_root / "train/label2")
     with pytest.raises(DataError, match="no label2; a vote fills in"):
         index_voted_pairs(broken_root, SECOND_CLASSES)
-
-
-# --- splits of the folders -------------------------------------------------------------------
 
 
 def ids(*numbers: int) -> tuple[str, ...]:

@@ -36,9 +36,6 @@ def assert_read(path: Path, values: np.ndarray) -> None:
     assert image_size(path) == values.shape[:2]
 
 
-# --- each format -----------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("dtype", ["uint8", "uint16"])
 @pytest.mark.parametrize("bands", [1, 3, 4])
 def test_png(bands, dtype, tmp_path):
@@ -115,9 +112,6 @@ def test_numpy_file(order, dtype, tmp_path):
     assert_read(tmp_path / "a.npy", values)
     np.save(tmp_path / "a.npy", values[..., 0].astype(dtype))
     assert_read(tmp_path / "a.npy", values[..., :1])
-
-
-# --- the chosen bands ------------------------------------------------------------------------
 
 
 def test_bands_come_in_the_chosen_order(tmp_path):
@@ -209,9 +203,6 @@ def test_other_values_are_refused(dtype, tmp_path):
             read_bands(path, Bands((1,), 16))
 
 
-# --- what a file is --------------------------------------------------------------------------
-
-
 def test_the_content_counts_not_the_name(tmp_path):
     values = noise(3, "uint8")
     save_raster(tmp_path / "a.png", values)
@@ -242,9 +233,6 @@ def test_pages_and_turned_axes_are_refused_by_name(tmp_path):
     np.save(tmp_path / "a.npy", np.zeros((3, 64, 256), np.uint8))
     with pytest.raises(DataError, match=r"a\.npy: .* of 256 bands, .*height, width, bands"):
         read_bands(tmp_path / "a.npy")
-
-
-# --- what is shown ---------------------------------------------------------------------------
 
 
 def test_pictures_of_16_bits_are_stretched_band_by_band_and_of_8_bits_are_not(tmp_path):

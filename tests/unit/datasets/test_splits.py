@@ -37,9 +37,6 @@ def test_too_few_pairs_to_hold_some_out(names):
         splits.every_10th(names)
 
 
-# --- lists -----------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("style", ["{}", "{}.png", "train/{}", "train/im1/{}.JPG", "  {}.tif\r"])
 def test_lists_read_names_with_and_without_folder_and_suffix(tmp_path, style):
     val_list = write_list(tmp_path / "val.txt", *(style.format(f"{i:05d}") for i in (7, 3)), "")
@@ -102,8 +99,6 @@ def test_unreadable_lists(tmp_path):
         assert error_of_lists(None, path).startswith(f"{path}: cannot be read")
 
 
-# --- random and folds ------------------------------------------------------------------------
-
 RANDOM_VAL = ids(3, 9, 12, 23, 24)
 FOLDS = [
     ids(1, 2, 12, 20, 23),
@@ -161,9 +156,6 @@ def test_a_fraction_that_leaves_a_side_empty(fraction, pairs, side):
 def test_more_folds_than_pairs():
     with pytest.raises(DataError, match="4 labelled pairs are too few for 5 folds"):
         splits.k_fold(IDS[:4], 5, 0, 0)
-
-
-# --- options ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -80,9 +80,6 @@ def test_models_of_an_ensemble_see_their_own_bands():
             assert torch.equal(a, b)
 
 
-# What compile_if_asked decides
-
-
 @pytest.fixture
 def predictor() -> Predictor:
     built = Predictor([make_checkpoint().build()], VIEWS)
@@ -155,18 +152,6 @@ def test_auto_goes_on_without_what_cannot_be_compiled(monkeypatch, capsys):
         torch.testing.assert_close(found, expected, rtol=0, atol=0)
     with pytest.raises(OptionError, match=r"--compile on: compiling failed .*find C compiler"):
         compile_if_asked(predictor, "on", loader_of(9))
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
-def test_a_compiled_predictor_agrees_with_the_plain_one():
-    checkpoint = make_checkpoint()
-    plain, predictor = (build_predictor([checkpoint], CPU, FLOAT32, tta=True) for _ in range(2))
-    compile_if_asked(predictor, "on", loader_of(4, batch_size=4))
-    for pairs in (4, 1):  # an incomplete batch is filled up
-        inputs = images(pairs, 64, 64)
-        for found, expected in zip(predictor(*inputs), plain(*inputs), strict=True):
-            torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
 
 
 class OneConvolution(torch.nn.Module):

@@ -76,12 +76,6 @@ def test_views_are_the_published_six():
     assert VIEWS[0] == IDENTITY[0] == (False, 0)
 
 
-@pytest.mark.parametrize("shape", [(3, 3, 8, 8), (2, 3, 8, 12), (1, 3, 9, 7)])
-def test_views_do_not_move_what_a_pointwise_model_sees(shape):
-    model, images = Pointwise(), pair(*shape)
-    assert_equal(Predictor([model], VIEWS)(*images), Predictor([model])(*images))
-
-
 def test_probabilities_have_the_promised_form():
     probs = Predictor([Pointwise()], VIEWS)(*pair(2, 3, 8, 12))
     assert probs.semantic_probs1.shape == probs.semantic_probs2.shape == (2, CLASSES, 8, 12)

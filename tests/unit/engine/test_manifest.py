@@ -102,9 +102,6 @@ def test_change_masks_have_one_folder(pairs, tmp_path):
     assert [path.parent.name for path in tmp_path.glob("*/a.png")] == ["change"]
 
 
-# --- leftovers ------------------------------------------------------------------------------
-
-
 def test_half_written_masks_of_a_killed_run_go(folder, pairs):
     left = [folder / "im1" / ".00001.png.abcd_1z9.tmp", folder / "im2" / ".a.b.png.00000000.tmp"]
     left.append(folder / ".metrics.json.abcdefgh.tmp")

@@ -83,9 +83,6 @@ def test_configuration_that_does_not_fit_the_tensors(change, message, tmp_path):
     assert "\n" not in str(caught.value)
 
 
-# --- what a checkpoint of ours holds ----------------------------------------------------------
-
-
 def places(tree: object, path: tuple = ()) -> list[tuple]:
     """The way to every key and index of a tree."""
     if not isinstance(tree, dict | list):
@@ -154,9 +151,6 @@ def test_names_are_plain_file_names(key, name, tmp_path):
     save_checkpoint(tmp_path / "a.pth", latest_state() | {key: name})
     with pytest.raises(CheckpointError, match=rf"a\.pth: .*\({key} is missing or no such value\)"):
         open_checkpoint(tmp_path / "a.pth")
-
-
-# --- files that are damaged or hostile --------------------------------------------------------
 
 
 class _Attack:
@@ -258,9 +252,6 @@ def test_wrappers_and_prefixes_are_removed(wrapper, prefix, tmp_path):
     tensors = {f"{prefix}conv.weight": torch.ones(2)}
     torch.save({wrapper: tensors} if wrapper else tensors, tmp_path / "a.pth")
     assert equal(read_state_dict(tmp_path / "a.pth"), {"conv.weight": torch.ones(2)})
-
-
-# --- weights of another run -------------------------------------------------------------------
 
 
 def test_transfer_copies_all_but_a_classifier_of_other_classes(tmp_path):

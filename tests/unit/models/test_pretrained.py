@@ -126,14 +126,3 @@ def test_no_file_and_no_network_names_the_path_to_fill(tmp_path, monkeypatch):
         find_pretrained(SMALL, tmp_path / "weights")
     assert str(tmp_path / "weights" / f"{SMALL}.pth") in str(caught.value)
     assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(("backbone", "first"), [(SMALL, "conv_stem"), (HRNET, "conv1")])
-def test_other_band_counts_adapt_the_first_convolution(backbone, first, trained, tmp_path):
-    weights = trained[backbone]
-    save(tmp_path, backbone, weights)
-    tensors = load(tmp_path, backbone, in_channels=4).state_dict()
-    adapted = tensors.pop(f"{first}.weight")
-    assert adapted.shape[1] == 4
-    assert torch.allclose(adapted[:, :3], weights[f"{first}.weight"] * 3 / 4, atol=1e-6)
-    assert all(torch.equal(value, weights[name]) for name, value in tensors.items())

@@ -15,8 +15,6 @@ from tests.helpers.image_files import read
 from tools import check_data
 from utils.errors import UserError
 
-# --- the tool ---------------------------------------------------------------------------------
-
 
 def test_tool_on_a_clean_set(sample_root, tmp_path, capsys):
     assert check_data.main([str(sample_root), "--outdir", str(tmp_path), "--strict"]) == 0

@@ -24,7 +24,7 @@ from tests.helpers.damages import (
 from tests.helpers.image_files import write
 from tools.checking.duplicates import VIEWS, perceptual_hashes, see
 from tools.checking.findings import KINDS
-from tools.checking.inspection import CheckOptions, inspect_dataset
+from tools.checking.inspection import inspect_dataset
 from utils.errors import DataError
 
 
@@ -44,15 +44,6 @@ def test_counts_equal_a_plain_count_of_the_labels(sample_root):
     assert np.array_equal(report.transitions("train"), expected)
     changed = np.mean([pair.changed for pair in report.pairs if pair.split == "train"])
     assert changed == pytest.approx(1 - expected[0, 0] / expected.sum())
-
-
-def test_workers_find_the_same(sample_root):
-    alone = inspect_dataset(sample_root, SECOND_CLASSES)
-    together = inspect_dataset(sample_root, SECOND_CLASSES, CheckOptions(workers=2))
-    for a, b in zip(alone.pairs, together.pairs, strict=True):
-        assert a.pair == b.pair
-        assert [file.digest for file in a.images] == [file.digest for file in b.images]
-        assert np.array_equal(a.transitions, b.transitions)
 
 
 def test_unlabelled_val_is_a_test_set_and_every_10th_is_held_out(unlabelled_val_root):

@@ -4,8 +4,6 @@ import io
 import json
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -154,16 +152,6 @@ def test_folds_of_one_k_fold_share_a_table_with_their_mean(tmp_path):
     assert 'class="top"' not in page  # a fold is no better than another
 
 
-def test_table_of_the_demo_says_which_pairs_its_scores_are_of(tmp_path):
-    (tmp_path / "data" / "val" / "im1").mkdir(parents=True)
-    for name in "12":
-        (tmp_path / "data" / "val" / "im1" / f"{name}.png").touch()
-    write_split(tmp_path, "a", Split("folders", ("train/1",), ("val/1", "val/2")))
-    assert demo.describe_pairs(tmp_path) == "all scores: the 2 pairs of data/val (split folders)"
-    write_split(tmp_path, "b", k_fold(["train/1", "train/2"], 2, 0, 0))
-    assert "which do not compare" in demo.describe_pairs(tmp_path)
-
-
 def test_demo_refuses_a_file_for_a_folder(tmp_path):
     (tmp_path / "demo").write_text("mine")
     with pytest.raises(UserError, match="demo: a file; name another folder with --outdir"):
@@ -284,9 +272,6 @@ def test_runs_may_be_log_folders_or_outdirs(outdir, tmp_path):
     assert [len(found), len(empty)] == [1, 1]
 
 
-# Errors
-
-
 def spoil(name: str, text: str):
     return lambda out: next(out.glob(f"logs/*a/{name}")).write_text(text)
 
@@ -329,10 +314,3 @@ def test_errors_name_the_file_and_the_remedy(outdir, tmp_path, damage, argv, mes
     with pytest.raises(UserError, match=message):
         page_of(copy, *argv)
     assert not (copy / "report.html").exists()
-
-
-def test_script_ends_with_status_2():
-    command = [sys.executable, report.__file__, "nowhere"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert result.returncode == 2
-    assert result.stderr == "error: nowhere: no such folder; name outdir or outdir/logs/<run>\n"

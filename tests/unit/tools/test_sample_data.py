@@ -147,17 +147,6 @@ def test_what_a_killed_run_left_is_overwritten_without_empty_folders(tmp_path):
     assert [pair.name for pair in index_pairs(tmp_path / "train")] == ["00000", "00001"]
 
 
-def test_tool_never_overwrites_real_data(tmp_path):
-    for folder in ("im1", "im2", "label1", "label2"):
-        path = tmp_path / "train" / folder / "00003.png"
-        path.parent.mkdir(parents=True)
-        path.write_bytes(b"precious")
-    before = files_below(tmp_path)
-    with pytest.raises(OptionError, match=r"im1.00003\.png: not written by this tool"):
-        make(tmp_path, 1, "--overwrite")
-    assert files_below(tmp_path) == before
-
-
 def test_tool_refuses_bad_options(tmp_path, monkeypatch, capsys):
     for options in (["--size", "16"], ["--size", "big"], ["--seed", "-1"]):
         with pytest.raises(SystemExit):

@@ -44,9 +44,6 @@ def value(result: dict, name: str) -> float:
     return result["scores"][name]["value"]
 
 
-# The tool
-
-
 @pytest.mark.parametrize("matrix", ["dates", "transitions"])
 def test_labels_score_one_against_themselves(folders, matrix):
     _, label = folders
@@ -73,27 +70,6 @@ def test_what_test_py_prints(folders, capsys):
     lines = [line.split() for line in capsys.readouterr().out.splitlines() if line]
     printed = {(line[0].rstrip(","), line[-1]) for line in lines}
     assert {tuple(figure.split()) for figure in summary(expected).split("  ")} <= printed
-
-
-def test_colours_and_indices_give_the_same(folders, tmp_path):
-    prediction, label = folders
-    for i, (first, second, *_) in enumerate(all_maps()):
-        colored = (SECOND_CLASSES.to_rgb(mask) for mask in (first, second))
-        write(tmp_path / "colored", ("label1", "label2"), *colored, f"{i:03d}")
-    plain = run(prediction, label, "--bootstrap", 10)
-    assert run(tmp_path / "colored", label, "--bootstrap", 10)["scores"] == plain["scores"]
-
-
-def test_processes_give_the_same_and_pass_on_errors(folders):
-    for path in [path for folder in folders for path in folder.glob("*/*.png")]:
-        for copy in "ab":  # as many as pay for two processes
-            shutil.copy(path, path.with_name(f"{path.stem}{copy}.png"))
-    alone = run(*folders, "--bootstrap", 10, "--workers", 1)
-    assert alone["pairs"] == 18
-    assert run(*folders, "--bootstrap", 10, "--workers", 2) == alone
-    (folders[0] / "im1" / "003.png").write_bytes(b"no image")
-    with pytest.raises(DataError, match=r"im1/003\.png: cannot be decoded"):
-        run(*folders, "--workers", 2)
 
 
 def test_transitions_are_listed(folders):
@@ -200,9 +176,6 @@ def test_rules_for_change_at_one_date(folders):
         assert value(result, "score") == pytest.approx(expected["score"], abs=1e-12)
     with pytest.raises(OptionError, match="keep"):
         run(prediction, label, "--one-sided", "keep", "--matrix", "37")
-
-
-# Errors
 
 
 def remove(*names: str) -> Callable[[Path, Path], None]:

@@ -20,8 +20,6 @@ from tools.scoring.statistics import (
     weighted_scores,
 )
 
-# Counting
-
 
 @pytest.mark.parametrize("classes", [1, 2, 6, 16, 254])
 def test_counts_equal_a_loop_over_pixels(classes):
@@ -93,9 +91,6 @@ def test_maps_of_several_shapes_are_an_error():
     mask = np.zeros((2, 2), np.uint8)
     with pytest.raises(ValueError, match="shapes"):
         count_pair(mask, mask, mask, mask[:1], 6)
-
-
-# Resampling
 
 
 def test_a_weight_is_a_copy_of_the_image():
