@@ -6,6 +6,7 @@ import shutil
 import signal
 import socket
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -285,10 +286,10 @@ def test_the_folder_of_a_killed_program_goes_and_that_of_a_running_one_stays(mem
 def test_a_program_that_ends_removes_its_folder(memory, tmp_path, monkeypatch):
     at_exit = []
     monkeypatch.setattr(
-        atexit, "register", lambda *call, **options: at_exit.append((call, options))
+        atexit, "register", lambda *call, **kw: at_exit.append(partial(*call, **kw))
     )
     (folder,) = {cache_folder("ram", tmp_path), *memory.iterdir()}
     (folder / "decoded.bin").write_bytes(b"0")
-    for (function, *arguments), kw in at_exit:
-        function(*arguments, **kw)
+    for call in at_exit:
+        call()
     assert list(memory.iterdir()) == []

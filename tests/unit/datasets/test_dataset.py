@@ -15,6 +15,7 @@ from datasets.loaders import collate
 from datasets.pairs import index_pairs
 from datasets.task import Task
 from tests.helpers.change_sets import masks_in_both
+from tests.helpers.image_files import read as read_file
 from utils.errors import DataError, one_line
 from utils.pictures import save_mask
 
@@ -33,10 +34,6 @@ def read_error(folder: Path, task: Task = SECOND, **options: object) -> str:
     return str(caught.value)
 
 
-def read_array(path: Path) -> np.ndarray:
-    return np.array(Image.open(path))
-
-
 def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
@@ -53,9 +50,9 @@ def test_sample_is_what_the_files_hold(sample_root):
     assert sample["name"] == "00003"
     assert all(sample[key].dtype == torch.uint8 for key in sample if key != "name")
     for date in ("1", "2"):
-        image = read_array(folder / f"im{date}" / "00003.png")
+        image = read_file(folder / f"im{date}" / "00003.png")
         assert np.array_equal(sample[f"image{date}"].permute(1, 2, 0), image)
-        label = SECOND_CLASSES.to_index(read_array(folder / f"label{date}" / "00003.png"))
+        label = SECOND_CLASSES.to_index(read_file(folder / f"label{date}" / "00003.png"))
         assert np.array_equal(sample[f"label{date}"], label)
         assert np.array_equal(sample["change_mask"], label > 0)
     assert set(sample["change_mask"].unique().tolist()) == {0, 1}
@@ -79,29 +76,24 @@ def test_change_masks_alone(binary_root, broken_root):
     message = read_error(binary_root / "train")
     assert "a change mask, but the class list names 6 classes" in message
     path = broken_root / "train/label2/00000.png"
-    Image.fromarray(255 - read_array(path)).save(path)
+    Image.fromarray(255 - read_file(path)).save(path)
     assert "00000.png: disagree on what changed" in read_error(
         broken_root / "train", Task(CHANGE_CLASSES)
     )
 
 
 @pytest.mark.parametrize("name", FOLDERS)
-@pytest.mark.parametrize("damage", [truncate, lambda path: path.write_text("<html>No</html>")])
-def test_file_that_cannot_be_decoded(broken_root, name, damage):
+def test_files_that_cannot_be_decoded_or_differ_in_size(broken_root, name):
     path = broken_root / "train" / name / "00000.png"
-    damage(path)
+    if name != "im1":
+        shrink(path)
+        message = read_error(broken_root / "train")
+        assert message.startswith(f"{path}: 20 × 30 pixels, but ")
+        assert f"{broken_root}/train/im1/00000.png has 64 × 64; co-register" in message
+    truncate(path)
     message = read_error(broken_root / "train")
     assert message.startswith(f"{path}: cannot be decoded (")
     assert "copy the file again or remove its pair" in message
-
-
-@pytest.mark.parametrize("name", FOLDERS[1:])
-def test_sizes_that_differ_inside_a_pair(broken_root, name):
-    path = broken_root / "train" / name / "00000.png"
-    shrink(path)
-    message = read_error(broken_root / "train")
-    assert message.startswith(f"{path}: 20 × 30 pixels, but ")
-    assert f"{broken_root}/train/im1/00000.png has 64 × 64; co-register" in message
 
 
 @pytest.mark.parametrize("damaged", ["label1", "label2"])
@@ -109,7 +101,7 @@ def test_sizes_that_differ_inside_a_pair(broken_root, name):
 def test_labels_that_disagree_on_what_changed(write_pairs, damaged, pixels):
     folder = write_pairs({"a": (20, 30)})
     path = folder / damaged / "a.png"
-    label = read_array(path)
+    label = read_file(path)
     rows, columns = np.nonzero(label)
     label[rows[:pixels], columns[:pixels]] = 0
     Image.fromarray(label).save(path)

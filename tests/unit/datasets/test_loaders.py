@@ -14,7 +14,7 @@ from datasets.augment import TrainTransform
 from datasets.cache import FileReader
 from datasets.classes import SECOND_CLASSES
 from datasets.dataset import ChangeDetectionDataset
-from datasets.loaders import SameSizeBatches, evaluation_loader, set_epoch, training_loader
+from datasets.loaders import evaluation_loader, set_epoch, training_loader
 from datasets.pairs import index_pairs
 from datasets.task import Task
 from utils import cli
@@ -34,7 +34,7 @@ def make_loader(dataset: ChangeDetectionDataset, workers: int = 0, batch_size: i
     return training_loader(dataset, batch_size, workers, seed)
 
 
-def epoch_of(loader, epoch: int) -> list[dict]:
+def epoch_of(loader, epoch: int = 1) -> list[dict]:
     set_epoch(loader, epoch)
     return list(loader)
 
@@ -52,30 +52,8 @@ def same(batches1: list[dict], batches2: list[dict]) -> bool:
 
 
 def by_name(batches: list[dict], key: str) -> dict[str, torch.Tensor]:
-    return {
-        name: value
-        for batch in batches
-        for name, value in zip(batch["name"], batch[key], strict=True)
-    }
-
-
-@pytest.mark.parametrize("batch_size", [1, 2, 3, 7, 100])
-@pytest.mark.parametrize("seed", range(3))
-def test_same_size_batches_cover_each_index_once(batch_size, seed):
-    rng = np.random.default_rng(seed)
-    sizes = [((40, 56), (56, 40), (64, 64))[i] for i in rng.integers(0, 3, 23)]
-    sampler = SameSizeBatches(sizes, batch_size)
-    batches = list(sampler)
-    assert len(sampler) == len(batches)
-    assert sorted(index for batch in batches for index in batch) == list(range(23))
-    for batch in batches:
-        assert 1 <= len(batch) <= batch_size
-        assert len({sizes[index] for index in batch}) == 1
-        assert batch == sorted(batch)
-    fewest = sum(-(-sizes.count(size) // batch_size) for size in set(sizes))
-    assert len(batches) == fewest
-    assert list(sampler) == batches
-    assert list(SameSizeBatches([], batch_size)) == []
+    values = [value for batch in batches for value in batch[key]]
+    return dict(zip(names_of(batches), values, strict=True))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -98,6 +76,9 @@ def test_training_batches_have_the_documented_form(sample_root):
     batches = epoch_of(make_loader(make_dataset(sample_root / "train")), 1)
     assert len(batches) == 2  # 12 pairs; the last two make no batch of five
     assert len(set(names_of(batches))) == 10
+    for batch_size in (12, 13, 200):
+        (batch,) = epoch_of(make_loader(make_dataset(sample_root / "train"), 0, batch_size))
+        assert sorted(batch["name"]) == [f"{i:05d}" for i in range(12)]
     for batch in batches:
         assert set(batch) == {"name", *KEYS}
         for key in KEYS:
@@ -124,14 +105,6 @@ def test_order_follows_from_seed_and_epoch(sample_root):
     assert len({tuple(order) for order in orders.values()}) == 4
 
 
-def test_workers_do_not_change_a_batch(sample_root):
-    expected, actual = (
-        epoch_of(make_loader(make_dataset(sample_root / "train", crop_size=48), workers), 3)
-        for workers in (0, 2)
-    )
-    assert same(expected, actual)
-
-
 def test_workers_that_outlive_an_epoch_see_the_next_one(sample_root):
     dataset = make_dataset(sample_root / "train")
     loader = make_loader(dataset, workers=1, batch_size=12)
@@ -141,12 +114,6 @@ def test_workers_that_outlive_an_epoch_see_the_next_one(sample_root):
     assert sum(torch.equal(images1[name], images2[name]) for name in images1) < 6
     assert same(epochs[0], epochs[2])
     assert same(epochs[1], epoch_of(make_loader(dataset, batch_size=12), 2))
-
-
-@pytest.mark.parametrize("batch_size", [12, 13, 200])
-def test_batch_larger_than_the_data_set(sample_root, batch_size):
-    (batch,) = epoch_of(make_loader(make_dataset(sample_root / "train"), 0, batch_size), 1)
-    assert sorted(batch["name"]) == [f"{i:05d}" for i in range(12)]
 
 
 @pytest.mark.parametrize(("accumulate", "batches"), [(1, 6), (4, 4), (5, 5), (6, 6)])

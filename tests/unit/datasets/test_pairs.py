@@ -72,9 +72,7 @@ def test_other_files_are_ignored_and_named(write_pairs):
             (folder / kind / name).write_text("no image")
     (folder / "im2" / "more").mkdir()
     scan = scan_folder(folder)
-    assert (
-        [pair.name for pair in index_pairs(folder)] == [pair.name for pair in scan.pairs] == ["a"]
-    )
+    assert [pair.name for pair in index_pairs(folder) + scan.pairs] == ["a", "a"]
     assert {problem.kind for problem in scan.problems} == {"ignored-files"}
     assert len(scan.problems) == 11
 
@@ -110,10 +108,8 @@ def test_file_without_partner(broken_root, removed):
     folder = broken_root / "train"
     there = folder / ("im2" if removed == "im1" else "im1")
     (folder / removed / "00003.png").unlink()
-    message = index_error(folder)
-    assert message.startswith(
-        f"{there / '00003.png'}: no partner in {removed}; add the file or rem"
-    )
+    said = f"{there / '00003.png'}: no partner in {removed}; add the file or rem"
+    assert index_error(folder).startswith(said)
     for i in (5, 7):
         (folder / removed / f"{i:05d}.png").unlink()
     assert f"no partner in {removed} (and 2 more); " in index_error(folder)

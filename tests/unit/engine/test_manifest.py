@@ -62,20 +62,18 @@ def test_a_pair_whose_files_have_changed_is_made_again(file, folder, pairs):
     assert begin(folder, pairs) == ["b"]
 
 
-@pytest.mark.parametrize("change", [{"key": {**KEY, "tta": False}}, {"overwrite": True}])
-def test_other_work_makes_all_masks_again(change, folder, pairs):
+@pytest.mark.parametrize(
+    "change", [{"key": {**KEY, "tta": False}}, {"overwrite": True}, "", "[]", "\0\0", '{"tta": tr']
+)
+def test_other_work_and_a_damaged_manifest_make_all_masks_again(change, folder, pairs):
+    if isinstance(change, str):
+        (folder / MANIFEST).write_text(change, encoding="utf-8")
+        change = {}
     assert begin(folder, pairs, **change) == []
     key = change.get("key", KEY)
     assert json.loads((folder / MANIFEST).read_text(encoding="utf-8")) == key
     assert begin(folder, pairs, key) == []
     assert len(unfinished(folder, pairs)) == 3
-
-
-@pytest.mark.parametrize("text", ["", "[]", "\0\0", '{"tta": tr'])
-def test_a_damaged_manifest_makes_all_masks_again(text, folder, pairs):
-    (folder / MANIFEST).write_text(text, encoding="utf-8")
-    assert begin(folder, pairs) == []
-    assert begin(folder, pairs) == []
 
 
 def test_without_a_manifest_masks_are_taken_as_they_are(folder, pairs):

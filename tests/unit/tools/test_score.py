@@ -103,8 +103,7 @@ def test_files_and_text(folders, tmp_path, capsys):
     for part in ("dates:", "7 × 7", "bootstrap", "1000 resamples, seed 0", "mean of images"):
         assert part in text
     run(*folders, "--matrix", "37", "--bootstrap", 0)
-    text = capsys.readouterr().out
-    assert "transitions:" in text and "37 × 37" in text
+    assert "37 × 37" in capsys.readouterr().out
 
 
 def test_a_better_folder_is_better(folders, tmp_path, capsys):
@@ -179,7 +178,13 @@ def test_rules_for_change_at_one_date(folders):
 
 
 def remove(*names: str) -> Callable[[Path, Path], None]:
-    return lambda prediction, label: [(prediction.parent / name).unlink() for name in names]
+    """Remove files, or folders with what is in them."""
+
+    def damage(prediction: Path, label: Path) -> None:
+        for path in (prediction.parent / name for name in names):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    return damage
 
 
 def save(name: str, mask: np.ndarray) -> Callable[[Path, Path], None]:
@@ -188,10 +193,6 @@ def save(name: str, mask: np.ndarray) -> Callable[[Path, Path], None]:
 
 def full(value: int, *shape: int) -> np.ndarray:
     return np.full((*SIZES[2], *shape), value, np.uint8)
-
-
-def without(*names: str) -> Callable[[Path, Path], None]:
-    return lambda prediction, label: [shutil.rmtree(prediction.parent / name) for name in names]
 
 
 def nothing_in_it(prediction: Path, label: Path) -> None:
@@ -211,20 +212,17 @@ def nothing_in_it(prediction: Path, label: Path) -> None:
         (save("prediction/im1/002.bmp", full(0)), "im1/002.png", "remove one"),
         (save("label/label1/002.png", full(1)), "label1/002.png", "correct the labels"),
         (lambda prediction, label: one_sided(prediction), "im2/001.png", "--one-sided"),
-        (without("prediction/im2"), "prediction/im2", "both dates"),
-        (without("label/label1", "label/label2"), "label", "label1 and label2"),
+        (remove("prediction/im2"), "prediction/im2", "both dates"),
+        (remove("label/label1", "label/label2"), "label", "label1 and label2"),
         (nothing_in_it, "prediction/im1", "PNG"),
     ],
 )
-def test_damage_is_named_with_its_remedy(
-    folders, damage: Callable[[Path, Path], None], file: str, remedy: str
-):
+def test_damage_is_named_with_its_remedy(folders, damage, file, remedy):
     damage(*folders)
     with pytest.raises(DataError) as caught:
         run(*folders, "--bootstrap", 0)
-    assert file in str(caught.value)
-    assert remedy in str(caught.value)
-    assert "\n" not in str(caught.value)
+    message = str(caught.value)
+    assert file in message and remedy in message and "\n" not in message
 
 
 @pytest.mark.parametrize(

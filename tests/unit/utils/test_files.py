@@ -10,16 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from datasets.bands import RGB
-from datasets.classes import SECOND_CLASSES
 from datasets.images import read_bands
-from datasets.labels import read_label
 from tests.helpers.processes import REPO
 from utils.errors import DataError, UserError
 from utils.files import atomic_path, remove_leftovers, write_text
-from utils.pictures import save_image, save_mask
+from utils.pictures import save_image
 
 
 def names(folder: Path) -> list[str]:
@@ -107,18 +104,6 @@ def test_what_a_killed_program_leaves_is_removed_when_it_is_old(tmp_path):
     os.utime(left, (0, 0))
     remove_leftovers(tmp_path, 3600)
     assert not left.exists()
-
-
-def test_mask_round_trip(tmp_path):
-    mask = np.rot90(np.random.default_rng(0).integers(0, 7, (50, 70), dtype=np.uint8))
-    path = tmp_path / "masks" / "im1" / "00001.png"
-    save_mask(path, mask, SECOND_CLASSES.colors)
-    with Image.open(path) as image:
-        assert image.format == "PNG" and image.mode == "P"
-        assert np.array_equal(np.asarray(image), mask)
-        assert np.array_equal(np.asarray(image.convert("RGB")), SECOND_CLASSES.to_rgb(mask))
-    assert np.array_equal(read_label(path, SECOND_CLASSES), mask)
-    assert names(path.parent) == ["00001.png"]
 
 
 @pytest.mark.parametrize("shape", [(5, 7), (5, 7, 3)])
