@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from datasets.bands import RGB, RGB_IMAGERY, Bands, Imagery, union
+from datasets.bands import RGB, RGB_IMAGERY, Bands, Imagery
 from datasets.images import read_raster
 from datasets.pairs import Pair, index_pairs
 from datasets.statistics import (
@@ -85,13 +85,6 @@ def test_statistics_are_written_and_read_by_band_number(bands_root, tmp_path):
     imagery = read_statistics(tmp_path / "report.json", Bands((4, 2), 16))
     assert imagery.mean == (found["mean"][3], found["mean"][1])
     assert imagery == measure(pairs, Bands((4, 2), 16))
-
-
-def test_bands_of_several_models_are_read_together():
-    assert union([FOUR, FOUR]) is FOUR
-    assert union([Bands((4, 2), 16), Bands((1,), 16)]) == Bands((1, 2, 4), 16)
-    with pytest.raises(ValueError, match="8 and of 16 bits"):
-        union([RGB, FOUR])
 
 
 @pytest.mark.parametrize("number", [1, 99, 100, 101, 250, 1001])

@@ -7,16 +7,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader
 
 from datasets.classes import CHANGE_CLASSES, SECOND_CLASSES
 from datasets.dataset import ChangeDetectionDataset
-from datasets.loaders import collate
 from datasets.pairs import index_pairs
 from datasets.task import Task
 from tests.helpers.change_sets import masks_in_both
 from tests.helpers.image_files import read as read_file
-from utils.errors import DataError, one_line
+from utils.errors import DataError
 from utils.pictures import save_mask
 
 SECOND = Task(SECOND_CLASSES)
@@ -141,15 +139,3 @@ def test_pseudo_masks_that_are_missing_or_of_another_size(pseudo):
     (root / "im2" / "a.png").unlink()
     message = read_error(folder, pseudo_label_root=root)
     assert message == f"{root}/im2/a.png: no pseudo mask for this pair; run label.py first"
-
-
-@pytest.mark.parametrize(("name", "damage"), [("im1", truncate), ("label1", shrink)])
-def test_error_in_a_worker_is_the_same_one_line(broken_root, monkeypatch, name, damage):
-    # Do not wait five seconds for the end of a worker that has failed.
-    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.2)
-    damage(broken_root / "train" / name / "00000.png")
-    expected = read_error(broken_root / "train")
-    dataset = ChangeDetectionDataset(index_pairs(broken_root / "train"), SECOND)
-    with pytest.raises(DataError) as caught:
-        next(iter(DataLoader(dataset, batch_size=2, num_workers=1, collate_fn=collate)))
-    assert one_line(caught.value) == expected

@@ -13,7 +13,6 @@ from datasets.pairs import index_pairs
 from datasets.task import (
     Task,
     find_change_masks,
-    is_mask_folder,
     load_classes,
     load_task,
     missing_labels,
@@ -114,20 +113,6 @@ def test_blank_masks_do_not_hide_the_others(marked, broken_root):
         values = np.uint8(255 * (path.stem == f"{marked:05d}"))
         Image.fromarray(np.full((SIDE, SIDE), values)).save(path)
     assert load_classes(broken_root) is CHANGE_CLASSES
-
-
-def test_the_labels_looked_at_are_spread(tmp_path, monkeypatch):
-    for index in range(200):
-        Image.fromarray(np.array([[0, 255]], np.uint8)).save(tmp_path / f"{index:03d}.png")
-    opened, open_file = [], Image.open
-
-    def recorded(path: Path, **options) -> Image.Image:
-        opened.append(int(path.stem))
-        return open_file(path, **options)
-
-    monkeypatch.setattr(Image, "open", recorded)
-    assert is_mask_folder(tmp_path)
-    assert len(opened) == 8 and np.all(np.abs(np.diff(opened) - 25) <= 1)
 
 
 def test_a_class_list_of_one_class_is_binary(broken_root):

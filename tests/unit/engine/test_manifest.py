@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 
-from datasets.classes import CHANGE_CLASSES, SECOND_CLASSES
+from datasets.classes import SECOND_CLASSES
 from datasets.pairs import index_pairs
 from datasets.task import Task
 from engine.config import TrainConfig
@@ -89,15 +89,6 @@ def test_a_program_ends_when_another_begins_in_its_folder(folder, pairs):
         begin(folder, pairs, {"tta": False})
         writer.write(["a"], mask, mask)
     assert (folder / "im1" / "a.png").read_bytes() == before
-
-
-def test_change_masks_have_one_folder(pairs, tmp_path):
-    task = Task(CHANGE_CLASSES)
-    begin(tmp_path, pairs, task=task)
-    with MaskWriter(tmp_path, task) as writer:
-        writer.write(["a"], torch.ones(1, 8, 8, dtype=torch.uint8))
-    assert begin(tmp_path, pairs, task=task) == ["a"]
-    assert [path.parent.name for path in tmp_path.glob("*/a.png")] == ["change"]
 
 
 def test_half_written_masks_of_a_killed_run_go(folder, pairs):

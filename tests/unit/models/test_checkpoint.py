@@ -9,7 +9,7 @@ import torch
 from models.change_detector import build_model
 from models.checkpoint import ABSENT, load_model, open_checkpoint
 from models.weights import transfer_weights
-from tests.helpers.checkpoints import CLASSES, latest_state, small_config, write_model
+from tests.helpers.checkpoints import latest_state, small_config, write_model
 from utils.errors import CheckpointError
 from utils.tensor_files import read_checkpoint, read_state_dict, save_checkpoint
 
@@ -33,17 +33,6 @@ def test_round_trip(tmp_path):
     assert equal(loaded.pop("model"), state.pop("model"))
     assert loaded.pop("format") == 1
     assert loaded == state
-
-
-def test_model_rebuilds_itself(tmp_path):
-    model = write_model(tmp_path / "a.pth").eval()
-    loaded = load_model(tmp_path / "a.pth")
-    assert not loaded.training
-    assert loaded.config == model.config
-    assert equal(loaded.state_dict(), model.state_dict())
-    checkpoint = open_checkpoint(str(tmp_path / "a.pth"))
-    assert checkpoint.info["classes"] == CLASSES
-    assert checkpoint.info["epoch"] == 7
 
 
 @pytest.mark.parametrize(
@@ -133,11 +122,6 @@ def test_names_are_plain_file_names(key, name, tmp_path):
         open_checkpoint(tmp_path / "a.pth")
 
 
-def flip_in_tensor(content: bytes) -> bytes:
-    place = content.index(bytes(range(100, 200)))
-    return content[:place] + b"\xff" + content[place + 1 :]
-
-
 @pytest.mark.parametrize(
     "damage",
     [
@@ -145,7 +129,7 @@ def flip_in_tensor(content: bytes) -> bytes:
         lambda content: content[:-30],  # the archive's directory
         lambda content: content[:200] + bytes(400) + content[600:],
         lambda content: b"",
-        flip_in_tensor,
+        lambda content: content.replace(bytes(range(100, 200)), b"\xff" + bytes(range(101, 200))),
     ],
     ids=["half", "directory", "zeros", "empty", "bit"],
 )

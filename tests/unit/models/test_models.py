@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 import timm
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from datasets.bands import IMAGENET_MEAN, IMAGENET_STD, Bands, Imagery
@@ -153,26 +152,6 @@ def test_wide_maps_are_projected_and_hrnet_never_is(backbone):
     projected = any(not isinstance(p, nn.Identity) for p in encoder.projections)
     assert projected == (sum(encoder.level_channels) > MAX_CHANNELS)
     assert not (backbone.startswith("hrnet") and projected)
-
-
-def test_hrnet_interpolates_with_aligned_corners_everywhere(monkeypatch):
-    encoder = build_encoder("hrnet_w18_small").eval()
-    layers = [module for module in encoder.modules() if isinstance(module, nn.Upsample)]
-    assert len(layers) == 1 + 3 + 6  # the fusions of two, three and four branches
-    assert {(layer.mode, layer.align_corners) for layer in layers} == {("bilinear", True)}
-    calls = []
-    interpolate = F.interpolate
-
-    def record(x, size=None, scale_factor=None, mode="nearest", align_corners=None, **rest):
-        calls.append((mode, align_corners))
-        return interpolate(x, size, scale_factor, mode, align_corners, **rest)
-
-    monkeypatch.setattr(F, "interpolate", record)
-    with torch.inference_mode():
-        encoder(torch.randn(1, 3, 64, 64))
-    assert len(calls) == 10 + 3  # ten in the fusions, three before the concatenation
-    assert set(calls) == {("bilinear", True)}
-    assert build_encoder(SMALL).align_corners is False
 
 
 @pytest.mark.parametrize(

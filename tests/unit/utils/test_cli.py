@@ -14,8 +14,6 @@ from engine.config import REPO
 from utils import cli
 from utils.errors import DataError, OptionError, UserError, one_line
 
-SCRIPTS = {"train.py": train, "label.py": label, "test.py": predict}
-
 
 @pytest.mark.parametrize(
     ("script", "defaults"),

@@ -108,7 +108,7 @@ def test_what_a_killed_program_leaves_is_removed_when_it_is_old(tmp_path):
 
 @pytest.mark.parametrize("shape", [(5, 7), (5, 7, 3)])
 def test_image_round_trip(tmp_path, shape):
-    array = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    array = np.rot90(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))
     save_image(tmp_path / "new" / "a.png", array)
     expected = array if array.ndim == 3 else np.dstack([array] * 3)
     assert np.array_equal(read_bands(tmp_path / "new" / "a.png", RGB), expected)
