@@ -37,7 +37,8 @@ overlap are not.
 def parse_args(argv: list[str] | None = None) -> Namespace:
     """Parse the command line."""
     parser = cli.make_parser(__doc__, EPILOG)
-    about = "with train/{im1,im2,label1,label2} or train/{im1,im2,label} (default: data/dataset)"
+    about = "folder with train/{im1,im2,label1,label2} or train/{im1,im2,label}, val/… "
+    about += "(default: data/dataset)"
     place = {"type": Path, "default": config.DATA_ROOT}
     parser.add_argument("root", nargs="?", **place, metavar="ROOT", help=about)
     group = parser.add_argument_group("check")
@@ -47,10 +48,13 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     cli.add_options(group, config.BandConfig, ["bands"])
     group.add_argument("--strict", action="store_true", help="take warnings for errors")
     add = parser.add_argument_group("convert").add_argument
-    about = "write a copy with index-PNG labels, or masks of 0 and 255, into this empty folder"
-    add("--convert", type=Path, metavar="OUT", help=f"instead of checking, {about}")
-    about = "RGB distance up to which a label colour counts as the nearest class's; 442 takes any "
-    about += "(default: 30)"
+    about = (
+        "instead of checking, write a copy with index-PNG labels, or change masks of 0 and 255, "
+    )
+    about += "into this empty folder"
+    add("--convert", type=Path, metavar="OUT", help=about)
+    about = "Euclidean distance in RGB up to which a label colour counts as the nearest class's; "
+    about += "442 takes any (default: 30)"
     add("--color-distance", type=cli.natural, default=30, metavar="D", help=about)
     add("--class-map", type=Path, metavar="FILE", help="JSON: foreign values, colours, names")
     about = "class list of the copy: second, a JSON list of classes, or a folder with a "
