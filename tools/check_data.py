@@ -37,69 +37,37 @@ overlap are not.
 def parse_args(argv: list[str] | None = None) -> Namespace:
     """Parse the command line."""
     parser = cli.make_parser(__doc__, EPILOG)
-    parser.add_argument(
-        "root",
-        nargs="?",
-        type=Path,
-        default=config.DATA_ROOT,
-        metavar="ROOT",
-        help="folder with train/{im1,im2,label1,label2} or train/{im1,im2,label}, val/… (default: "
-        "data/dataset)",
-    )
+    about = "folder with train/{im1,im2,label1,label2} or train/{im1,im2,label}, val/… "
+    about += "(default: data/dataset)"
+    place = {"type": Path, "default": config.DATA_ROOT}
+    parser.add_argument("root", nargs="?", **place, metavar="ROOT", help=about)
     group = parser.add_argument_group("check")
     cli.add_options(group, config.SplitConfig, config.SPLIT_FIELDS)
-    group.add_argument(
-        "--hash-distance",
-        type=cli.natural,
-        default=6,
-        metavar="BITS",
-        help="bits of 63 in which the perceptual hashes of a copy may differ (default: 6)",
-    )
+    about = "bits of 63 in which the perceptual hashes of a copy may differ (default: 6)"
+    group.add_argument("--hash-distance", type=cli.natural, default=6, metavar="BITS", help=about)
     cli.add_options(group, config.BandConfig, ["bands"])
     group.add_argument("--strict", action="store_true", help="take warnings for errors")
-    group = parser.add_argument_group("convert")
-    group.add_argument(
-        "--convert",
-        type=Path,
-        metavar="OUT",
-        help="instead of checking, write a copy with index-PNG labels, or change masks of 0 and "
-        "255, into this empty folder",
+    add = parser.add_argument_group("convert").add_argument
+    about = (
+        "instead of checking, write a copy with index-PNG labels, or change masks of 0 and 255, "
     )
-    group.add_argument(
-        "--color-distance",
-        type=cli.natural,
-        default=30,
-        metavar="D",
-        help="Euclidean distance in RGB up to which a label colour counts as the nearest class's; "
-        "442 takes any (default: 30)",
-    )
-    group.add_argument(
-        "--class-map", type=Path, metavar="FILE", help="JSON: foreign values, colours, names"
-    )
-    group.add_argument(
-        "--classes",
-        metavar="NAME",
-        help="class list of the copy: second, a JSON list of classes, or a folder with a "
-        "classes.json (default: ROOT's classes.json, else second)",
-    )
-    group.add_argument(
-        "--unchanged-where-equal",
-        action="store_true",
-        help="set labels to 0 where both dates have the same class",
-    )
-    group.add_argument(
-        "--resolve-disagreement",
-        action="store_true",
-        help="set labels to 0 where only one date has a class",
-    )
+    about += "into this empty folder"
+    add("--convert", type=Path, metavar="OUT", help=about)
+    about = "Euclidean distance in RGB up to which a label colour counts as the nearest class's; "
+    about += "442 takes any (default: 30)"
+    add("--color-distance", type=cli.natural, default=30, metavar="D", help=about)
+    add("--class-map", type=Path, metavar="FILE", help="JSON: foreign values, colours, names")
+    about = "class list of the copy: second, a JSON list of classes, or a folder with a "
+    about += "classes.json (default: ROOT's classes.json, else second)"
+    add("--classes", metavar="NAME", help=about)
+    about = "set labels to 0 where both dates have the same class"
+    add("--unchanged-where-equal", action="store_true", help=about)
+    about = "set labels to 0 where only one date has a class"
+    add("--resolve-disagreement", action="store_true", help=about)
     group = parser.add_argument_group("run")
-    group.add_argument(
-        "--outdir",
-        type=Path,
-        default=config.OUTDIR / "check",
-        metavar="DIR",
-        help="where report and pictures go (default: outdir/check)",
-    )
+    place = {"type": Path, "default": config.OUTDIR / "check"}
+    about = "where report and pictures go (default: outdir/check)"
+    group.add_argument("--outdir", **place, metavar="DIR", help=about)
     config.add_processes_arg(group, "that decode files")
     group.add_argument("--debug", action="store_true", help="show the traceback of an error")
     args = parser.parse_args(argv)

@@ -42,18 +42,12 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     add("--ignore", action="append", default=[], metavar="VALUE", help=about)
     about = 'JSON: what foreign values and colours stand for; "unchanged" for no class'
     add("--class-map", type=Path, metavar="FILE", help=about)
-    group = parser.add_argument_group("pairs")
-    add = group.add_argument
+    add = parser.add_argument_group("pairs").add_argument
     add("--out", type=Path, required=True, metavar="ROOT", help="folder to write")
     add("--train-pairs", type=cli.natural, default=400, metavar="N", help="(default: 400)")
     add("--val-pairs", type=cli.natural, default=100, metavar="N", help="(default: 100)")
-    add(
-        "--size",
-        type=cli.positive_int,
-        default=256,
-        metavar="PIXELS",
-        help="side of a pair (default: 256)",
-    )
+    about = "side of a pair (default: 256)"
+    add("--size", type=cli.positive_int, default=256, metavar="PIXELS", help=about)
     about = "mean share of the pixels that change, above 0 up to 0.9 (default: 0.2)"
     add("--changed", type=cli.positive_float, default=0.2, metavar="P", help=about)
     about = "strength of light, noise, blur and misregistration (default: 1)"

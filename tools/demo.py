@@ -49,11 +49,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
 
 
 def clear_earlier_demo(outdir: Path) -> None:
-    """Remove what an earlier demo wrote, and nothing else.
-
-    Raises:
-        UserError: it is a file, or a folder that holds something that no demo wrote.
-    """
+    """Remove what an earlier demo wrote; refuse a folder that holds anything else."""
     if outdir.exists() and not outdir.is_dir():
         raise UserError(f"{outdir}: a file; name another folder with --outdir")
     marker = outdir / "demo.json"

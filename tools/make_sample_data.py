@@ -41,22 +41,13 @@ def parse_args(argv: list[str] | None) -> Namespace:
     add = parser.add_argument_group("what").add_argument
     add("--train-pairs", type=cli.natural, default=64, metavar="N", help="pairs (default: 64)")
     add("--val-pairs", type=cli.natural, default=16, metavar="N", help="pairs (default: 16)")
-    add(
-        "--size",
-        type=parse_size,
-        default="128",
-        metavar="S|HxW",
-        help="pixels, at least 32, as one side or height x width (default: 128)",
-    )
+    about = "pixels, at least 32, as one side or height x width (default: 128)"
+    add("--size", type=parse_size, default="128", metavar="S|HxW", help=about)
     about = "the same seed writes the same bytes (default: 0)"
     add("--seed", type=cli.natural, default=0, metavar="N", help=about)
-    add(
-        "--label-format",
-        choices=("rgb", "index", "binary"),
-        default="rgb",
-        help="class colours, class indices as 8-bit grey, or change masks of 0 and 255 in label "
-        "instead of label1 and label2 (default: rgb)",
-    )
+    about = "class colours, class indices as 8-bit grey, or change masks of 0 and 255 in label "
+    about += "instead of label1 and label2 (default: rgb)"
+    add("--label-format", choices=("rgb", "index", "binary"), default="rgb", help=about)
     about = "1 grey, 3 RGB, 4 RGB and near infrared (default: 3)"
     add("--bands", type=int, choices=(1, 3, 4), default=3, help=about)
     add("--bits", type=int, choices=(8, 16), default=8, help="per value (default: 8)")

@@ -23,13 +23,9 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     """Parse the command line."""
     parser = cli.make_parser(__doc__, EPILOG)
     cli.add_options(parser, config.DataConfig, ["data_root"])
-    parser.add_argument(
-        "--masks",
-        type=Path,
-        default=config.OUTDIR / "masks" / "train",
-        metavar="DIR",
-        help="folder of pseudo masks, with im1 and im2 (default: outdir/masks/train)",
-    )
+    about = "folder of pseudo masks, with im1 and im2 (default: outdir/masks/train)"
+    masks = config.OUTDIR / "masks" / "train"
+    parser.add_argument("--masks", type=Path, default=masks, metavar="DIR", help=about)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser.parse_args(argv)
 

@@ -9,7 +9,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from engine import config
 from utils import cli
-from utils.cli import run
 
 EPILOG = """examples:
   python tools/report.py outdir
@@ -24,51 +23,22 @@ predicted to change.
 def parse_args(argv: list[str] | None = None) -> Namespace:
     """Parse the command line."""
     parser = cli.make_parser(__doc__, EPILOG)
-    parser.add_argument(
-        "runs",
-        nargs="+",
-        type=Path,
-        metavar="RUN",
-        help="outdir/logs/<run>, or an outdir for all of its runs",
-    )
-    group = parser.add_argument_group("masks")
-    group.add_argument(
-        "--masks",
-        type=Path,
-        metavar="DIR",
-        help="folder of predicted masks, im1 and im2, or change (default: masks/SPLIT of the first "
-        "run's outdir, if it is there)",
-    )
-    group.add_argument(
-        "--data-root",
-        type=Path,
-        metavar="DIR",
-        help="data set they are of (default: that of the first run's options)",
-    )
-    group.add_argument(
-        "--split",
-        choices=("test", "val", "train"),
-        default="test",
-        help="test: ROOT/val; val: the validation pairs of the first run; train: ROOT/train "
-        "(default: test)",
-    )
-    group.add_argument(
-        "--names", type=Path, metavar="FILE", help="only these pairs, one name a line"
-    )
-    group.add_argument(
-        "--pairs",
-        type=cli.natural,
-        default=24,
-        metavar="N",
-        help="pairs to show, the worst ones; about 0.2 MB each at 512 pixels (default: 24)",
-    )
+    about = "outdir/logs/<run>, or an outdir for all of its runs"
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help=about)
+    add = parser.add_argument_group("masks").add_argument
+    about = "folder of predicted masks, im1 and im2, or change (default: masks/SPLIT of the first "
+    add("--masks", type=Path, metavar="DIR", help=about + "run's outdir, if it is there)")
+    about = "data set they are of (default: that of the first run's options)"
+    add("--data-root", type=Path, metavar="DIR", help=about)
+    about = "test: ROOT/val; val: the validation pairs of the first run; train: ROOT/train "
+    about += "(default: test)"
+    add("--split", choices=("test", "val", "train"), default="test", help=about)
+    add("--names", type=Path, metavar="FILE", help="only these pairs, one name a line")
+    about = "pairs to show, the worst ones; about 0.2 MB each at 512 pixels (default: 24)"
+    add("--pairs", type=cli.natural, default=24, metavar="N", help=about)
     group = parser.add_argument_group("output")
-    group.add_argument(
-        "--out",
-        type=Path,
-        metavar="FILE",
-        help="the page (default: report.html in the first run's outdir)",
-    )
+    about = "the page (default: report.html in the first run's outdir)"
+    group.add_argument("--out", type=Path, metavar="FILE", help=about)
     config.add_processes_arg(group, "that read masks, fewer for few pairs")
     group.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser.parse_args(argv)
@@ -81,4 +51,4 @@ def main(argv: list[str] | None = None) -> Path:
 
 
 if __name__ == "__main__":
-    run(main)
+    cli.run(main)

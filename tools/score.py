@@ -9,7 +9,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from engine import config
 from utils import cli
-from utils.cli import run
 
 EPILOG = """examples:
   python tools/score.py --prediction outdir/masks/test --label data/dataset/val
@@ -25,57 +24,26 @@ MATRIX_NAMES = {"dates": "dates", "transitions": "transitions", "7": "dates", "3
 def parse_args(argv: list[str] | None = None) -> Namespace:
     """Parse the command line."""
     parser = cli.make_parser(__doc__, EPILOG)
-    group = parser.add_argument_group("masks")
-    group.add_argument(
-        "--prediction", type=Path, required=True, metavar="DIR", help="folder to score"
-    )
-    group.add_argument(
-        "--label", type=Path, required=True, metavar="DIR", help="folder that is right"
-    )
-    group.add_argument(
-        "--versus",
-        type=Path,
-        metavar="DIR",
-        help="second folder to score, B; says whether --prediction, A, is better",
-    )
-    group.add_argument(
-        "--names",
-        type=Path,
-        metavar="FILE",
-        help="score only these pairs, one name a line (default: all; no folder may have more)",
-    )
-    group.add_argument(
-        "--classes",
-        type=Path,
-        metavar="FILE",
-        help="JSON list of classes, or a folder with a classes.json (default: classes.json beside "
-        "the labels or one folder up, else SECOND's classes, or none for change masks)",
-    )
-    group = parser.add_argument_group("scores")
-    group.add_argument(
-        "--matrix",
-        choices=tuple(MATRIX_NAMES),
-        default="dates",
-        help="dates (or 7): one matrix of classes over both dates; transitions (or 37): one of "
-        "from→to entries; 7 and 37 are their sizes for SECOND (default: dates)",
-    )
-    group.add_argument(
-        "--one-sided",
-        choices=("error", "unchanged", "keep"),
-        default="error",
-        help="pixels predicted to change at one date alone: stop, count them as unchanged at both, "
-        "or keep them as they are, which only dates can (default: error)",
-    )
-    group.add_argument(
-        "--bootstrap",
-        type=cli.natural,
-        default=1000,
-        metavar="N",
-        help="resamples of the images for 95 %% intervals; 0 for none (default: 1000)",
-    )
-    group.add_argument(
-        "--seed", type=cli.natural, default=0, metavar="N", help="of the resamples (default: 0)"
-    )
+    add = parser.add_argument_group("masks").add_argument
+    add("--prediction", type=Path, required=True, metavar="DIR", help="folder to score")
+    add("--label", type=Path, required=True, metavar="DIR", help="folder that is right")
+    about = "second folder to score, B; says whether --prediction, A, is better"
+    add("--versus", type=Path, metavar="DIR", help=about)
+    about = "score only these pairs, one name a line (default: all; no folder may have more)"
+    add("--names", type=Path, metavar="FILE", help=about)
+    about = "JSON list of classes, or a folder with a classes.json (default: classes.json beside "
+    about += "the labels or one folder up, else SECOND's classes, or none for change masks)"
+    add("--classes", type=Path, metavar="FILE", help=about)
+    add = parser.add_argument_group("scores").add_argument
+    about = "dates (or 7): one matrix of classes over both dates; transitions (or 37): one of "
+    about += "from→to entries; 7 and 37 are their sizes for SECOND (default: dates)"
+    add("--matrix", choices=tuple(MATRIX_NAMES), default="dates", help=about)
+    about = "pixels predicted to change at one date alone: stop, count them as unchanged at both, "
+    about += "or keep them as they are, which only dates can (default: error)"
+    add("--one-sided", choices=("error", "unchanged", "keep"), default="error", help=about)
+    about = "resamples of the images for 95 %% intervals; 0 for none (default: 1000)"
+    add("--bootstrap", type=cli.natural, default=1000, metavar="N", help=about)
+    add("--seed", type=cli.natural, default=0, metavar="N", help="of the resamples (default: 0)")
     group = parser.add_argument_group("output")
     group.add_argument("--json", type=Path, metavar="FILE", help="write all values as JSON")
     group.add_argument("--csv", type=Path, metavar="FILE", help="write a row of scores per image")
@@ -93,4 +61,4 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
-    run(main)
+    cli.run(main)

@@ -20,25 +20,17 @@ UNMAPPED = 255  # no class has this index: a class list has at most 255 entries
 
 @dataclass(frozen=True)
 class ClassMap:
-    """What each value and each colour of foreign labels stands for.
+    """What each value and each colour of foreign labels stands for."""
 
-    Attributes:
-        values: class index by grey value or palette index.
-        colors: class index by RGB colour.
-    """
-
-    values: dict[int, int]
-    colors: dict[tuple[int, int, int], int]
+    values: dict[int, int]  # class index by grey value or palette index
+    colors: dict[tuple[int, int, int], int]  # class index by RGB colour
 
     def apply(self, image: Image.Image, color_distance: int = COLOR_DISTANCE) -> np.ndarray:
         """Return a label as (H, W) uint8 class indices.
 
         RGB labels take the nearest mapped colour within ``color_distance`` (Euclidean). Grey and
-        palette labels take the mapped values; a palette label with others takes its colours.
-
-        Raises:
-            ValueError: a value or colour is not in the map, or a palette label has values and
-                colours that the map gives different classes.
+        palette labels take the mapped values; a palette label with others takes its colours. A
+        ValueError says what is not in the map, or which index and colour contradict each other.
         """
         if image.mode in ("RGB", "RGBA"):
             return self._from_colors(image, color_distance)
@@ -97,10 +89,7 @@ def load_class_map(path: Path, source: ClassList, target: ClassList) -> ClassMap
 
     ``{"7": "tree", "#ff8000": 5, "255,0,0": "water", "road": "ground"}``: a key is a value, a
     colour, or a name in ``source`` (which stands for that class's index and colour); what it maps
-    to is a name or an index in ``target``.
-
-    Raises:
-        DataError: the file is not of that form, or names a class there is not.
+    to is a name or an index in ``target``. Everything else is a DataError.
     """
     path = Path(path)
     try:
@@ -115,13 +104,7 @@ def load_class_map(path: Path, source: ClassList, target: ClassList) -> ClassMap
 def parse_class_map(
     path: Path | str, entries: dict, source: ClassList, target: ClassList
 ) -> ClassMap:
-    """Return what the entries of a class map say, as `load_class_map` has them.
-
-    ``path`` is where they are from, for messages.
-
-    Raises:
-        DataError: a key or a class that there is not.
-    """
+    """Return what entries of the form of `load_class_map` say; messages name ``path``."""
     values: dict[int, int] = {}
     colors: dict[tuple[int, int, int], int] = {}
     for key, name in entries.items():

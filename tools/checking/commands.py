@@ -40,12 +40,7 @@ def check(args: Namespace) -> int:
 
 
 def convert(args: Namespace) -> int:
-    """Write the clean copy and list what was left out.
-
-    Raises:
-        OptionError: ROOT lists other classes than the copy is to have, and there is no map
-            between the two; or as `convert_dataset`.
-    """
+    """Write the clean copy and list what was left out; other classes need a map to them."""
     source = load_classes(args.root)
     target = _target_classes(args.classes) if args.classes else source
     file = args.root / CLASSES_FILE

@@ -45,15 +45,12 @@ def convert_dataset(
     """Write train, val and test of a data set, and its ``classes.json``, to an empty folder.
 
     Images of one or three 8-bit bands become PNGs of the same pixels; PNGs, and images of other
-    bands or 16 bits, are copied byte by byte. A pair is written whole or left out.
-
-    Returns:
-        The number of pairs written, and what was left out and why.
+    bands or 16 bits, are copied byte by byte. A pair is written whole or left out. Returns the
+    number of pairs written, and what was left out and why.
 
     Raises:
         DataError: there is no pair below ``root``.
         OptionError: ``out`` could touch the source or is not empty.
-        UserError: ``out`` cannot be written.
     """
     root, out = Path(root), Path(out)
     _require_apart(root, out)
@@ -138,11 +135,7 @@ def _convert_labels(pair: Pair, rules: Rules) -> dict[str, np.ndarray]:
 
 
 def _decode_label(image: Image.Image, rules: Rules) -> np.ndarray:
-    """Return a label of any format as (H, W) uint8 indices of ``rules.classes``.
-
-    Raises:
-        ValueError: values or colours that say no class.
-    """
+    """Return a label of any format as (H, W) uint8 indices, or raise ValueError."""
     if rules.class_map is not None:
         return rules.class_map.apply(image, rules.color_distance)
     reading = inspect_label(image, rules.classes, rules.color_distance)

@@ -14,13 +14,7 @@ from datasets.pairs import Pair
 from datasets.splits import AS_THE_DATA_SUGGESTS, SplitOptions
 from datasets.statistics import BandSums, statistics_to_dict
 from tools.checking.duplicates import MAX_HAMMING, find_copies
-from tools.checking.findings import (
-    Entry,
-    Finding,
-    collect,
-    pair_entries,
-    set_entries,
-)
+from tools.checking.findings import Entry, Finding, collect, pair_entries, set_entries
 from tools.checking.pair_report import PairReport, inspect_pair
 from tools.checking.scan import UNUSED, assign_splits, differing_label_entries, scan_dataset
 from utils.parallel import ParallelMap
@@ -43,21 +37,13 @@ USUAL = CheckOptions()
 
 @dataclass
 class Report:
-    """What `inspect_dataset` found.
-
-    Attributes:
-        root: the data set.
-        classes: its class list.
-        bands: numbers of the bands that are to be used, from 1.
-        pairs: one report per pair, in the order of folders and names.
-        findings: what is wrong, errors first.
-    """
+    """What `inspect_dataset` found."""
 
     root: Path
     classes: ClassList
-    bands: tuple[int, ...]
-    pairs: list[PairReport]
-    findings: list[Finding]
+    bands: tuple[int, ...]  # to be used, numbers from 1
+    pairs: list[PairReport]  # in the order of folders and names
+    findings: list[Finding]  # errors first
 
     @property
     def splits(self) -> list[str]:
@@ -120,11 +106,7 @@ def scan_names(
 
 
 def inspect_dataset(root: Path, classes: ClassList, options: CheckOptions = USUAL) -> Report:
-    """Look at every file of a data set; nothing in the files raises.
-
-    Raises:
-        DataError, OptionError: as `scan_names`.
-    """
+    """Look at every file of a data set; `scan_names` may raise, nothing in the files does."""
     root = Path(root)
     pairs, split_of, found = scan_names(root, options.split)
     work = partial(inspect_pair, classes=classes, color_distance=options.color_distance)

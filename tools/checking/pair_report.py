@@ -20,35 +20,20 @@ THUMBNAIL_SIDE = 32
 
 @dataclass(frozen=True)
 class FileReport:
-    """One image or label file.
-
-    Attributes:
-        path: the file.
-        error: why the file cannot be decoded; empty where it can.
-        format: ``PNG``, ``JPEG``, …
-        mode: Pillow's mode, such as ``RGB``, ``P`` or ``I;16``, or a number of bands.
-        bits: per channel in the file.
-        size: (height, width).
-        header: of an image.
-        digest: hash of an image's pixels; empty where they were not read.
-        thumbnail: (32, 32) uint8, an image in grey.
-        band_sums: sums over an image's pixels.
-        label_format: of a label, ``unreadable`` for a broken file.
-        detail: what is wrong with a label, in words.
-    """
+    """One image or label file."""
 
     path: Path
-    error: str = ""
-    format: str = ""
-    mode: str = ""
-    bits: int = 0
-    size: tuple[int, int] = (0, 0)
-    header: Header | None = None
-    digest: str = ""
-    thumbnail: np.ndarray | None = None
-    band_sums: BandSums | None = None
-    label_format: str = ""
-    detail: str = ""
+    error: str = ""  # why it cannot be decoded
+    format: str = ""  # PNG, JPEG, …
+    mode: str = ""  # Pillow's, such as RGB, P or I;16, or a number of bands
+    bits: int = 0  # per channel in the file
+    size: tuple[int, int] = (0, 0)  # height, width
+    header: Header | None = None  # of an image
+    digest: str = ""  # hash of an image's pixels; empty where they were not read
+    thumbnail: np.ndarray | None = None  # (32, 32) uint8, an image in grey
+    band_sums: BandSums | None = None  # over an image's pixels
+    label_format: str = ""  # "unreadable" for a broken label
+    detail: str = ""  # what is wrong with a label, in words
 
     @property
     def name(self) -> str:
@@ -65,20 +50,15 @@ class FileReport:
 class PairReport:
     """What was found in one pair.
 
-    Attributes:
-        pair: its files.
-        images: reports of the two images.
-        labels: reports of the labels there are; empty for an unlabelled pair.
-        transitions: (C + 1, C + 1) pixel counts, class at date 1 by class at date 2; None where
-            the labels do not tell. A single label stands for both dates.
-        split: the split it belongs to; `tools.checking.inspection` sets it.
+    ``transitions`` are (C + 1, C + 1) pixel counts, class at date 1 by class at date 2; None where
+    the labels do not tell. A single label stands for both dates.
     """
 
     pair: Pair
     images: list[FileReport]
-    labels: list[FileReport]
+    labels: list[FileReport]  # those there are
     transitions: np.ndarray | None = None
-    split: str = ""
+    split: str = ""  # `tools.checking.inspection` sets it
 
     @property
     def same_image(self) -> bool:
@@ -102,13 +82,7 @@ class PairReport:
 def inspect_pair(
     pair: Pair, classes: ClassList, color_distance: int = COLOR_DISTANCE
 ) -> PairReport:
-    """Read the files of a pair, each once; nothing in them raises.
-
-    Args:
-        pair: its files.
-        classes: what label values and colours mean.
-        color_distance: Euclidean RGB distance up to which a colour counts as a class's.
-    """
+    """Read the files of a pair, each once; nothing in them raises."""
     images = [_inspect_image(path) for path in (pair.image1, pair.image2)]
     read = [_inspect_label(path, classes, color_distance) for path in pair.labels.values()]
     if pair.change_mask and not classes.is_binary:
@@ -117,7 +91,11 @@ def inspect_pair(
     labels, masks = [file for file, _ in read], [mask for _, mask in read]
     report = PairReport(pair, images, labels)
     if read and all(mask is not None and mask.shape == masks[0].shape for mask in masks):
-        report.transitions = _count_transitions(masks[0], masks[-1], len(classes.names))
+        number = len(classes.names)
+        joint = masks[0].astype(np.uint16 if number > 15 else np.uint8) * np.uint8(number)
+        joint += masks[-1]
+        counts = np.bincount(joint.ravel(), minlength=number**2)
+        report.transitions = counts.reshape(number, number)
     return report
 
 
@@ -139,12 +117,9 @@ def _inspect_image(path: Path) -> FileReport:
         content = values[..., : header.bands - (header.has_alpha and header.bands in (2, 4))]
     grey = Image.fromarray(np.ascontiguousarray(picture)).convert("L")
     thumbnail = grey.resize((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.BOX)
-    return replace(
-        file,
-        digest=_digest(f"{header.width} {header.height} ".encode() + content.tobytes()),
-        thumbnail=np.asarray(thumbnail),
-        band_sums=sum_bands(values),
-    )
+    digest = hashlib.sha256(f"{header.width} {header.height} ".encode() + content.tobytes())
+    found = {"thumbnail": np.asarray(thumbnail), "band_sums": sum_bands(values)}
+    return replace(file, digest=digest.hexdigest()[:32], **found)
 
 
 def _inspect_label(
@@ -160,17 +135,6 @@ def _inspect_label(
         return FileReport(path, reason, label_format="unreadable", detail=reason), None
     file = FileReport(path, "", image.format or "", image.mode, bits, size)
     return replace(file, label_format=reading.format, detail=reading.detail), reading.mask
-
-
-def _count_transitions(mask1: np.ndarray, mask2: np.ndarray, number: int) -> np.ndarray:
-    joint = mask1.astype(np.uint16 if number > 15 else np.uint8)
-    joint *= number
-    joint += mask2
-    return np.bincount(joint.ravel(), minlength=number**2).reshape(number, number)
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:32]
 
 
 def _reason(error: Exception, path: Path) -> str:

@@ -21,11 +21,8 @@ except ImportError:
     Figure = None
 
 TRANSITIONS, CLASSES, SUSPICIOUS = "transitions.png", "classes.png", "suspicious.png"
-
 ROOM_FOR_FIGURES = 20  # classes; more leave no room for a number in each cell
-
 ROWS, CELL = 10, 176  # of the sheet
-
 GREY = (190, 190, 190)
 
 

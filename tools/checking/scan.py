@@ -22,25 +22,15 @@ HELD_OUT, UNUSED = "held out of train", "unused"
 
 @dataclass
 class SplitScan:
-    """The names in one split's folders.
+    """The names in one split's folders."""
 
-    Attributes:
-        pairs: what is complete, as `datasets.pairs.FolderScan` has them.
-        labelled: whether there are label folders.
-        found: what is wrong with the names.
-    """
-
-    pairs: list[Pair] = field(default_factory=list)
-    labelled: bool = False
-    found: list[tuple[str, Entry]] = field(default_factory=list)
+    pairs: list[Pair] = field(default_factory=list)  # those that are complete
+    labelled: bool = False  # there are label folders
+    found: list[tuple[str, Entry]] = field(default_factory=list)  # what is wrong with the names
 
 
 def scan_dataset(root: Path) -> dict[str, SplitScan]:
-    """Index the split folders of a data set by name.
-
-    Raises:
-        DataError: there is no pair below ``root``.
-    """
+    """Index the split folders of a data set by name; a DataError where there is no pair."""
     root = Path(root)
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; name the one that holds train/im1, train/im2, …")
@@ -74,28 +64,16 @@ def _entry(problem: Problem, root: Path) -> Entry:
 def differing_label_entries(
     root: Path, scans: dict[str, SplitScan], options: SplitOptions
 ) -> Iterable[tuple[str, Entry]]:
-    """Yield that ``val``, where it is to be validated on, has labels of another kind than train.
-
-    Raises:
-        OptionError: labels in ROOT/val are asked for and missing.
-    """
+    """Yield that ``val``, where it is to be validated on, has labels of another kind than train."""
     val = scans.get("val", SplitScan())
     if options.choose(val.labelled) == "folders" and differing_labels(root):
-        names = [
-            f"{split}/{name}"
-            for split in ("train", "val")
-            for name in label_folders(root / split).values()
-        ]
-        yield "labels-differ", Entry(tuple(names))
+        folders = {split: label_folders(root / split).values() for split in ("train", "val")}
+        names = tuple(f"{split}/{name}" for split in folders for name in folders[split])
+        yield "labels-differ", Entry(names)
 
 
 def assign_splits(scans: dict[str, SplitScan], options: SplitOptions) -> dict[str, str]:
-    """Name the split of every pair, as training divides the data set.
-
-    Raises:
-        DataError: the split does not fit the pairs.
-        OptionError: labels in ROOT/val are asked for and missing.
-    """
+    """Name the split of every pair, as training divides the data set."""
     split_of = {pair.id: name for name, scan in scans.items() for pair in scan.pairs}
     train, val = scans.get("train", SplitScan()), scans.get("val", SplitScan())
     ids = [pair.id for pair in train.pairs]

@@ -89,10 +89,8 @@ def _folder_facts(report: Report) -> dict[str, dict[str, Counter]]:
     """Count file types, modes and label formats per folder."""
     folders: dict[str, dict[str, Counter]] = {}
     for file in (file for pair in report.pairs for file in pair.images + pair.labels):
-        facts = folders.setdefault(
-            file.folder,
-            {"types": Counter(), "modes": Counter(), "label_formats": Counter()},
-        )
+        empty = {"types": Counter(), "modes": Counter(), "label_formats": Counter()}
+        facts = folders.setdefault(file.folder, empty)
         facts["types"][file.format or "unreadable"] += 1
         facts["modes"][f"{file.mode} {file.bits}" if file.mode else "–"] += 1
         if file.label_format:

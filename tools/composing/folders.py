@@ -10,17 +10,9 @@ import numpy as np
 
 from datasets.classes import CLASSES_FILE
 from tools.checking.class_map import load_class_map
+from tools.composing import source
 from tools.composing.compose import Recipe, compose_pair
-from tools.composing.source import (
-    MaskReader,
-    SceneFiles,
-    check_scene,
-    find_classes,
-    find_scenes,
-    ignoring,
-    read_tile,
-    split_scenes,
-)
+from tools.composing.source import MaskReader, SceneFiles, check_scene
 from tools.scenes.folders import SPLITS, make_room
 from utils.errors import DataError
 from utils.files import write_json
@@ -43,20 +35,15 @@ class Job:
 
 
 def compose_set(args: Namespace) -> None:
-    """Do what the options of compose_pairs.py say, and print one line per split.
-
-    Raises:
-        DataError: the scenes are not what pairs can be composed of; nothing is written then.
-        OptionError: the folder to write holds something else.
-    """
-    classes = find_classes(args.classes, args.images)
+    """Do what the options of compose_pairs.py say, or write nothing; print one line per split."""
+    classes = source.find_classes(args.classes, args.images)
     foreign = args.class_map and load_class_map(args.class_map, classes, classes)
-    read_mask = MaskReader(classes, foreign or ignoring(classes, args.ignore))
-    scenes = find_scenes(args.images, args.masks, args.scene_pattern)
+    read_mask = MaskReader(classes, foreign or source.ignoring(classes, args.ignore))
+    scenes = source.find_scenes(args.images, args.masks, args.scene_pattern)
     pairs = {"train": args.train_pairs, "val": args.val_pairs}
     # Scenes named for validation are kept out of training even where no pair is made of them.
     val = args.val_scenes if args.val_pairs or isinstance(args.val_scenes, list) else 0.0
-    splits = split_scenes(scenes, val, args.seed)
+    splits = source.split_scenes(scenes, val, args.seed)
     used = {split: members for split, members in splits.items() if pairs[split]}
     jobs = [job for s in used for job in plan_pairs(s, used[s], pairs[s], args.seed)]
     check_scenes(used, read_mask, args.size, args.workers)
@@ -80,10 +67,7 @@ def compose_set(args: Namespace) -> None:
 def plan_pairs(split: str, scenes: Sequence[SceneFiles], pairs: int, seed: int) -> list[Job]:
     """Choose the place and the donors of every pair of a split, each place about as often.
 
-    Pair i depends on (seed, split, i) and the scenes alone.
-
-    Raises:
-        DataError: too few scenes.
+    Pair i depends on (seed, split, i) and the scenes alone; too few of these are a DataError.
     """
     if len(scenes) < 2:
         raise DataError(
@@ -107,11 +91,7 @@ def plan_pairs(split: str, scenes: Sequence[SceneFiles], pairs: int, seed: int) 
 def check_scenes(
     splits: dict[str, list[SceneFiles]], read_mask: MaskReader, size: int, workers: int
 ) -> None:
-    """Read every mask once, so that nothing is written before all of them are known to be good.
-
-    Raises:
-        DataError: a scene that `check_scene` refuses, or a split with fewer than two classes.
-    """
+    """Read every mask once, so that nothing is written before all of them are known to be good."""
     scenes = [scene for members in splits.values() for scene in members]
     work = partial(check_scene, read_mask=read_mask, size=size)
     counts = list(progress(ParallelMap(work, scenes, workers), "checking", unit="scene"))
@@ -139,13 +119,11 @@ def write_records(out: Path, jobs: Sequence[Job], options: dict, read_mask: Mask
 def write_pair(job: Job, out: Path, read_mask: MaskReader, recipe: Recipe) -> np.ndarray:
     """Write ``out/SPLIT/{im1,im2,label1,label2,truth1,truth2}/<00000>.png``.
 
-    Labels and truth are palette PNGs of class indices.
-
-    Returns:
-        Pixels of known class, and how many of them changed, (2,) integers.
+    Labels and truth are palette PNGs of class indices. Returns the pixels of known class, and how
+    many of them changed, (2,) integers.
     """
     rng = np.random.default_rng(job.seed)
-    scene, *donors = (read_tile(files, read_mask, recipe.size, rng) for files in job.scenes)
+    scene, *donors = (source.read_tile(f, read_mask, recipe.size, rng) for f in job.scenes)
     pair = compose_pair(scene, donors, (*job.seed, 1), recipe)
     folder, name = out / job.split, f"{job.index:05d}.png"
     for date in ("1", "2"):

@@ -12,15 +12,10 @@ CORNERS = (2, 4, 16)  # exponents of the parcels' outline: ellipse, rounded, nea
 
 @dataclass(frozen=True)
 class Tile:
-    """A single-date scene.
+    """A single-date scene."""
 
-    Attributes:
-        image: (H, W, 3) in 0..255.
-        truth: (H, W) uint8, the class 1..C of every pixel; 0 where it is not known.
-    """
-
-    image: np.ndarray
-    truth: np.ndarray
+    image: np.ndarray  # (H, W, 3) in 0..255
+    truth: np.ndarray  # (H, W) uint8, the class 1..C of every pixel; 0 where it is not known
 
 
 def turned(tile: Tile, rng: np.random.Generator) -> Tile:

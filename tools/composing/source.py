@@ -37,11 +37,7 @@ class MaskReader:
     class_map: ClassMap
 
     def __call__(self, path: Path) -> np.ndarray:
-        """Read a mask.
-
-        Raises:
-            DataError: the file cannot be decoded, or has a value or colour without a meaning.
-        """
+        """Read a mask; a value or colour without a meaning is a DataError."""
         try:
             return self.class_map.apply(open_image(path))
         except ValueError as error:
@@ -55,9 +51,6 @@ def ignoring(classes: ClassList, ignore: Sequence[str]) -> ClassMap:
     """Return the meaning of masks that hold class indices or colours, where ``ignore`` means none.
 
     ``ignore`` are values, colours and names; a class goes by its value and its colour alike.
-
-    Raises:
-        DataError: one of ``ignore`` is neither.
     """
     ignored = parse_class_map("--ignore", dict.fromkeys(ignore, 0), classes, classes)
     values, colors = dict(ignored.values), dict(ignored.colors)
@@ -69,11 +62,7 @@ def ignoring(classes: ClassList, ignore: Sequence[str]) -> ClassMap:
 
 
 def find_classes(path: Path | None, images: Path) -> ClassList:
-    """Read the classes: those of the file that is named, else of a classes.json with the images.
-
-    Raises:
-        DataError: there is no such file, or it has fewer than two classes beside *unchanged*.
-    """
+    """Read two or more classes: of the file that is named, else of a classes.json at the images."""
     if path is None:
         candidates = [folder / CLASSES_FILE for folder in (images, images.absolute().parent)]
         path = next((file for file in candidates if file.is_file()), None)
@@ -126,10 +115,7 @@ def split_scenes(
     """Divide scenes into ``train`` and ``val`` so that no place is in both.
 
     ``val`` is the share of the scenes to validate on, whole places drawn at random by ``seed``; or
-    stems, places, or patterns with ``*`` of either.
-
-    Raises:
-        DataError: a name fits no scene.
+    stems, places, or patterns with ``*`` of either, each of which has to fit a scene.
     """
     chosen: set[str] = set()
     if isinstance(val, float):
@@ -140,11 +126,8 @@ def split_scenes(
             chosen.add(places[index])
     else:
         for pattern in val:
-            fitting = {
-                scene.place
-                for scene in scenes
-                if fnmatchcase(scene.name, pattern) or fnmatchcase(scene.place, pattern)
-            }
+            fits = [any(fnmatchcase(n, pattern) for n in (s.name, s.place)) for s in scenes]
+            fitting = {scene.place for scene, fit in zip(scenes, fits, strict=True) if fit}
             if not fitting:
                 raise DataError(
                     f"--val-scenes: {pattern!r} fits no scene; the first is {scenes[0].name!r}"
@@ -157,12 +140,7 @@ def split_scenes(
 
 
 def check_scene(scene: SceneFiles, read_mask: MaskReader, size: int) -> np.ndarray:
-    """Check a scene's sizes and mask; return its pixels per class, (C + 1) integers.
-
-    Raises:
-        DataError: the mask is not as `MaskReader` needs it, image and mask differ in size, they are
-            smaller than ``size``, or the image is no 8-bit one of three bands.
-    """
+    """Check image, mask and their sizes; return the pixels per class, (C + 1) integers."""
     header = read_header(scene.image)
     if not header.is_rgb:
         raise DataError(

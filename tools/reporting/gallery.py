@@ -13,16 +13,13 @@ from PIL import Image
 Color = tuple[int, int, int]
 
 SHOWN_SIDE = 512  # pixels; larger pictures are reduced to it
-
 JPEG_QUALITY = 88
-
 # Okabe and Ito's eight colours (2008), the black one lightened so that it shows on dark roofs. For
 # red-green blindness the last two are the ones nearest to others: they are taken where needed.
 OKABE_ITO: tuple[Color, ...] = (
     *((0, 114, 178), (230, 159, 0), (240, 228, 66), (213, 94, 0), (86, 180, 233), (64, 64, 64)),
     *((0, 158, 115), (204, 121, 167)),
 )
-
 FIRST_COLORS = 6
 
 
@@ -46,11 +43,8 @@ def mask_step(entries: int) -> int:
 def encode_pair(maps: PairMaps, entries: int) -> dict[str, Any]:
     """Return plain values for JSON, pictures as data URIs of at most 512 pixels a side.
 
-    Images are JPEG files; maps are palette PNG files whose grey values stand for class indices.
-
-    Args:
-        maps: of the pair.
-        entries: of the class list, *unchanged* counted.
+    Images are JPEG files; maps are palette PNG files whose grey values stand for class indices, of
+    which there are ``entries``.
     """
     height, width = maps.images[0].shape[:2]
     scale = min(1, SHOWN_SIDE / max(height, width))
@@ -90,10 +84,8 @@ def safe_colors(colors: Sequence[Color]) -> list[Color]:
     """Return colours that the colour-blind can tell apart, each as near as can be to the given one.
 
     Up to eight classes take Okabe and Ito's colours. More get generated ones that differ in
-    lightness too, but so many cannot all be told apart by colour alone.
-
-    Args:
-        colors: RGB per index, *unchanged* first; it stays white.
+    lightness too, but so many cannot all be told apart by colour alone. *Unchanged*, the first of
+    the ``colors``, stays white.
     """
     classes = len(colors) - 1
     if classes > len(OKABE_ITO):
@@ -109,11 +101,7 @@ def safe_colors(colors: Sequence[Color]) -> list[Color]:
 
 
 def oklab(colors: Sequence[Color]) -> np.ndarray:
-    """Return sRGB colours, 0..255, in Ottosson's OKLab (2020), where distances are perceived ones.
-
-    Returns:
-        (n, 3): lightness 0..1, green to red, blue to yellow.
-    """
+    """Return sRGB colours, 0..255, in Ottosson's OKLab (2020), (n, 3): distances as perceived."""
     coded = np.asarray(colors) / 255
     linear = np.where(coded <= 0.04045, coded / 12.92, ((coded + 0.055) / 1.055) ** 2.4)
     cones = linear @ np.array(

@@ -20,20 +20,13 @@ from utils.errors import OptionError
 from utils.files import write_text
 
 TEMPLATE = Path(__file__).with_name("template")
-
 SCORES = column_titles(RANKS)  # of runs of all kinds
-
 TITLES = SCORES | {"loss_total": "Loss", "lr": "Learning rate"}
 TITLES |= {"train_s": "Training, s", "val_s": "Validation, s"}
 
 
 def write_report(options: Namespace) -> Path:
-    """Write the page that the options of ``tools/report.py`` ask for and return its path.
-
-    Raises:
-        DataError: files are missing or damaged, or do not fit.
-        OptionError: there is no run, or ``--out`` names a folder.
-    """
+    """Write the page that the options of ``tools/report.py`` ask for and return its path."""
     folders, unfinished = find_run_folders(options.runs)
     for folder in unfinished:
         print(f"left out: {folder}: no finished epoch yet")
@@ -54,13 +47,7 @@ def write_report(options: Namespace) -> Path:
 
 
 def render_page(groups: Sequence[Sequence[Run]], masks: Masks | None, written: str) -> str:
-    """Return the page.
-
-    Args:
-        groups: runs by split, as `tools.reporting.runs.group_by_split` returns them.
-        masks: what to score and show, if anything.
-        written: date and time, for the heading.
-    """
+    """Return the page of runs, grouped by split, and masks; ``written`` is the date to show."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATE),
         autoescape=True,

@@ -39,13 +39,7 @@ class Masks:
 def read_masks(options: Namespace, first: Run) -> Masks | None:
     """Count all masks and read those to show; None where no masks are asked for or found.
 
-    Args:
-        options: of ``tools/report.py``.
-        first: the run whose data and outdir stand for what the options leave open.
-
-    Raises:
-        DataError: folders or files are missing or do not fit.
-        OptionError: the masks of training pairs are pseudo masks.
+    Data and outdir of the ``first`` run stand for what the options of report.py leave open.
     """
     folder = options.masks or first.outdir / "masks" / options.split
     if options.masks is None:
@@ -102,11 +96,7 @@ def find_pairs(options: Namespace, root: Path, first: Run) -> list[Pair]:
 
 
 def validation_pairs(root: Path, run: Run) -> list[Pair]:
-    """Return the pairs that a run was validated on, as far as its files tell.
-
-    Raises:
-        DataError: nothing tells which, or the data set has not all of them.
-    """
+    """Return the pairs that a run was validated on; a DataError where its files do not tell."""
     if not run.split.val:
         if run.options:
             return split_pairs(root, SplitOptions.from_options(run.options))[2]
@@ -138,10 +128,9 @@ def rank_pairs(
 ) -> list[tuple[int, dict[str, float | None]]]:
     """Order pairs by their share of wrong pixels, else by that of predicted change.
 
-    Returns:
-        Place among ``pairs`` and figures: ``error``, the share of the pixels of both dates that are
-        wrong, ``f_score``, F_scd or F1 of this pair alone, both None without labels, and
-        ``changed``, the share of pixels that change in the label, or else in the prediction.
+    Returns the place among ``pairs`` and figures: ``error``, the share of the pixels of both dates
+    that are wrong, ``f_score``, F_scd or F1 of this pair alone, both None without labels, and
+    ``changed``, the share of pixels that change in the label, or else in the prediction.
     """
     if counts:
         scores = image_scores(tally(counts, "dates"))
@@ -161,11 +150,7 @@ def rank_pairs(
 
 
 def read_pair(pair: Pair, masks: PairPaths, classes: ClassList, bands: tuple[int, ...]) -> PairMaps:
-    """Read the images, of which the first three of some bands are shown, and masks of one pair.
-
-    Raises:
-        DataError: a file cannot be decoded, or sizes differ.
-    """
+    """Read the images, of which the first three of some bands are shown, and masks of one pair."""
     images = [read_picture(path, bands) for path in (pair.image1, pair.image2)]
     predictions = [read_label(path, classes) for path in masks]
     labels: list[np.ndarray] = []

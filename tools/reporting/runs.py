@@ -16,12 +16,9 @@ from utils.errors import CheckpointError, DataError, OptionError, UserError
 from utils.tensor_files import read_checkpoint
 
 METRICS_FILE, OPTIONS_FILE = "metrics.csv", "options.json"
-
 UNKNOWN = "unknown"
-
 # What decides on which pairs a run is validated.
 DATA_OPTIONS = ("data_root", "val_list", "val_fraction", "folds", "fold", "split_seed")
-
 # By which score the best epoch is chosen: the first of these that the run has.
 RANKING = (*RANKS, *titles(Metrics))
 
@@ -100,11 +97,7 @@ class Run:
 def find_run_folders(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     """Return the log folders that the paths name, and those that hold no finished epoch yet.
 
-    Args:
-        paths: log folders ``outdir/logs/<run>``, or outdirs, which stand for all their runs.
-
-    Raises:
-        OptionError: a path is no such folder, or holds no run.
+    A path is a log folder ``outdir/logs/<run>``, or an outdir, which stands for all its runs.
     """
     found: list[Path] = []
     empty: list[Path] = []
@@ -129,11 +122,7 @@ def find_run_folders(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
 
 
 def read_run(folder: Path) -> Run:
-    """Read the log of one run.
-
-    Raises:
-        DataError: a file is missing, empty, or not what training writes.
-    """
+    """Read the log of one run; what training does not write is a DataError."""
     return Run(folder, _read_rows(folder / METRICS_FILE), _read_options(folder / OPTIONS_FILE))
 
 

@@ -93,10 +93,8 @@ def mask_scores(masks: Masks) -> dict[str, Any]:
 def heat_map(names: Sequence[str], shares: np.ndarray, pixels: np.ndarray) -> dict[str, Any]:
     """Return a matrix's most frequent classes as cells.
 
-    Args:
-        names: of rows and columns.
-        shares: (n, n) fractions, NaN for a cell without a value.
-        pixels: (n, n) counts, told when the pointer rests on a cell.
+    ``shares`` are (n, n) fractions, NaN for a cell without a value; ``pixels`` are (n, n) counts,
+    told when the pointer rests on a cell.
     """
     shown = np.sort(np.argsort(-(pixels.sum(0) + pixels.sum(1)), kind="stable")[:SHOWN_CLASSES])
     highest = np.nanmax(shares[np.ix_(shown, shown)], initial=0) or 1

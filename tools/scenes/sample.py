@@ -34,10 +34,8 @@ def write_sample_data(root: Path, sample: SampleSet, workers: int = 1) -> float:
     """Write ``root/{train,val}/{im1,im2,label1,label2,truth1,truth2}/<00000>.png``.
 
     Truth is always class indices. Scene i of a split depends on (seed, split, i) alone, so neither
-    ``workers`` nor a restart changes a byte.
-
-    Returns:
-        The share of the pixels whose class differs between the dates, 0..1.
+    ``workers`` nor a restart changes a byte. Returns the share of the pixels whose class differs
+    between the dates, 0..1.
     """
     pairs = zip(SPLITS, (sample.train_pairs, sample.val_pairs), strict=True)
     jobs = [

@@ -39,9 +39,6 @@ def run_recipe(
     """Run every stage below ``outdir``; return a row for each, and the pseudo masks' accuracy.
 
     ``sizes`` are options of make_sample_data.py.
-
-    Raises:
-        UserError: a script failed.
     """
     data = outdir / "data"
     # One process: a batch of 8 pairs cannot be divided among any number of GPUs.

@@ -6,13 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.classes import (
-    CHANGE_CLASSES,
-    SECOND_CLASSES,
-    ClassList,
-    classes_file,
-    read_classes,
-)
+from datasets.classes import CHANGE_CLASSES, SECOND_CLASSES, ClassList, classes_file, read_classes
 from datasets.labels import read_label
 from datasets.pairs import (
     IMAGE_FOLDERS,
@@ -44,11 +38,7 @@ class MaskJob:
 
 
 def find_classes(path: Path | None, label: Path) -> tuple[ClassList, str]:
-    """Return the class list and where it comes from.
-
-    Raises:
-        DataError: the file is missing or malformed.
-    """
+    """Return the class list and where it comes from."""
     if path is not None:
         file = classes_file(path)
         return read_classes(file), str(file)
@@ -90,10 +80,8 @@ def find_jobs(
 def find_masks(folder: Path, binary: bool = False) -> dict[str, PairPaths]:
     """Return the masks of both dates by name, from ``label1/label2`` or else ``im1/im2``.
 
-    Args:
-        folder: holds the masks.
-        binary: look for change masks instead: in ``label1`` and ``label2``, in ``label``, in
-            ``change``, or in the folder itself.
+    Those of ``binary`` sets are change masks: in ``label1`` and ``label2``, in ``label``, in
+    ``change``, or in the folder itself.
 
     Raises:
         DataError: the folders are missing or empty, or a mask has no partner.
@@ -121,11 +109,7 @@ def find_masks(folder: Path, binary: bool = False) -> dict[str, PairPaths]:
 
 
 def read_names(path: Path, known: Iterable[str]) -> list[str]:
-    """Read names from a text file, one a line, with or without folder and suffix.
-
-    Raises:
-        DataError: the file is unreadable or empty, or a name repeats or is not known.
-    """
+    """Read names from a text file, one a line, with or without folder and suffix."""
     return choose_named(path, read_lines(path), {name: name for name in known}, "has no label")
 
 
@@ -186,10 +170,6 @@ def _disagreement(paths: PairPaths, pixels: int, remedy: str) -> DataError:
 def count_all(
     jobs: Sequence[MaskJob], counter: MaskCounter, workers: int
 ) -> list[list[PairCounts]]:
-    """Count all pairs, in several processes where it pays; per folder of predictions one list.
-
-    Raises:
-        DataError, UserError: as `MaskCounter`; or one of the processes was killed.
-    """
+    """Count all pairs, in several processes where it pays; per folder of predictions one list."""
     rows = list(progress(ParallelMap(counter, jobs, workers), "score", unit="pair"))
     return [list(column) for column in zip(*rows, strict=True)]

@@ -28,12 +28,7 @@ ONE_SIDED = {
 
 
 def score_folders(options: Namespace) -> dict:
-    """Score as the options of ``tools/score.py`` say; print, write files, return what JSON holds.
-
-    Raises:
-        OptionError: options that contradict each other.
-        DataError: folders or files are missing or do not fit.
-    """
+    """Score as the options of tools/score.py say; print, write files, return what JSON holds."""
     if options.matrix == "transitions" and options.one_sided == "keep":
         raise OptionError(
             "--one-sided keep: a change at one date alone is no transition; use --one-sided "

@@ -22,7 +22,6 @@ import torch
 from engine.metrics import change_scores, compute_scores
 
 CONFIDENCE = 0.95
-
 CHUNK_ENTRIES = 1 << 22  # of the sums of resamples held at a time: 32 MiB
 
 Scores = dict[str, np.ndarray]
@@ -58,11 +57,7 @@ def count_pair(
     label2: np.ndarray,
     num_classes: int,
 ) -> PairCounts:
-    """Count one pair: maps of any equal shape, uint8 values 0..C, C at most 255.
-
-    Raises:
-        ValueError: the shapes differ.
-    """
+    """Count one pair: maps of any equal shape, uint8 values 0..C, C at most 255."""
     shapes = {mask.shape for mask in (prediction1, prediction2, label1, label2)}
     if len(shapes) > 1:
         raise ValueError(f"maps of one pair have several shapes: {sorted(shapes)}")
@@ -119,9 +114,8 @@ def tally(counts: Sequence[PairCounts], matrix: str) -> np.ndarray:
 def image_scores(tallies: np.ndarray) -> Scores:
     """Score each row of (3, n, K) tallies by itself.
 
-    Returns:
-        The fields of `engine.metrics.Metrics` as (n,), ``class_iou`` as (n, K); of two entries
-        those of `engine.metrics.ChangeMetrics`.
+    Returns the fields of `engine.metrics.Metrics` as (n,), ``class_iou`` as (n, K); of two entries
+    those of `engine.metrics.ChangeMetrics`.
     """
     scores = compute_scores(*torch.from_numpy(tallies.astype(np.float64)))
     if tallies.shape[-1] == 2:
@@ -130,14 +124,10 @@ def image_scores(tallies: np.ndarray) -> Scores:
 
 
 def weighted_scores(tallies: np.ndarray, weights: np.ndarray) -> Scores:
-    """Score B resamples of the images.
+    """Score B resamples of the images in (3, n, K) tallies.
 
-    Args:
-        tallies: (3, n, K).
-        weights: (B, n), how often each resample holds each image.
-
-    Returns:
-        `image_scores` of the resamples, and ``oa_image_mean``, the mean accuracy of an image.
+    ``weights``, (B, n), say how often each resample holds each image. Returns `image_scores` of the
+    resamples, and ``oa_image_mean``, the mean accuracy of an image.
     """
     weights = weights.astype(np.float64)
     labelled, _, right = tallies
@@ -155,14 +145,8 @@ def pooled_scores(tallies: np.ndarray) -> Scores:
 def bootstrap(stacks: Sequence[np.ndarray], resamples: int, seed: int = 0) -> list[Scores]:
     """Score resamples of the images, drawn with replacement (Efron, 1979).
 
-    Args:
-        stacks: tallies per set of predictions, of the same images in the same order; all see the
-            same resamples, which makes their differences paired.
-        resamples: how many.
-        seed: decides the draws.
-
-    Returns:
-        Per stack what `weighted_scores` gives, with B = ``resamples``.
+    ``stacks`` are tallies per set of predictions, of the same images in the same order; all see the
+    same resamples, which makes their differences paired. Returns `weighted_scores` of each.
     """
     rng = np.random.default_rng(seed)
     images = stacks[0].shape[1]
@@ -185,13 +169,9 @@ def interval(samples: np.ndarray) -> np.ndarray:
 def compare(values: Sequence[Scores], samples: Sequence[Scores]) -> dict[str, dict[str, float]]:
     """Compare two sets of predictions of the same images, in every score that is one number.
 
-    Args:
-        values: `pooled_scores` of A and B.
-        samples: what one call of `bootstrap` gave for both.
-
-    Returns:
-        Per score the ``value`` A − B, its interval from ``low`` to ``high``, and ``share_better``,
-        the share of the resamples in which A is strictly better.
+    Of A and B, ``values`` are `pooled_scores` and ``samples`` what one `bootstrap` gave. Returns
+    per score the ``value`` A − B, its interval from ``low`` to ``high``, and ``share_better``, the
+    share of the resamples in which A is strictly better.
     """
     differences = {}
     for name, value in values[0].items():

@@ -10,7 +10,6 @@ from utils.text import table
 
 # Of many images there are two accuracies.
 ACCURACIES = {"oa": "OA, all pixels", "oa_image_mean": "OA, mean of images"}
-
 SHOWN_TRANSITIONS = 20
 
 
@@ -28,14 +27,7 @@ def percent(value: float | None) -> str:
 
 
 def value_table(heading: str, names: Sequence[str], values: Iterable, samples: Iterable) -> str:
-    """Return a line per name: its value, and the interval of its samples, (B,), if there are any.
-
-    Args:
-        heading: of the names.
-        names: of the values.
-        values: fractions.
-        samples: None for a value without.
-    """
+    """Return a line per name: its value, and the interval of its samples, (B,) or None."""
     lines = [
         (name, percent(value), *(map(percent, interval(drawn)) if drawn is not None else ()))
         for name, value, drawn in zip(names, values, samples, strict=True)
@@ -44,12 +36,7 @@ def value_table(heading: str, names: Sequence[str], values: Iterable, samples: I
 
 
 def transitions(names: Sequence[str], counts: Sequence[PairCounts]) -> list[dict]:
-    """List the transitions that labels or predictions hold, the most frequent label first.
-
-    Returns:
-        Dicts with class names ``from`` and ``to``, pixel counts ``labelled``, ``predicted`` and
-        ``right``, and ``iou`` as a fraction.
-    """
+    """List the transitions that labels or predictions hold, the most frequent label first."""
     pixels = sum(pair.transitions for pair in counts)
     rows = []
     for i, j in np.argwhere(pixels[:2].any(0)[1:, 1:]) + 1:

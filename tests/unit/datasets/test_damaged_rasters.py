@@ -51,19 +51,14 @@ def test_threads_leave_the_filters_of_warnings_alone(tmp_path):
     assert warnings.filters == before
 
 
-def npy_header(text: str, body: bytes = b"") -> bytes:
-    data = text.encode("latin1")
-    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(data)) + data + body
-
-
 @pytest.mark.parametrize(
     "shape", ["(100000, 100000, 3)", "(2**62, 2, 1)", f"({2**62}, {2**62}, 4)", "(0, 4, 1)",
               "(-1, 4, 1)", "(4, 4)", "(4,)", "(2, 2, 2, 2)", "(True, 4, 1)", "(4.0, 4, 1)"]
 )  # fmt: skip
 def test_numpy_files_that_promise_more_than_they_hold(shape, tmp_path):
     path = tmp_path / "a.npy"
-    header = f"{{'descr': '<u2', 'fortran_order': False, 'shape': {shape}, }}\n"
-    path.write_bytes(npy_header(header, b"\0\0"))
+    header = f"{{'descr': '<u2', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+    path.write_bytes(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + b"\0\0")
     for read in (read_header, read_raster, image_size):
         with pytest.raises(DataError, match=f"^{path}: ") as caught:
             read(path)

@@ -14,7 +14,7 @@ from datasets.augment import TrainTransform
 from datasets.cache import FileReader
 from datasets.classes import SECOND_CLASSES
 from datasets.dataset import ChangeDetectionDataset
-from datasets.loaders import SameSizeBatches, evaluation_loader, set_epoch, training_loader
+from datasets.loaders import evaluation_loader, set_epoch, training_loader
 from datasets.pairs import index_pairs
 from datasets.task import Task
 from utils import cli
@@ -34,7 +34,7 @@ def make_loader(dataset: ChangeDetectionDataset, workers: int = 0, batch_size: i
     return training_loader(dataset, batch_size, workers, seed)
 
 
-def epoch_of(loader, epoch: int) -> list[dict]:
+def epoch_of(loader, epoch: int = 1) -> list[dict]:
     set_epoch(loader, epoch)
     return list(loader)
 
@@ -52,36 +52,8 @@ def same(batches1: list[dict], batches2: list[dict]) -> bool:
 
 
 def by_name(batches: list[dict], key: str) -> dict[str, torch.Tensor]:
-    return {
-        name: value
-        for batch in batches
-        for name, value in zip(batch["name"], batch[key], strict=True)
-    }
-
-
-# Batches of one size
-
-
-@pytest.mark.parametrize("batch_size", [1, 2, 3, 7, 100])
-@pytest.mark.parametrize("seed", range(3))
-def test_same_size_batches_cover_each_index_once(batch_size, seed):
-    rng = np.random.default_rng(seed)
-    sizes = [((40, 56), (56, 40), (64, 64))[i] for i in rng.integers(0, 3, 23)]
-    sampler = SameSizeBatches(sizes, batch_size)
-    batches = list(sampler)
-    assert len(sampler) == len(batches)
-    assert sorted(index for batch in batches for index in batch) == list(range(23))
-    for batch in batches:
-        assert 1 <= len(batch) <= batch_size
-        assert len({sizes[index] for index in batch}) == 1
-        assert batch == sorted(batch)
-    fewest = sum(-(-sizes.count(size) // batch_size) for size in set(sizes))
-    assert len(batches) == fewest
-    assert list(sampler) == batches
-    assert list(SameSizeBatches([], batch_size)) == []
-
-
-# Evaluation
+    values = [value for batch in batches for value in batch[key]]
+    return dict(zip(names_of(batches), values, strict=True))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -100,21 +72,13 @@ def test_evaluation_loader_over_mixed_sizes(write_pairs, workers):
             assert torch.equal(value, dataset["abcdef".index(name)][key])
 
 
-def test_evaluation_loader_names_a_file_without_a_header(broken_root):
-    path = broken_root / "val" / "im1" / "00002.png"
-    path.write_bytes(b"")
-    dataset = make_dataset(broken_root / "val", train=False)
-    with pytest.raises(DataError, match=f"^{path}: cannot be decoded"):
-        evaluation_loader(dataset, batch_size=2, workers=0)
-
-
-# Training
-
-
 def test_training_batches_have_the_documented_form(sample_root):
     batches = epoch_of(make_loader(make_dataset(sample_root / "train")), 1)
     assert len(batches) == 2  # 12 pairs; the last two make no batch of five
     assert len(set(names_of(batches))) == 10
+    for batch_size in (12, 13, 200):
+        (batch,) = epoch_of(make_loader(make_dataset(sample_root / "train"), 0, batch_size))
+        assert sorted(batch["name"]) == [f"{i:05d}" for i in range(12)]
     for batch in batches:
         assert set(batch) == {"name", *KEYS}
         for key in KEYS:
@@ -141,14 +105,6 @@ def test_order_follows_from_seed_and_epoch(sample_root):
     assert len({tuple(order) for order in orders.values()}) == 4
 
 
-def test_workers_do_not_change_a_batch(sample_root):
-    expected, actual = (
-        epoch_of(make_loader(make_dataset(sample_root / "train", crop_size=48), workers), 3)
-        for workers in (0, 2)
-    )
-    assert same(expected, actual)
-
-
 def test_workers_that_outlive_an_epoch_see_the_next_one(sample_root):
     dataset = make_dataset(sample_root / "train")
     loader = make_loader(dataset, workers=1, batch_size=12)
@@ -160,12 +116,6 @@ def test_workers_that_outlive_an_epoch_see_the_next_one(sample_root):
     assert same(epochs[1], epoch_of(make_loader(dataset, batch_size=12), 2))
 
 
-@pytest.mark.parametrize("batch_size", [12, 13, 200])
-def test_batch_larger_than_the_data_set(sample_root, batch_size):
-    (batch,) = epoch_of(make_loader(make_dataset(sample_root / "train"), 0, batch_size), 1)
-    assert sorted(batch["name"]) == [f"{i:05d}" for i in range(12)]
-
-
 @pytest.mark.parametrize(("accumulate", "batches"), [(1, 6), (4, 4), (5, 5), (6, 6)])
 def test_batches_make_whole_steps(accumulate, batches, sample_root):
     dataset = make_dataset(sample_root / "train", crop_size=16)
@@ -175,25 +125,21 @@ def test_batches_make_whole_steps(accumulate, batches, sample_root):
     assert len(list(loader)) == 1
 
 
-def test_mixed_sizes_name_the_remedy(write_pairs, tmp_path):
-    folder = write_pairs(MIXED)
+@pytest.mark.parametrize(
+    ("second", "crop", "size", "remedies"),
+    [
+        ((64, 64), None, "64 × 64", ("a.png has 56 × 40", "--crop-size")),
+        ((56, 40), None, "40 × 56", ("a.png has 56 × 40", "--crop-size")),
+        ((33, 48), 34, "48 × 33", ("--crop-size 34", "--crop-size 33 or less")),
+    ],
+)
+def test_sizes_that_make_no_batch_name_the_remedy(second, crop, size, remedies, write_pairs):
+    folder = write_pairs({"a": (40, 56), "b": second})
     with pytest.raises(DataError) as caught:
-        make_loader(make_dataset(folder))
+        make_loader(make_dataset(folder, crop))
     message = str(caught.value)
-    assert message.startswith(f"{folder / 'im1' / 'b.png'}: 64 × 64 pixels")
-    assert str(folder / "im1" / "a.png") in message and "56 × 40" in message
-    assert "--crop-size" in message and len(message.splitlines()) == 1
-    with pytest.raises(DataError, match=r"b\.png: 40 × 56 .*a\.png has 56 × 40;.*--crop-size"):
-        make_loader(make_dataset(write_pairs({"a": (40, 56), "b": (56, 40)}, tmp_path / "turned")))
-
-
-def test_pair_smaller_than_the_crop_names_the_remedy(write_pairs):
-    folder = write_pairs({"a": (64, 64), "b": (40, 56)})
-    with pytest.raises(DataError) as caught:
-        make_loader(make_dataset(folder, crop_size=41))
-    message = str(caught.value)
-    assert message.startswith(f"{folder / 'im1' / 'b.png'}: 56 × 40 pixels")
-    assert "--crop-size 41" in message and "--crop-size 40 or less" in message
+    assert message.startswith(f"{folder / 'im1' / 'b.png'}: {size} pixels")
+    assert all(remedy in message for remedy in remedies) and len(message.splitlines()) == 1
 
 
 def test_sizes_are_read_from_headers_alone(sample_root, tmp_path):

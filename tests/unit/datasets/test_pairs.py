@@ -72,9 +72,7 @@ def test_other_files_are_ignored_and_named(write_pairs):
             (folder / kind / name).write_text("no image")
     (folder / "im2" / "more").mkdir()
     scan = scan_folder(folder)
-    assert (
-        [pair.name for pair in index_pairs(folder)] == [pair.name for pair in scan.pairs] == ["a"]
-    )
+    assert [pair.name for pair in index_pairs(folder) + scan.pairs] == ["a", "a"]
     assert {problem.kind for problem in scan.problems} == {"ignored-files"}
     assert len(scan.problems) == 11
 
@@ -110,10 +108,8 @@ def test_file_without_partner(broken_root, removed):
     folder = broken_root / "train"
     there = folder / ("im2" if removed == "im1" else "im1")
     (folder / removed / "00003.png").unlink()
-    message = index_error(folder)
-    assert message.startswith(
-        f"{there / '00003.png'}: no partner in {removed}; add the file or rem"
-    )
+    said = f"{there / '00003.png'}: no partner in {removed}; add the file or rem"
+    assert index_error(folder).startswith(said)
     for i in (5, 7):
         (folder / removed / f"{i:05d}.png").unlink()
     assert f"no partner in {removed} (and 2 more); " in index_error(folder)
@@ -121,14 +117,6 @@ def test_file_without_partner(broken_root, removed):
     assert [problem.kind for problem in scan.problems] == ["no-partner"] * 3
     assert len(scan.pairs) == (12 if removed.startswith("label") else 9)
     assert sum(bool(pair.labels) for pair in scan.pairs) == 9
-
-
-def test_partner_in_other_letters(broken_root):
-    path = broken_root / "train/label2/00003.png"
-    path.rename(path.with_name("00003X.png"))
-    (broken_root / "train/label1/00003.png").rename(broken_root / "train/label1/00003x.png")
-    kinds = [problem.kind for problem in scan_folder(broken_root / "train").problems]
-    assert kinds == ["no-partner", "partner-case", "partner-case"]
 
 
 @pytest.mark.parametrize("name", ["im1", "label2"])
@@ -146,9 +134,6 @@ def test_votes_need_the_classes_of_both_dates(sample_root, broken_root):
     shutil.rmtree(broken_root / "train/label2")
     with pytest.raises(DataError, match="no label2; a vote fills in"):
         index_voted_pairs(broken_root, SECOND_CLASSES)
-
-
-# --- splits of the folders -------------------------------------------------------------------
 
 
 def ids(*numbers: int) -> tuple[str, ...]:

@@ -29,10 +29,7 @@ def test_a_clean_set_is_silent_and_fast(sample_root, unlabelled_val_root):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (
-            masks_in_both,
-            "12 of 12 pairs looked at: {}/train/label1/00000.png: label only 0",
-        ),
+        (masks_in_both, "12 of 12 pairs looked at: {}/train/label1/00000.png: label only 0"),
         (smear_labels, "1 of 12 pairs looked at: {}/train/label1/00003.png: label "),
         (disagree, "disagree on what changed"),
         (land_cover_as_labels, "12 of 12 pairs looked at: all pixels are labelled as changed"),

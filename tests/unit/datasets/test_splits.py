@@ -31,15 +31,6 @@ def test_every_10th_takes_the_first_of_each_ten_by_sorted_name(pairs):
     assert splits.every_10th(shuffled).val == ("train/10",)
 
 
-@pytest.mark.parametrize("names", [[], ["train/a"]])
-def test_too_few_pairs_to_hold_some_out(names):
-    with pytest.raises(DataError, match=f"{len(names)} labelled pair.*ROOT/val"):
-        splits.every_10th(names)
-
-
-# --- lists -----------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("style", ["{}", "{}.png", "train/{}", "train/im1/{}.JPG", "  {}.tif\r"])
 def test_lists_read_names_with_and_without_folder_and_suffix(tmp_path, style):
     val_list = write_list(tmp_path / "val.txt", *(style.format(f"{i:05d}") for i in (7, 3)), "")
@@ -87,22 +78,15 @@ def test_lists_that_fit_no_data_set(tmp_path, lines, message):
     assert error_of_lists(None, val_list).startswith(f"{val_list}: {message}")
 
 
-def test_overlap_names_both_lists(tmp_path):
+def test_overlapping_and_unreadable_lists(tmp_path):
     train_list = write_list(tmp_path / "train.txt", "00001", "00002", "00003")
     val_list = write_list(tmp_path / "val.txt", "00003.png", "00002.png")
-    message = error_of_lists(train_list, val_list)
-    assert message.startswith(
-        f"{train_list} and {val_list}: 2 pairs are in both, train/00002 first"
-    )
-
-
-def test_unreadable_lists(tmp_path):
+    both = f"{train_list} and {val_list}: 2 pairs are in both, train/00002 first"
+    assert error_of_lists(train_list, val_list).startswith(both)
     (tmp_path / "binary.txt").write_bytes(b"\x89PNG\xff\xfe")
     for path in (tmp_path / "absent.txt", tmp_path, tmp_path / "binary.txt"):
         assert error_of_lists(None, path).startswith(f"{path}: cannot be read")
 
-
-# --- random and folds ------------------------------------------------------------------------
 
 RANDOM_VAL = ids(3, 9, 12, 23, 24)
 FOLDS = [
@@ -149,21 +133,23 @@ def test_folds_divide_the_pairs(pairs, folds):
     assert parse_k_fold(splits.random_fraction(IDS, 0.5, 0).protocol) is None
 
 
+NONE = "--val-fraction .* of {} .* none to {} on"
+
+
 @pytest.mark.parametrize(
-    ("fraction", "pairs", "side"),
-    [(0.0, 25, "validate"), (0.01, 25, "validate"), (1.0, 25, "train"), (0.5, 1, "train")],
+    ("split", "message"),
+    [
+        (lambda: splits.every_10th([]), "0 labelled pair.*ROOT/val"),
+        (lambda: splits.every_10th(IDS[:1]), "1 labelled pair.*ROOT/val"),
+        (lambda: splits.random_fraction(IDS, 0.01, 0), NONE.format(25, "validate")),
+        (lambda: splits.random_fraction(IDS, 1.0, 0), NONE.format(25, "train")),
+        (lambda: splits.random_fraction(IDS[:1], 0.5, 0), NONE.format(1, "train")),
+        (lambda: splits.k_fold(IDS[:4], 5, 0, 0), "4 labelled pairs are too few for 5 folds"),
+    ],
 )
-def test_a_fraction_that_leaves_a_side_empty(fraction, pairs, side):
-    with pytest.raises(DataError, match=f"--val-fraction .* of {pairs} .* none to {side} on"):
-        splits.random_fraction(IDS[:pairs], fraction, 0)
-
-
-def test_more_folds_than_pairs():
-    with pytest.raises(DataError, match="4 labelled pairs are too few for 5 folds"):
-        splits.k_fold(IDS[:4], 5, 0, 0)
-
-
-# --- options ---------------------------------------------------------------------------------
+def test_too_few_pairs(split, message):
+    with pytest.raises(DataError, match=message):
+        split()
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """What the labels of a data set are: classes, of one date or both, or change masks."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,6 @@ from datasets.pairs import index_pairs
 from datasets.task import (
     Task,
     find_change_masks,
-    is_mask_folder,
     load_classes,
     load_task,
     missing_labels,
@@ -20,7 +20,6 @@ from datasets.task import (
 )
 from tests.helpers.change_sets import SIDE, masks_in_both
 from utils.files import write_json
-from utils.pictures import save_mask
 
 
 def test_a_task_of_classes_and_one_of_change():
@@ -53,9 +52,6 @@ def test_dates_are_those_of_the_pairs(sample_root, broken_root, binary_root):
     ]
 
 
-# --- recognition -----------------------------------------------------------------------------
-
-
 def test_a_semantic_set_is_none_of_change(sample_root, unlabelled_val_root, tmp_path):
     for root in (sample_root, unlabelled_val_root, sample_root / "train", tmp_path):
         assert find_change_masks(root) == ""
@@ -71,31 +67,43 @@ def test_a_stray_folder_label_is_no_sign(unlabelled_val_root, tmp_path):
     assert load_classes(tmp_path) is SECOND_CLASSES
 
 
-def rewrite_labels(root: Path, change) -> None:
+def rewrite_masks(root: Path, form: Callable) -> None:
+    """Write change masks in both label folders, each anew: ``form(mask, path)`` is an image."""
+    masks_in_both(root)
     for path in root.glob("train/label[12]/*.png"):
-        change(np.array(Image.open(path)), path)
+        form(np.array(Image.open(path)), path).save(path)
 
 
-def as_one_bit(mask: np.ndarray, path: Path) -> None:
-    Image.fromarray(mask > 0).save(path)
+def palette(mask: np.ndarray, *colors: tuple[int, int, int]) -> Image.Image:
+    image = Image.fromarray(mask)
+    image.putpalette(bytes(sum(colors, ())))
+    return image
 
 
-def as_palette(mask: np.ndarray, path: Path) -> None:
-    save_mask(path, mask // 255, [(0, 0, 0), (255, 255, 255)])
+@pytest.mark.parametrize(
+    ("form", "binary"),
+    [
+        (lambda mask, path: Image.fromarray(mask), True),
+        (lambda mask, path: Image.fromarray(mask > 0), True),
+        (lambda mask, path: palette(mask // 255, (0, 0, 0), (255, 255, 255)), True),
+        # What might be classes stays classes.
+        (lambda mask, path: Image.fromarray(mask * 0), False),
+        (lambda mask, path: palette(mask * 0, *SECOND_CLASSES.colors), False),
+        (lambda mask, path: Image.fromarray(mask).convert("RGB"), False),
+        (lambda mask, path: Image.fromarray(mask // 255), False),
+        (lambda mask, path: Image.fromarray(mask // (85 if path.stem == "00000" else 1)), False),
+    ],
+    ids=["8 bits", "1 bit", "palette", "zeros", "white", "RGB", "0 and 1", "one with classes"],
+)
+def test_masks_are_recognised_in_every_form(form, binary, broken_root):
+    rewrite_masks(broken_root, form)
+    assert ("0 and 255 only" in find_change_masks(broken_root)) == binary
+    assert load_classes(broken_root) is (CHANGE_CLASSES if binary else SECOND_CLASSES)
 
 
-def as_it_is(mask: np.ndarray, path: Path) -> None:
-    pass
-
-
-@pytest.mark.parametrize("form", [as_it_is, as_one_bit, as_palette])
-def test_masks_are_recognised_in_every_form(form, broken_root, binary_root):
+def test_a_folder_label_says_that_a_set_is_of_change(binary_root):
     assert "train/label" in find_change_masks(binary_root)
     assert load_task(binary_root).is_binary
-    masks_in_both(broken_root)
-    rewrite_labels(broken_root, form)
-    assert "0 and 255 only" in find_change_masks(broken_root)
-    assert load_classes(broken_root) is CHANGE_CLASSES
 
 
 @pytest.mark.parametrize("marked", [0, 7, 11])
@@ -105,54 +113,6 @@ def test_blank_masks_do_not_hide_the_others(marked, broken_root):
         values = np.uint8(255 * (path.stem == f"{marked:05d}"))
         Image.fromarray(np.full((SIDE, SIDE), values)).save(path)
     assert load_classes(broken_root) is CHANGE_CLASSES
-
-
-def test_the_labels_looked_at_are_spread(tmp_path, monkeypatch):
-    for index in range(200):
-        Image.fromarray(np.array([[0, 255]], np.uint8)).save(tmp_path / f"{index:03d}.png")
-    opened, open_file = [], Image.open
-
-    def recorded(path: Path, **options) -> Image.Image:
-        opened.append(int(path.stem))
-        return open_file(path, **options)
-
-    monkeypatch.setattr(Image, "open", recorded)
-    assert is_mask_folder(tmp_path)
-    assert len(opened) == 8 and np.all(np.abs(np.diff(opened) - 25) <= 1)
-
-
-def nothing_changed(mask: np.ndarray, path: Path) -> None:
-    Image.new("L", (SIDE, SIDE)).save(path)
-
-
-def nothing_changed_in_a_palette(mask: np.ndarray, path: Path) -> None:
-    save_mask(path, mask * 0, SECOND_CLASSES.colors)
-
-
-def black_and_white(mask: np.ndarray, path: Path) -> None:
-    Image.fromarray(mask).convert("RGB").save(path)
-
-
-def zeros_and_ones(mask: np.ndarray, path: Path) -> None:
-    Image.fromarray(mask // 255).save(path)
-
-
-def one_with_classes(mask: np.ndarray, path: Path) -> None:
-    if path.stem == "00000":
-        Image.fromarray(mask // 85).save(path)
-
-
-@pytest.mark.parametrize(
-    "form",
-    [
-        *(nothing_changed, nothing_changed_in_a_palette),
-        *(black_and_white, zeros_and_ones, one_with_classes),
-    ],
-)
-def test_what_might_be_classes_stays_classes(form, broken_root):
-    masks_in_both(broken_root)
-    rewrite_labels(broken_root, form)
-    assert load_classes(broken_root) is SECOND_CLASSES
 
 
 def test_a_class_list_of_one_class_is_binary(broken_root):

@@ -3,14 +3,13 @@ import random
 import subprocess
 import sys
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from datasets.augment import TrainTransform
+from tests.helpers.processes import REPO
 
-REPO = Path(__file__).resolve().parents[3]
 GEOMETRIES = {
     "identity": lambda array: array,
     "horizontal flip": lambda array: array[:, ::-1],
@@ -104,7 +103,8 @@ def test_coloured_images_share_the_geometry_of_their_labels():
 @pytest.mark.parametrize("crop_size", [None, 11])
 def test_same_seed_same_output(size, crop_size):
     sample = make_sample(*size)
-    transform, other = TrainTransform(crop_size), TrainTransform(crop_size)
+    transform = TrainTransform(crop_size)
+    other = pickle.loads(pickle.dumps(transform))
     for epoch in range(15):
         first = transform(sample, (0, epoch, 2))
         random.seed(epoch)
@@ -114,17 +114,9 @@ def test_same_seed_same_output(size, crop_size):
         assert same(other(sample, (0, epoch, 2)), first)
 
 
-def test_a_pickled_transform_draws_the_same():
-    sample, transform = make_sample(24, 24), TrainTransform(crop_size=11)
-    expected = [transform(sample, (0, epoch)) for epoch in range(5)]
-    copy = pickle.loads(pickle.dumps(transform))
-    assert copy.crop_size == 11
-    for epoch in range(5):
-        assert same(copy(sample, (0, epoch)), expected[epoch])
-
-
-def test_colour_differs_between_the_dates():
-    transform, sample = TrainTransform(), make_sample(16, 16)
+@pytest.mark.parametrize("is_rgb", [True, False])
+def test_colour_differs_between_the_dates(is_rgb):
+    transform, sample = TrainTransform(is_rgb=is_rgb), make_sample(16, 16)
     sample["image2"] = sample["image1"].copy()
     pairs = [transform(sample, (0, epoch, 0)) for epoch in range(100)]
     differ = [not np.array_equal(pair["image1"], pair["image2"]) for pair in pairs]
@@ -199,31 +191,16 @@ def test_hue_is_independent_of_brightness():
     assert 115 < kinds["none"] < 165  # 35 %
 
 
-def test_no_network_at_import_or_use():
+def test_no_network_at_import():
     script = """
 import socket
-calls = []
 def refuse(*args, **kwargs):
-    calls.append(args)
+    print("asked the network", args)
     raise OSError("no network")
 socket.socket.connect = socket.socket.connect_ex = refuse
 socket.getaddrinfo = socket.create_connection = socket.gethostbyname = refuse
-import numpy as np
-from datasets.augment import TrainTransform
-image, label = np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8), np.uint8)
-sample = dict(image1=image, image2=image, label1=label, label2=label, change_mask=label)
-TrainTransform()(sample, (0, 0, 0))
-assert not calls, calls
+import datasets.augment
 """
-    environment = {"PATH": "", "PYTHONDONTWRITEBYTECODE": "1", "HOME": "/nonexistent"}
-    result = subprocess.run(
-        [sys.executable, "-c", script],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-        cwd=REPO,
-        env=environment,
-    )
-    assert result.returncode == 0, result.stderr
-    assert result.stderr == ""
+    command, options = [sys.executable, "-c", script], {"cwd": REPO, "env": {"PATH": ""}}
+    done = subprocess.run(command, capture_output=True, check=True, timeout=120, **options)
+    assert done.stdout == done.stderr == b""

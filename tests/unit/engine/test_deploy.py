@@ -12,6 +12,7 @@ from engine.predictor import IDENTITY, VIEWS, Predictor
 from engine.runtime import build_predictor, choose_precision, compile_if_asked
 from models.checkpoint import Checkpoint
 from tests.helpers.band_models import STATISTICS, checkpoint_of
+from tests.unit.engine.test_inference import pair
 from tests.unit.models.test_models import small_model
 from utils.errors import OptionError
 
@@ -29,11 +30,7 @@ def make_checkpoint(backbone: str = "mobilenetv3_small_050", seed: int = 0) -> C
 
 
 def images(pairs: int = 2, height: int = 64, width: int = 96) -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    shape = (pairs, 3, height, width)
-    return tuple(
-        torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8) for _ in range(2)
-    )
+    return pair(pairs, 3, height, width)
 
 
 @pytest.mark.parametrize("backbone", ["mobilenetv3_small_050", "hrnet_w18_small"])
@@ -78,9 +75,6 @@ def test_models_of_an_ensemble_see_their_own_bands():
         alone = build_predictor([checkpoint], CPU, FLOAT32, tta=True)(*own)
         for a, b in zip(found, alone, strict=True):
             assert torch.equal(a, b)
-
-
-# What compile_if_asked decides
 
 
 @pytest.fixture
@@ -130,11 +124,6 @@ def test_who_is_compiled(case, predictor, monkeypatch, capsys):
     assert capsys.readouterr().out == (said if passes else "")
 
 
-def test_on_is_refused_for_mixed_sizes(predictor):
-    with pytest.raises(OptionError, match=r"--compile on: the pairs have several sizes"):
-        compile_if_asked(predictor, "on", loader_of(2, one_size=False))
-
-
 def test_auto_goes_on_without_what_cannot_be_compiled(monkeypatch, capsys):
     predictor, plain = (build_predictor([make_checkpoint()], CPU, FLOAT32, True) for _ in range(2))
     compiler = torch.compile
@@ -155,18 +144,8 @@ def test_auto_goes_on_without_what_cannot_be_compiled(monkeypatch, capsys):
         torch.testing.assert_close(found, expected, rtol=0, atol=0)
     with pytest.raises(OptionError, match=r"--compile on: compiling failed .*find C compiler"):
         compile_if_asked(predictor, "on", loader_of(9))
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
-def test_a_compiled_predictor_agrees_with_the_plain_one():
-    checkpoint = make_checkpoint()
-    plain, predictor = (build_predictor([checkpoint], CPU, FLOAT32, tta=True) for _ in range(2))
-    compile_if_asked(predictor, "on", loader_of(4, batch_size=4))
-    for pairs in (4, 1):  # an incomplete batch is filled up
-        inputs = images(pairs, 64, 64)
-        for found, expected in zip(predictor(*inputs), plain(*inputs), strict=True):
-            torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+    with pytest.raises(OptionError, match=r"--compile on: the pairs have several sizes"):
+        compile_if_asked(predictor, "on", loader_of(2, one_size=False))
 
 
 class OneConvolution(torch.nn.Module):

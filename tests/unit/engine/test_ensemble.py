@@ -88,9 +88,6 @@ def test_descriptions_say_where_scores_are_from(tmp_path):
     assert "different validation pairs" in lines[2]
 
 
-# --- bands ------------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def deep(tmp_path) -> Path:
     """An image of four bands of 16 bits."""

@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 
-from datasets.classes import CHANGE_CLASSES, SECOND_CLASSES
+from datasets.classes import SECOND_CLASSES
 from datasets.pairs import index_pairs
 from datasets.task import Task
 from engine.config import TrainConfig
@@ -62,20 +62,18 @@ def test_a_pair_whose_files_have_changed_is_made_again(file, folder, pairs):
     assert begin(folder, pairs) == ["b"]
 
 
-@pytest.mark.parametrize("change", [{"key": {**KEY, "tta": False}}, {"overwrite": True}])
-def test_other_work_makes_all_masks_again(change, folder, pairs):
+@pytest.mark.parametrize(
+    "change", [{"key": {**KEY, "tta": False}}, {"overwrite": True}, "", "[]", "\0\0", '{"tta": tr']
+)
+def test_other_work_and_a_damaged_manifest_make_all_masks_again(change, folder, pairs):
+    if isinstance(change, str):
+        (folder / MANIFEST).write_text(change, encoding="utf-8")
+        change = {}
     assert begin(folder, pairs, **change) == []
     key = change.get("key", KEY)
     assert json.loads((folder / MANIFEST).read_text(encoding="utf-8")) == key
     assert begin(folder, pairs, key) == []
     assert len(unfinished(folder, pairs)) == 3
-
-
-@pytest.mark.parametrize("text", ["", "[]", "\0\0", '{"tta": tr'])
-def test_a_damaged_manifest_makes_all_masks_again(text, folder, pairs):
-    (folder / MANIFEST).write_text(text, encoding="utf-8")
-    assert begin(folder, pairs) == []
-    assert begin(folder, pairs) == []
 
 
 def test_without_a_manifest_masks_are_taken_as_they_are(folder, pairs):
@@ -91,18 +89,6 @@ def test_a_program_ends_when_another_begins_in_its_folder(folder, pairs):
         begin(folder, pairs, {"tta": False})
         writer.write(["a"], mask, mask)
     assert (folder / "im1" / "a.png").read_bytes() == before
-
-
-def test_change_masks_have_one_folder(pairs, tmp_path):
-    task = Task(CHANGE_CLASSES)
-    begin(tmp_path, pairs, task=task)
-    with MaskWriter(tmp_path, task) as writer:
-        writer.write(["a"], torch.ones(1, 8, 8, dtype=torch.uint8))
-    assert begin(tmp_path, pairs, task=task) == ["a"]
-    assert [path.parent.name for path in tmp_path.glob("*/a.png")] == ["change"]
-
-
-# --- leftovers ------------------------------------------------------------------------------
 
 
 def test_half_written_masks_of_a_killed_run_go(folder, pairs):

@@ -35,9 +35,8 @@ def test_error_map_names_every_kind():
     label = np.array([[0, 1, 1, 0, 1]], dtype=np.uint8)
     prediction = np.array([[0, 1, 2, 1, 0]], dtype=np.uint8)
     assert error_map(prediction, label).tolist() == [[0, 1, 2, 3, 4]]
-    assert draw_errors(error_map(prediction, label))[0].tolist() == [
-        list(c) for _, c in ERROR_KINDS
-    ]
+    colors = [list(color) for _, color in ERROR_KINDS]
+    assert draw_errors(error_map(prediction, label))[0].tolist() == colors
     with pytest.raises(ValueError, match="differ"):
         error_map(prediction, label[:, :2])
 

@@ -1,9 +1,6 @@
 import copy
-import os
-import pickle
 import random
 import zipfile
-from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -12,8 +9,8 @@ import torch
 from models.change_detector import build_model
 from models.checkpoint import ABSENT, load_model, open_checkpoint
 from models.weights import transfer_weights
-from tests.helpers.checkpoints import CLASSES, latest_state, small_config, write_model
-from utils.errors import CheckpointError, UserError
+from tests.helpers.checkpoints import latest_state, small_config, write_model
+from utils.errors import CheckpointError
 from utils.tensor_files import read_checkpoint, read_state_dict, save_checkpoint
 
 
@@ -38,34 +35,6 @@ def test_round_trip(tmp_path):
     assert loaded == state
 
 
-@pytest.mark.parametrize("reason", [OSError(28, "No space left on device"), KeyboardInterrupt()])
-def test_failed_save_keeps_the_old_file_and_leaves_no_other(reason, tmp_path, monkeypatch):
-    path = tmp_path / "a.pth"
-    save_checkpoint(path, {"model": {"w": torch.ones(3)}})
-
-    def fail(state, file):
-        Path(file).write_bytes(b"half a checkpoint")
-        raise reason
-
-    monkeypatch.setattr(torch, "save", fail)
-    expected = UserError if isinstance(reason, OSError) else KeyboardInterrupt
-    with pytest.raises(expected, match=r"(cannot write .*a\.pth: No space left)?"):
-        save_checkpoint(path, {"model": {"w": torch.zeros(3)}})
-    assert [file.name for file in tmp_path.iterdir()] == ["a.pth"]
-    assert torch.equal(read_state_dict(path)["w"], torch.ones(3))
-
-
-def test_model_rebuilds_itself(tmp_path):
-    model = write_model(tmp_path / "a.pth").eval()
-    loaded = load_model(tmp_path / "a.pth")
-    assert not loaded.training
-    assert loaded.config == model.config
-    assert equal(loaded.state_dict(), model.state_dict())
-    checkpoint = open_checkpoint(str(tmp_path / "a.pth"))
-    assert checkpoint.info["classes"] == CLASSES
-    assert checkpoint.info["epoch"] == 7
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -81,9 +50,6 @@ def test_configuration_that_does_not_fit_the_tensors(change, message, tmp_path):
     with pytest.raises(CheckpointError, match=rf"a\.pth: .*{message}") as caught:
         load_model(tmp_path / "a.pth")
     assert "\n" not in str(caught.value)
-
-
-# --- what a checkpoint of ours holds ----------------------------------------------------------
 
 
 def places(tree: object, path: tuple = ()) -> list[tuple]:
@@ -156,33 +122,6 @@ def test_names_are_plain_file_names(key, name, tmp_path):
         open_checkpoint(tmp_path / "a.pth")
 
 
-# --- files that are damaged or hostile --------------------------------------------------------
-
-
-class _Attack:
-    def __init__(self, path: Path) -> None:
-        self.command = f"touch {path}"
-
-    def __reduce__(self) -> tuple:
-        return os.system, (self.command,)
-
-
-@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
-@pytest.mark.parametrize("write", [torch.save, lambda o, p: p.write_bytes(pickle.dumps(o))])
-def test_code_is_refused_and_does_not_run(write, tmp_path):
-    trace = tmp_path / "it_ran"
-    for state in ({"model": _Attack(trace)}, torch.nn.Linear(2, 2)):
-        write(state, tmp_path / "a.pth")
-        with pytest.raises(CheckpointError, match=r"a\.pth: refused"):
-            read_checkpoint(tmp_path / "a.pth")
-    assert not trace.exists()
-
-
-def flip_in_tensor(content: bytes) -> bytes:
-    place = content.index(bytes(range(100, 200)))
-    return content[:place] + b"\xff" + content[place + 1 :]
-
-
 @pytest.mark.parametrize(
     "damage",
     [
@@ -190,7 +129,7 @@ def flip_in_tensor(content: bytes) -> bytes:
         lambda content: content[:-30],  # the archive's directory
         lambda content: content[:200] + bytes(400) + content[600:],
         lambda content: b"",
-        flip_in_tensor,
+        lambda content: content.replace(bytes(range(100, 200)), b"\xff" + bytes(range(101, 200))),
     ],
     ids=["half", "directory", "zeros", "empty", "bit"],
 )
@@ -258,9 +197,6 @@ def test_wrappers_and_prefixes_are_removed(wrapper, prefix, tmp_path):
     tensors = {f"{prefix}conv.weight": torch.ones(2)}
     torch.save({wrapper: tensors} if wrapper else tensors, tmp_path / "a.pth")
     assert equal(read_state_dict(tmp_path / "a.pth"), {"conv.weight": torch.ones(2)})
-
-
-# --- weights of another run -------------------------------------------------------------------
 
 
 def test_transfer_copies_all_but_a_classifier_of_other_classes(tmp_path):

@@ -1,5 +1,4 @@
 from collections.abc import Callable
-from functools import partial
 
 import pytest
 import torch
@@ -57,117 +56,55 @@ def test_hrnets_and_heads_fold_completely(head, lightweight):
     assert_close(model(*images), expected)
 
 
-class TwoNorms(nn.Module):
-    """One convolution whose output two batch norms read."""
+class Joined(nn.Module):
+    """Convolutions and batch norms of three channels, joined by a function."""
 
-    def __init__(self) -> None:
+    def __init__(self, join: Callable, convolutions: int = 1, norms: int = 1) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(3, 4, 3)
-        self.norm1, self.norm2 = nn.BatchNorm2d(4), nn.BatchNorm2d(4)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        features = self.conv(x)
-        return self.norm1(features) - 2 * self.norm2(features)
-
-
-class OneNormTwice(nn.Module):
-    """One batch norm behind two convolutions."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv1, self.conv2 = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3)
-        self.norm = nn.BatchNorm2d(4)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.norm(self.conv1(x)) - 2 * self.norm(self.conv2(x))
-
-
-class SharedConvolution(nn.Module):
-    """One convolution that is called twice, for a batch norm and for another layer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.norm1, self.norm2 = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.BatchNorm2d(3)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.norm2(self.conv(self.norm1(self.conv(x))))
-
-
-class NormFirst(nn.Module):
-    """A batch norm of the input, and one behind an activation."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm1, self.conv, self.norm2 = nn.BatchNorm2d(3), nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.norm2(self.conv(self.norm1(x)).relu())
-
-
-class Residual(nn.Module):
-    """One convolution whose output a batch norm reads, and something else as well."""
-
-    def __init__(self, join: Callable) -> None:
-        super().__init__()
-        self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+        torch.manual_seed(0)
+        self.convolutions = nn.ModuleList(nn.Conv2d(3, 3, 1) for _ in range(convolutions))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(3) for _ in range(norms))
         self.join = join
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        features = self.conv(x)
-        return self.join(features, self.norm)
+        return self.join(x, *self.convolutions, *self.norms)
 
 
-def change_first(features: torch.Tensor, norm: nn.Module) -> torch.Tensor:
+def changed_in_place(x: torch.Tensor, conv: nn.Module, norm: nn.Module) -> torch.Tensor:
+    features = conv(x)
     features += 1
     return norm(features)
 
 
-RESIDUALS = {
-    "sum": lambda features, norm: norm(features) + features,
-    "list": lambda features, norm: torch.cat([norm(features), features], dim=1),
-    "keyword": lambda features, norm: torch.add(norm(features), other=features),
-    "view": lambda features, norm: norm(features).flatten() + features.view(-1),
-    "function": lambda features, norm: (
-        norm(features) + F.batch_norm(features, norm.running_mean, norm.running_var)
+def residual(join: Callable) -> Callable:
+    """Let a batch norm read what a convolution gives, and something else as well."""
+    return lambda x, conv, norm: join(conv(x), norm)
+
+
+LEFT_ALONE = {
+    "two norms": (lambda x, conv, a, b: a(f := conv(x)) - 2 * b(f), 1, 2),
+    "one norm twice": (lambda x, a, b, norm: norm(a(x)) - 2 * norm(b(x)), 2, 1),
+    "shared convolution": (lambda x, conv, a, b: b(conv(a(conv(x)))), 1, 2),
+    "norm first, activation between": (lambda x, conv, a, b: b(conv(a(x)).relu()), 1, 2),
+    "called twice": (lambda x, conv, norm: conv(norm(conv(x))).relu(),),
+    "sum": (residual(lambda f, norm: norm(f) + f),),
+    "list": (residual(lambda f, norm: torch.cat([norm(f), f], dim=1)),),
+    "keyword": (residual(lambda f, norm: torch.add(norm(f), other=f)),),
+    "view": (residual(lambda f, norm: norm(f).flatten() + f.view(-1)),),
+    "function": (
+        residual(lambda f, norm: norm(f) + F.batch_norm(f, norm.running_mean, norm.running_var)),
     ),
-    "changed in place": change_first,
+    "changed in place": (changed_in_place,),
+    "norm of two names": (lambda x, conv, norm: norm(conv(x)),),
 }
 
 
-class CalledTwice(nn.Module):
-    """One convolution whose first output a batch norm reads, the second an activation."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.norm = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.conv(self.norm(self.conv(x))).relu()
-
-
-class NormOfTwoNames(nn.Module):
-    """One batch norm that is known under two names."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
-        self.alias = self.norm
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.alias(self.conv(x))
-
-
-@pytest.mark.parametrize(
-    "kind",
-    [
-        *(TwoNorms, OneNormTwice, SharedConvolution, NormFirst, CalledTwice, NormOfTwoNames),
-        *(pytest.param(partial(Residual, join), id=name) for name, join in RESIDUALS.items()),
-    ],
-)
+@pytest.mark.parametrize("kind", LEFT_ALONE)
 @torch.no_grad()
 def test_what_cannot_be_folded_is_left_alone(kind):
-    torch.manual_seed(0)
-    model = with_statistics(kind())
+    model = with_statistics(Joined(*LEFT_ALONE[kind]))
+    if kind == "norm of two names":
+        model.alias = model.norms[0]
     image, _ = pair(1, 3, 8, 8)
     expected = model(image)
     assert fold_batch_norm(model, image) == 0
@@ -179,45 +116,30 @@ def test_what_cannot_be_folded_is_left_alone(kind):
 )
 @torch.no_grad()
 def test_a_convolution_whose_output_is_returned_is_left_alone(wrap):
-    model = with_statistics(Residual(lambda features, norm: wrap(norm(features), features)))
+    model = with_statistics(Joined(residual(lambda f, norm: wrap(norm(f), f))))
     assert fold_batch_norm(model, pair(1, 3, 8, 8)[0]) == 0
 
 
+@pytest.mark.parametrize(
+    ("layers", "folded"),
+    [
+        ((Joined(residual(lambda f, norm: norm(f)[..., : f.shape[-1] - 1])),), 1),
+        ((nn.Conv2d(3, 4, 3, bias=False), BatchNormAct2d(4, act_layer=nn.SiLU)), 1),
+        (
+            (
+                *(nn.Conv2d(3, 6, 3, stride=2, bias=True), nn.BatchNorm2d(6)),
+                *(nn.Conv2d(6, 6, 3, groups=6, bias=False), nn.BatchNorm2d(6)),
+            ),
+            2,
+        ),
+    ],
+    ids=["shape is read", "activation in the norm", "bias, groups and strides"],
+)
 @torch.no_grad()
-def test_reading_the_shape_does_not_hinder_folding():
-    model = with_statistics(
-        Residual(lambda features, norm: norm(features)[..., : features.shape[-1] - 1])
-    )
-    image, _ = pair(1, 3, 8, 8)
-    expected = model(image)
-    assert fold_batch_norm(model, image) == 1
-    assert_close((model(image),), (expected,))
-
-
-@torch.no_grad()
-def test_a_norm_keeps_the_activation_it_carries():
-    torch.manual_seed(0)
-    model = with_statistics(
-        nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), BatchNormAct2d(4, act_layer=nn.SiLU))
-    )
-    image, _ = pair(1, 3, 8, 8)
-    expected = model(image)
-    assert fold_batch_norm(model, image) == 1
-    assert isinstance(model[1], nn.SiLU)
-    assert_close((model(image),), (expected,))
-
-
-@torch.no_grad()
-def test_biases_groups_and_strides_fold():
-    torch.manual_seed(0)
-    layers = [
-        nn.Conv2d(3, 6, 3, stride=2, bias=True),
-        nn.BatchNorm2d(6),
-        nn.Conv2d(6, 6, 3, groups=6, bias=False),
-        nn.BatchNorm2d(6),
-    ]
+def test_what_folds_keeps_its_output(layers, folded):
     model = with_statistics(nn.Sequential(*layers))
     image, _ = pair(2, 3, 17, 23)
     expected = model(image)
-    assert fold_batch_norm(model, image) == 2
+    assert fold_batch_norm(model, image) == folded
     assert_close((model(image),), (expected,))
+    assert isinstance(model[-1], nn.SiLU) == isinstance(layers[-1], BatchNormAct2d)

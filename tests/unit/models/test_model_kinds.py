@@ -67,9 +67,6 @@ def test_config_with_bands_goes_to_plain_values_and_back():
     assert ModelConfig(**old).imagery == Imagery()
 
 
-# --- change alone -----------------------------------------------------------------------------
-
-
 def test_a_model_without_classes_has_no_semantic_head():
     model = small_model()
     assert not any(name.startswith("semantic_head") for name in model.state_dict())

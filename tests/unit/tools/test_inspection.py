@@ -4,28 +4,19 @@ import shutil
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from datasets.classes import SECOND_CLASSES
-from datasets.labels import READABLE, inspect_label, read_label
 from datasets.splits import SplitOptions, k_fold
 from tests.helpers.damages import (
     DAMAGES,
     binary_labels,
-    contradicting_palette,
-    every_label,
-    foreign_colors,
     indices,
     kinds,
-    one_index_label,
-    sixteen_bit_label,
-    smear_labels,
 )
 from tests.helpers.image_files import write
 from tools.checking.duplicates import VIEWS, perceptual_hashes, see
 from tools.checking.findings import KINDS
-from tools.checking.inspection import CheckOptions, inspect_dataset
-from utils.errors import DataError
+from tools.checking.inspection import inspect_dataset
 
 
 def test_clean_set_has_no_findings(sample_root):
@@ -44,15 +35,6 @@ def test_counts_equal_a_plain_count_of_the_labels(sample_root):
     assert np.array_equal(report.transitions("train"), expected)
     changed = np.mean([pair.changed for pair in report.pairs if pair.split == "train"])
     assert changed == pytest.approx(1 - expected[0, 0] / expected.sum())
-
-
-def test_workers_find_the_same(sample_root):
-    alone = inspect_dataset(sample_root, SECOND_CLASSES)
-    together = inspect_dataset(sample_root, SECOND_CLASSES, CheckOptions(workers=2))
-    for a, b in zip(alone.pairs, together.pairs, strict=True):
-        assert a.pair == b.pair
-        assert [file.digest for file in a.images] == [file.digest for file in b.images]
-        assert np.array_equal(a.transitions, b.transitions)
 
 
 def test_unlabelled_val_is_a_test_set_and_every_10th_is_held_out(unlabelled_val_root):
@@ -103,28 +85,6 @@ def test_every_kind_is_tested(broken_root, tmp_path):
         shutil.copytree(broken_root, root)
         tested |= set(damage(root))
     assert tested == set(KINDS)
-
-
-def test_label_formats_agree_with_what_training_reads(sample_root, broken_root):
-    """A format counts as readable exactly where read_label takes the file."""
-    for damage, name in [
-        (foreign_colors, "00000"),
-        (contradicting_palette, "00001"),
-        (one_index_label, "00002"),
-        (sixteen_bit_label, "00005"),
-    ]:
-        damage(broken_root)
-        folder = broken_root / "train/label2"
-        shutil.move(folder / "00003.png", folder / f"{name}.png")
-        shutil.copy(sample_root / "train/label2/00003.png", folder)
-    smear_labels(broken_root)
-    for path in [*every_label(sample_root), *every_label(broken_root)]:
-        reading = inspect_label(Image.open(path), SECOND_CLASSES)
-        if reading.format in READABLE:
-            assert np.array_equal(reading.mask, read_label(path, SECOND_CLASSES))
-        else:
-            with pytest.raises(DataError):
-                read_label(path, SECOND_CLASSES)
 
 
 def test_hashes_of_views_equal_hashes_of_turned_pictures():

@@ -1,12 +1,9 @@
-import base64
 import csv
-import io
 import json
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
+from urllib.request import urlopen
 
 import numpy as np
 import pytest
@@ -63,7 +60,7 @@ def rows_of(page: str) -> dict[str, str]:
 
 
 def decode(uri: str) -> Image.Image:
-    return Image.open(io.BytesIO(base64.b64decode(uri.split(",", 1)[1])))
+    return Image.open(urlopen(uri))
 
 
 def test_page_needs_nothing_but_itself(page):
@@ -274,9 +271,6 @@ def test_runs_may_be_log_folders_or_outdirs(outdir, tmp_path):
     assert [len(found), len(empty)] == [1, 1]
 
 
-# Errors
-
-
 def spoil(name: str, text: str):
     return lambda out: next(out.glob(f"logs/*a/{name}")).write_text(text)
 
@@ -286,30 +280,25 @@ def without_masks(out: Path) -> None:
         path.unlink()
 
 
-def with_small_mask(out: Path) -> None:
-    Image.new("L", (8, 8)).save(out / "masks/test/im2/00001.png")
-
-
-def untouched(out: Path) -> None:
-    assert out.is_dir()
-
-
 @pytest.mark.parametrize(
     ("damage", "argv", "message"),
     [
         (shutil.rmtree, [], "no such folder"),
         (lambda out: shutil.rmtree(out / "logs"), [], "no run with a metrics.csv"),
         (spoil("metrics.csv", ""), [], "no epochs in it"),
-        (spoil("metrics.csv", "a,b\n1,2\n"), [], "no epochs in it"),
         (spoil("metrics.csv", "epoch,score\n1,high\n"), [], "line 2: .* must be a number"),
         (spoil("metrics.csv", "epoch,score\n1,0.5,3\n"), [], "line 2"),
         (spoil("options.json", "{"), [], "options.json"),
         (without_masks, [], "no masks for pair 00001; predict all"),
-        (with_small_mask, [], "8 × 8 pixels, but"),
-        (untouched, ["--masks", "nowhere"], "no folders im1 and im2"),
-        (untouched, ["--data-root", "nowhere"], "no such folder"),
-        (untouched, ["--split", "train"], "pseudo masks"),
-        (untouched, ["--out", "."], "is a folder"),
+        (
+            lambda out: Image.new("L", (8, 8)).save(out / "masks/test/im2/00001.png"),
+            [],
+            "8 × 8 pixels, but",
+        ),
+        (Path.exists, ["--masks", "nowhere"], "no folders im1 and im2"),
+        (Path.exists, ["--data-root", "nowhere"], "no such folder"),
+        (Path.exists, ["--split", "train"], "pseudo masks"),
+        (Path.exists, ["--out", "."], "is a folder"),
     ],
 )
 def test_errors_name_the_file_and_the_remedy(outdir, tmp_path, damage, argv, message):
@@ -319,10 +308,3 @@ def test_errors_name_the_file_and_the_remedy(outdir, tmp_path, damage, argv, mes
     with pytest.raises(UserError, match=message):
         page_of(copy, *argv)
     assert not (copy / "report.html").exists()
-
-
-def test_script_ends_with_status_2():
-    command = [sys.executable, report.__file__, "nowhere"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert result.returncode == 2
-    assert result.stderr == "error: nowhere: no such folder; name outdir or outdir/logs/<run>\n"

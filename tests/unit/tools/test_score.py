@@ -44,9 +44,6 @@ def value(result: dict, name: str) -> float:
     return result["scores"][name]["value"]
 
 
-# The tool
-
-
 @pytest.mark.parametrize("matrix", ["dates", "transitions"])
 def test_labels_score_one_against_themselves(folders, matrix):
     _, label = folders
@@ -73,27 +70,6 @@ def test_what_test_py_prints(folders, capsys):
     lines = [line.split() for line in capsys.readouterr().out.splitlines() if line]
     printed = {(line[0].rstrip(","), line[-1]) for line in lines}
     assert {tuple(figure.split()) for figure in summary(expected).split("  ")} <= printed
-
-
-def test_colours_and_indices_give_the_same(folders, tmp_path):
-    prediction, label = folders
-    for i, (first, second, *_) in enumerate(all_maps()):
-        colored = (SECOND_CLASSES.to_rgb(mask) for mask in (first, second))
-        write(tmp_path / "colored", ("label1", "label2"), *colored, f"{i:03d}")
-    plain = run(prediction, label, "--bootstrap", 10)
-    assert run(tmp_path / "colored", label, "--bootstrap", 10)["scores"] == plain["scores"]
-
-
-def test_processes_give_the_same_and_pass_on_errors(folders):
-    for path in [path for folder in folders for path in folder.glob("*/*.png")]:
-        for copy in "ab":  # as many as pay for two processes
-            shutil.copy(path, path.with_name(f"{path.stem}{copy}.png"))
-    alone = run(*folders, "--bootstrap", 10, "--workers", 1)
-    assert alone["pairs"] == 18
-    assert run(*folders, "--bootstrap", 10, "--workers", 2) == alone
-    (folders[0] / "im1" / "003.png").write_bytes(b"no image")
-    with pytest.raises(DataError, match=r"im1/003\.png: cannot be decoded"):
-        run(*folders, "--workers", 2)
 
 
 def test_transitions_are_listed(folders):
@@ -127,8 +103,7 @@ def test_files_and_text(folders, tmp_path, capsys):
     for part in ("dates:", "7 × 7", "bootstrap", "1000 resamples, seed 0", "mean of images"):
         assert part in text
     run(*folders, "--matrix", "37", "--bootstrap", 0)
-    text = capsys.readouterr().out
-    assert "transitions:" in text and "37 × 37" in text
+    assert "37 × 37" in capsys.readouterr().out
 
 
 def test_a_better_folder_is_better(folders, tmp_path, capsys):
@@ -202,11 +177,14 @@ def test_rules_for_change_at_one_date(folders):
         run(prediction, label, "--one-sided", "keep", "--matrix", "37")
 
 
-# Errors
-
-
 def remove(*names: str) -> Callable[[Path, Path], None]:
-    return lambda prediction, label: [(prediction.parent / name).unlink() for name in names]
+    """Remove files, or folders with what is in them."""
+
+    def damage(prediction: Path, label: Path) -> None:
+        for path in (prediction.parent / name for name in names):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    return damage
 
 
 def save(name: str, mask: np.ndarray) -> Callable[[Path, Path], None]:
@@ -215,10 +193,6 @@ def save(name: str, mask: np.ndarray) -> Callable[[Path, Path], None]:
 
 def full(value: int, *shape: int) -> np.ndarray:
     return np.full((*SIZES[2], *shape), value, np.uint8)
-
-
-def without(*names: str) -> Callable[[Path, Path], None]:
-    return lambda prediction, label: [shutil.rmtree(prediction.parent / name) for name in names]
 
 
 def nothing_in_it(prediction: Path, label: Path) -> None:
@@ -238,20 +212,17 @@ def nothing_in_it(prediction: Path, label: Path) -> None:
         (save("prediction/im1/002.bmp", full(0)), "im1/002.png", "remove one"),
         (save("label/label1/002.png", full(1)), "label1/002.png", "correct the labels"),
         (lambda prediction, label: one_sided(prediction), "im2/001.png", "--one-sided"),
-        (without("prediction/im2"), "prediction/im2", "both dates"),
-        (without("label/label1", "label/label2"), "label", "label1 and label2"),
+        (remove("prediction/im2"), "prediction/im2", "both dates"),
+        (remove("label/label1", "label/label2"), "label", "label1 and label2"),
         (nothing_in_it, "prediction/im1", "PNG"),
     ],
 )
-def test_damage_is_named_with_its_remedy(
-    folders, damage: Callable[[Path, Path], None], file: str, remedy: str
-):
+def test_damage_is_named_with_its_remedy(folders, damage, file, remedy):
     damage(*folders)
     with pytest.raises(DataError) as caught:
         run(*folders, "--bootstrap", 0)
-    assert file in str(caught.value)
-    assert remedy in str(caught.value)
-    assert "\n" not in str(caught.value)
+    message = str(caught.value)
+    assert file in message and remedy in message and "\n" not in message
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,6 @@ from tools.scoring.statistics import (
     weighted_scores,
 )
 
-# Counting
-
 
 @pytest.mark.parametrize("classes", [1, 2, 6, 16, 254])
 def test_counts_equal_a_loop_over_pixels(classes):
@@ -87,15 +85,8 @@ def test_one_sided_pixels_are_counted_and_dropped():
         tally([pair], "transitions")
     for mask in drop_one_sided(first, second):
         assert mask.tolist() == [[0, 0, 0, 2]]
-
-
-def test_maps_of_several_shapes_are_an_error():
-    mask = np.zeros((2, 2), np.uint8)
     with pytest.raises(ValueError, match="shapes"):
-        count_pair(mask, mask, mask, mask[:1], 6)
-
-
-# Resampling
+        count_pair(first, second, label, label[:, :1], 6)
 
 
 def test_a_weight_is_a_copy_of_the_image():

@@ -14,43 +14,30 @@ from engine.config import REPO
 from utils import cli
 from utils.errors import DataError, OptionError, UserError, one_line
 
-SCRIPTS = {"train.py": train, "label.py": label, "test.py": predict}
-
 
 @pytest.mark.parametrize(
     ("script", "defaults"),
     [
-        (
-            "train.py",
-            {
-                "--model": "pspnet",
-                "--backbone": "hrnet_w18",
-                "--batch-size": "8",
-                "--val-batch-size": "16",
-                "--epochs": "30",
-                "--lr": "1.5e-4",
-                "--weight-decay": "1e-4",
-                "--data-root": "data/dataset",
-                "--outdir": "outdir",
-                "--pretrained-dir": "data/pretrained_models",
-            },
-        ),
+        ("train.py", {
+            "--model": "pspnet", "--backbone": "hrnet_w18", "--batch-size": "8", "--epochs": "30",
+            "--val-batch-size": "16", "--lr": "1.5e-4", "--weight-decay": "1e-4",
+            "--data-root": "data/dataset", "--outdir": "outdir",
+            "--pretrained-dir": "data/pretrained_models",
+        }),
         ("label.py", {"--test-batch-size": "16", "--vote": "hard", "--tta": "on"}),
         ("test.py", {"--test-batch-size": "16", "--split": "test", "--compile": "auto"}),
     ],
-)
+)  # fmt: skip
 def test_help_starts_at_once_and_tells_the_published_defaults(script, defaults):
-    code = (
-        "import runpy, sys\n"
-        f"sys.argv = ['{script}', '--help']\n"
-        "try:\n"
-        f"    runpy.run_path('{script}', run_name='__main__')\n"
-        "except SystemExit as stop:\n"
-        "    status = stop.code or 0\n"
-        "heavy = {'torch', 'timm', 'numpy', 'albumentations'} & set(sys.modules)\n"
-        "print('heavy:', sorted(heavy), file=sys.stderr)\n"
-        "sys.exit(status)\n"
-    )
+    code = f"""
+import runpy, sys
+sys.argv = ['{script}', '--help']
+try:
+    runpy.run_path('{script}', run_name='__main__')
+finally:
+    heavy = {{'torch', 'timm', 'numpy', 'albumentations'}} & set(sys.modules)
+    print('heavy:', sorted(heavy), file=sys.stderr)
+"""
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=REPO)
     assert done.returncode == 0, done.stderr
@@ -67,15 +54,10 @@ def test_help_starts_at_once_and_tells_the_published_defaults(script, defaults):
     ("script", "options"),
     [
         (train, ["--batch-size", "0"]),
-        (train, ["--epochs", "-1"]),
         (train, ["--epochs", "two"]),
         (train, ["--lr", "nan"]),
-        (train, ["--lr", "0"]),
-        (train, ["--weight-decay", "-1"]),
         (train, ["--model", "unet"]),
         (train, ["--class-weights", "1,,2"]),
-        (train, ["--class-weights", "1,0,2"]),
-        (train, ["--workers", "-1"]),
         (train, ["--crop-size", "1.5"]),
         (train, ["--seed", str(2**70)]),
         (train, ["--light"]),
@@ -84,7 +66,6 @@ def test_help_starts_at_once_and_tells_the_published_defaults(script, defaults):
         (label, ["--vote", "loud"]),
         (label, ["--vote", "soft", "--min-confidence", "1.5"]),
         (label, ["--min-confidence", "0.5"]),
-        (label, ["--checkpoints"]),
         (predict, ["--time-limit", "0"]),
         (predict, ["--split", "train"]),
     ],
@@ -116,9 +97,6 @@ def test_bad_options_are_one_line_and_status_2(script, options, monkeypatch, cap
 )
 def test_one_line(error, line):
     assert one_line(error) == line
-
-
-# --- what becomes of an error ---------------------------------------------------------------
 
 
 def ended(work: Callable[[], object], monkeypatch, capsys, *options: str) -> tuple[int, str]:
@@ -169,28 +147,8 @@ def test_a_broken_cache_of_the_compiler_is_one_line_and_status_2(monkeypatch, ca
     assert err.endswith("do without: no --compile in training, --compile off elsewhere\n")
 
 
-def test_other_errors_are_not_hidden(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["train.py"])
+def test_other_errors_are_not_hidden(monkeypatch, capsys):
     with pytest.raises(ZeroDivisionError):
-        cli.run(raising(ZeroDivisionError()))
-
-
-@pytest.mark.parametrize(
-    ("body", "status", "out", "err"),
-    [
-        ("raise DataError('a.png: cannot\\nbe')", 2, "", "error: a.png: cannot be\n"),
-        ("raise KeyboardInterrupt", 130, "", "interrupted\n"),
-        ("return None", 0, "after\n", ""),
-    ],
-)
-def test_a_program_ends_with_status_and_line(body, status, out, err):
-    script = (
-        "from utils import cli\n"
-        "from utils.errors import DataError\n"
-        f"def main():\n    {body}\n"
-        "cli.run(main)\n"
-        "print('after')\n"
-    )
-    command = [sys.executable, "-c", script]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=REPO)
-    assert (done.returncode, done.stdout, done.stderr) == (status, out, err)
+        ended(raising(ZeroDivisionError()), monkeypatch, capsys)
+    cli.run(lambda: 3)
+    assert capsys.readouterr() == ("", "")
