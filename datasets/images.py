@@ -278,11 +278,11 @@ def _open_array(path: Path) -> tuple[Header, Callable[[], np.ndarray]]:
 
 def _require_sensible(path: Path, header: Header) -> None:
     values = header.height * header.width * header.bands
-    if values > MAX_VALUES or header.bands > MAX_BANDS:
+    if values > MAX_VALUES or (header.format == "NPY" and header.bands > MAX_BANDS):
         raise DataError(
             f"{path}: {header.width} × {header.height} pixels of {header.bands} bands, more than "
-            f"{MAX_VALUES} values or {MAX_BANDS} bands; cut the scene into tiles, or save an array "
-            "as (height, width, bands)"
+            f"{MAX_VALUES} values, or {MAX_BANDS} bands of an array; cut the scene into tiles, or "
+            "save the array as (height, width, bands)"
         )
 
 

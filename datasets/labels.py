@@ -144,7 +144,8 @@ def _palette_lookup(image: Image.Image, classes: ClassList) -> tuple[np.ndarray,
 
 def _inspect_mask(values: np.ndarray) -> LabelReading:
     changed = values == max(1, int(values.max(initial=0)))
-    if values[~changed].any() or not np.isin(values[changed][:1], (1, WHITE)).all():
+    white = (1, 3, 15, WHITE)  # of 1, 2, 4 and 8 bits
+    if values[~changed].any() or not np.isin(values[changed][:1], white).all():
         return _foreign_values(values, -1)
     return LabelReading(CHANGE_MASK, changed.astype(np.uint8))
 

@@ -75,6 +75,7 @@ def open_work(
         "precision": precision.name,
         "classes": task.classes.to_dict(),
         "checkpoints": [hashlib.sha256(c.path.read_bytes()).hexdigest() for c in checkpoints],
+        "data": sorted({str(pair.image1.parents[1].resolve()) for pair in pairs}),
     }
     finished = begin_work(job.folder, task, key, config.overwrite, pairs)
     loader = evaluation_loader(
@@ -114,7 +115,7 @@ def begin_work(
         else:
             start = _started(folder)
             for index, pair in enumerate(pairs):
-                newest = max(path.stat().st_mtime_ns for path in pair.files if path)
+                newest = max(path.stat().st_mtime_ns for path in pair.files)
                 if _finished(folder, task.mask_folders, pair) >= max(start, newest):
                     finished.append(index)
     return broadcast(finished)

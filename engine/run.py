@@ -82,7 +82,8 @@ class Run:
         found = broadcast(is_main() and path is not None and _is_of(path, self.name))
         if name and not found:
             print0(
-                f"warning: the best checkpoint so far, {name}, is gone; the next takes its place"
+                f"warning: the best checkpoint so far, {name}, is not in {self.folder}; the next "
+                "takes its place"
             )
         return path if found else None
 

@@ -97,8 +97,8 @@ def train(config: TrainConfig, data: TrainingData, device: torch.device) -> tupl
     run.close()
     if state.best is None:
         raise CheckpointError(
-            "the run to resume is finished and its best checkpoint is gone; put it back beside the "
-            "latest, or evaluate the latest with --load-from"
+            f"the run to resume is finished and its best checkpoint is not in {run.folder}; put it "
+            "there, or evaluate the latest with --load-from"
         )
     return run.best, state.best
 

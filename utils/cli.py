@@ -135,11 +135,12 @@ def start(
     try:
         config = parse(config_class, arguments, about)
         module, function = workflow.split(":")
-        work = getattr(importlib.import_module(module), function)
         dist = importlib.import_module("utils.dist")
-        return dist.run_script(
-            script, arguments, config.nproc, config.device, lambda device: work(config, device)
-        )
+
+        def work(device: Any) -> Any:  # not in a process that only starts others
+            return getattr(importlib.import_module(module), function)(config, device)
+
+        return dist.run_script(script, arguments, config.nproc, config.device, work)
     finally:
         os.environ.pop(STARTED, None)
 

@@ -216,6 +216,7 @@ def launch(script: str, argv: list[str], processes: int) -> None:
             logging.getLogger(name).setLevel(logging.CRITICAL)
     with tempfile.TemporaryDirectory(prefix="scd-launch-") as folder:
         options = ["--standalone", f"--nproc-per-node={processes}", f"--log-dir={folder}"]
+        options += ["--nnodes=1", "--max-restarts=0"]  # whatever PET_… variables say
         heeded = ",".join(number.name for number in heeded_signals())
         options += ["--monitor-interval=0.2", f"--signals-to-handle={heeded}"]
         try:

@@ -98,3 +98,11 @@ def test_a_time_limit_is_kept_where_it_can_be(limit_s, fcn_run, sample_root, tmp
     assert ("1 of 6 views from pair 0 on, to end in time" in printed) == missed
     assert ("time limit missed by" in printed) == missed
     assert ("views" in printed) == missed
+
+
+def test_masks_of_another_data_set_do_not_count(sample_root, fcn_run, tmp_path, capsys):
+    other = tmp_path / "other"
+    shutil.copytree(sample_root, other)
+    for root in (sample_root, other):
+        predict.main(options(root, tmp_path / "out", "--checkpoints", *best_files(fcn_run.outdir)))
+        assert "finished already" not in capsys.readouterr().out
