@@ -1,13 +1,22 @@
 """test.py: masks, scores, restarts, batches and time limits."""
 
 import json
+import shutil
 
 import pytest
 
 import test as predict
 import train
 from engine.predict import MANIFEST
-from tests.helpers.runs import VAL_NAMES, assert_metrics, keys, options, read_masks, score_of
+from tests.helpers.runs import (
+    VAL_NAMES,
+    assert_metrics,
+    best_files,
+    keys,
+    options,
+    read_masks,
+    score_of,
+)
 
 
 @pytest.mark.parametrize("tta", [(), ("--tta",)])
