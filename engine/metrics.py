@@ -76,14 +76,14 @@ class Metrics(_Scores):
 
 @dataclass(frozen=True)
 class ChangeMetrics(_Scores):
-    """Scores of change masks without classes as fractions, in the order in which they are shown."""
+    """Scores of change masks without classes as fractions, in the order of metrics.csv."""
 
     f1: float = _score("F1", EVERYWHERE)  # of changed pixels
     precision: float = _score("precision", ("runs", "tiles"))
     recall: float = _score("recall", ("runs", "tiles"))
     miou: float = _score("mIoU", EVERYWHERE)
-    iou_changed: float = _score("IoU changed", ("line", "tiles"))
     iou_unchanged: float = _score("IoU unchanged")
+    iou_changed: float = _score("IoU changed", ("line", "tiles"))
     oa: float = _score("OA", EVERYWHERE)
     kappa: float = _score("kappa", ("tiles",))
 

@@ -96,11 +96,11 @@ def test_missing_and_empty_folders(tmp_path):
 
 
 def test_folders_a_and_b_are_named_with_the_remedy(binary_root, tmp_path):
-    shutil.copytree(binary_root, tmp_path / "root")
+    train = tmp_path / "set" / "train"
+    shutil.copytree(binary_root, train.parent)
     for old, new in (("im1", "A"), ("im2", "B")):
-        (tmp_path / "root/train" / old).rename(tmp_path / "root/train" / new)
-    message = index_error(tmp_path / "root/train")
-    assert f"rename {tmp_path}/root/train/A to im1 and {tmp_path}/root/train/B to im2" in message
+        (train / old).rename(train / new)
+    assert f"rename {train / 'A'} to im1 and {train / 'B'} to im2" in index_error(train)
 
 
 @pytest.mark.parametrize("removed", FOLDERS)
