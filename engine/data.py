@@ -12,7 +12,7 @@ from datasets.augment import TrainTransform
 from datasets.bands import RGB, Bands, Imagery
 from datasets.cache import make_reader
 from datasets.dataset import ChangeDetectionDataset
-from datasets.loaders import evaluation_loader, training_loader
+from datasets.loaders import evaluation_loader, fit_shared_memory, training_loader
 from datasets.pairs import Pair, split_pairs
 from datasets.quick_check import quick_check
 from datasets.splits import Split
@@ -89,6 +89,8 @@ class TrainingData:
         data = cls(task, split, bands, statistics, checkpoint, val_loader)
         if not checkpoint:
             data.train_loader = _open_train_loader(config, data, train_pairs, device)
+        loaders = [val_loader] if checkpoint else [val_loader, data.train_loader]
+        fit_shared_memory(*loaders)
         return data
 
 

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from datasets.cache import FileReader
 from datasets.dataset import ChangeDetectionDataset
 from datasets.labels import read_label
-from datasets.loaders import evaluation_loader
+from datasets.loaders import evaluation_loader, fit_shared_memory
 from datasets.pairs import IMAGE_FOLDERS, Pair, pseudo_mask
 from datasets.task import Task
 from engine.config import LabelConfig, TestConfig
@@ -84,6 +84,7 @@ def open_work(
             skip=writer.finished,
             pin_memory=device.type == "cuda",
         )
+        fit_shared_memory(loader)
         skipped = sum(gather(len(loader.batch_sampler.skipped)))
         if skipped:
             print0(f"{skipped} pairs were finished already (--overwrite makes them again)")

@@ -69,8 +69,8 @@ def atomic_path(path: Path, durable: bool = False) -> Iterator[Path]:
 def exclusive(lock: Path, what: str) -> Iterator[None]:
     """Be the one program that writes ``what`` into a lock file's folder, which is made if missing.
 
-    The lock ends with its process, however that ends; the file stays. A `UserError` where another
-    program holds it, or the folder cannot be written. Without locks of the file system: a warning.
+    The lock ends with its process, however that ends. A `UserError` where another program holds
+    it, or the folder cannot be written. Where the file system has no locks: a warning.
     """
     own, owner = FileLock(lock, LOCK_WAIT_S, mode=0o666), _owner_file(lock)
     try:
@@ -99,8 +99,9 @@ def exclusive(lock: Path, what: str) -> Iterator[None]:
             write_text(owner, f"{program} ({where}, since {started})")
         yield
     finally:
-        with suppress(OSError):  # the folder is gone
-            owner.unlink()
+        for path in (owner, lock):  # who waits for the lock looks whether its file is still there
+            with suppress(OSError):
+                path.unlink()
         own.release()
 
 
