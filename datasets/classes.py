@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from utils.errors import DataError
+from utils.files import read_text
 
 CLASSES_FILE = "classes.json"
 MAX_CLASSES = 255  # index 255 stays free, and a palette PNG holds 256 colours
@@ -88,7 +89,7 @@ def read_classes(path: Path) -> ClassList:
     """Read a JSON list of ``{"name": "tree", "color": [0, 255, 0]}`` by index; else a DataError."""
     path = Path(path)
     try:
-        entries = json.loads(path.read_text(encoding="utf-8-sig"))
+        entries = json.loads(read_text(path))
         colors = tuple((int(r), int(g), int(b)) for r, g, b in (e["color"] for e in entries))
         return ClassList(tuple(str(entry["name"]) for entry in entries), colors)
     except FileNotFoundError as error:

@@ -153,10 +153,10 @@ def require_regular(path: Path) -> None:
         raise OSError(errno.EINVAL, "no regular file", str(path))
 
 
-def read_text(path: Path, encoding: str = "utf-8-sig") -> str:
-    """Return a small text file; an OSError or a ValueError where it is none."""
-    require_regular(path)
-    return path.read_text(encoding)
+def read_text(path: Path | str) -> str:
+    """Return a small text file (UTF-8); an OSError or a ValueError where it is none."""
+    require_regular(Path(path))
+    return Path(path).read_text(encoding="utf-8-sig")
 
 
 def file_state(path: Path) -> tuple[int, int]:
