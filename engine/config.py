@@ -5,6 +5,7 @@ An option is one field: default, help text, check, and whether a resumed run mus
 
 import argparse
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -205,6 +206,19 @@ class EnsembleOptions:
         group=RESTART)
 
 
+def require_outside(data_root: Path, outdir: Path, folders: Sequence[Path]) -> None:
+    """Raise an OptionError where outputs would land in a data set, maybe by a link into one."""
+    sets = [(data_root / split).resolve() for split in ("train", "val", "test")]
+    for folder in folders:
+        real = folder.resolve()
+        near = (real, real.parent) if folder.is_symlink() else (real,)
+        labelled = any((p / name).is_dir() for p in near for name in ("label", "label1", "label2"))
+        if labelled or any(real.is_relative_to(split) for split in sets):
+            raise OptionError(
+                f"--outdir {outdir}: {folder} lies in a data set, whose files would be "
+                "replaced; name another folder")
+
+
 @options(RUN)
 class RunOptions:
     """Where to write and what to run on."""
@@ -226,15 +240,10 @@ class RunOptions:
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        places = ("cache", "logs", "models", "masks/train", "masks/val", "masks/test")
-        sets = [(self.data_root / split).resolve() for split in ("train", "val", "test")]
-        for folder in (self.outdir / place for place in places):
-            real = folder.resolve()  # an output may be a link into a data set
-            labelled = any((real / name).is_dir() for name in ("label", "label1", "label2"))
-            if labelled or any(real.is_relative_to(split) for split in sets):
-                raise OptionError(
-                    f"--outdir {self.outdir}: {folder} lies in a data set, whose files would be "
-                    "replaced; name another folder")
+        masks = [f"masks/{split}{date}" for split in ("train", "val", "test")
+                 for date in ("", "/im1", "/im2", "/change")]
+        places = [self.outdir / place for place in ("cache", "logs", "models", *masks)]
+        require_outside(self.data_root, self.outdir, places)
 
     def reader_workers(self, device_type: str) -> int:
         """Return how many readers each process needs: without a GPU the cores are busy anyway."""

@@ -71,6 +71,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     config.add_processes_arg(group, "that decode files")
     group.add_argument("--debug", action="store_true", help="show the traceback of an error")
     args = parser.parse_args(argv)
+    config.require_outside(args.root, args.outdir, [args.outdir])
     given = {name for name, value in vars(args).items() if value != parser.get_default(name)}
     for name in ONLY_FOR_CHECKING if args.convert else ONLY_FOR_CONVERT:
         if name in given:
