@@ -66,9 +66,10 @@ class CachedReader:
 
     def image(self, path: Path) -> MaskedImage:
         """Return what `FileReader` does; private views, writing to them changes no file."""
-        name = f"{path}{VALID}"
-        valid = self._read(name) if name in self._entries else None
-        return self._read(str(path)), None if valid is None or valid.all() else valid
+        name, valid = f"{path}{VALID}", None
+        if name in self._entries and not self._read(name).all():
+            valid = self._read(name)
+        return self._read(str(path)), valid
 
     def label(self, path: Path) -> np.ndarray:
         """Return what `FileReader` does; a private view, as of an image."""

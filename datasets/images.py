@@ -31,7 +31,7 @@ MAX_VALUES = 8 * (Image.MAX_IMAGE_PIXELS or 2**27)
 _STARTS = dict.fromkeys((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), "TIFF")
 _STARTS |= {b"\x89PNG\r\n\x1a\n": "PNG", b"\xff\xd8\xff": "JPEG", b"BM": "BMP", b"\x93NUMPY": "NPY"}
 _PNG_BITS_AT = 24  # the byte of a PNG that tells its bits per channel
-_PNG_TAIL = 1 << 16  # bytes in which an orientation behind the pixels is looked for
+_EXIF_KEYS = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}  # of Pillow's info
 # By orientation tag, as EXIF and TIFF define it: transpose, then reverse rows, then columns.
 _UPRIGHT = {2: (0, 0, 1), 3: (0, 1, 1), 4: (0, 1, 0), 5: (1, 0, 0), 6: (1, 0, 1), 7: (1, 1, 1)}
 _UPRIGHT |= {8: (1, 1, 0)}
@@ -80,18 +80,17 @@ class Header:
 
 @dataclass(frozen=True, eq=False)
 class Place:
-    """Where a raster lies: its coordinate system as WKT, or "", and what takes (column, row, 1) of
-    the upright raster there, (3, 3) float64.
+    """Where a raster lies: its coordinate system as WKT, or "", and what takes (column, row, 1)
+    there, (3, 3) float64.
     """
 
     crs: str
     matrix: np.ndarray
 
     def __str__(self) -> str:
-        (a, b, left), (d, e, top), _ = self.matrix.tolist()
-        turned = f", turned by {b:g} and {d:g}" if b or d else ""
+        (width, _, left), (_, height, top), _ = self.matrix.tolist()
         name = self.crs.split('"')[1] if '"' in self.crs else "no coordinate system"
-        return f"{name}, pixels of {a:g} × {e:g} from {left:.10g}, {top:.10g}{turned}"
+        return f"{name}, pixels of {width:g} × {height:g} from {left:.10g}, {top:.10g}"
 
 
 @dataclass(frozen=True)
@@ -147,8 +146,8 @@ def places_apart(header: Header, other: Header) -> str:
     if not header.place or not other.place:
         return ""
     said = f"on the map they differ, {other.place} beside {header.place}"
-    systems = [place.crs for place in (header.place, other.place)]
-    if all(systems) and systems[0] != systems[1] and CRS(systems[0]) != CRS(systems[1]):
+    crs, other_crs = header.place.crs, other.place.crs
+    if crs and other_crs and crs != other_crs and CRS.from_wkt(crs) != CRS.from_wkt(other_crs):
         return said
     # The corners of the other as shares of this one's sides.
     scale, other_scale = (np.diag([h.width, h.height, 1]) for h in (header, other))
@@ -231,14 +230,12 @@ def open_image(path: Path) -> Image.Image:
     else:
         with _named_errors(path):
             image = Image.open(path, formats=(kind,))
-            image.load()
-            tag = _exif_orientation(path, image)
+            tag = _exif_orientation(image)
+            _load(image, tag)
+            ImageOps.exif_transpose(image, in_place=True)
         if kind == "PNG" and start[_PNG_BITS_AT] in (2, 4) and image.mode == "L":
             step = 255 // (2 ** start[_PNG_BITS_AT] - 1)
             image = image.point([value // step for value in range(256)])
-        if tag in _UPRIGHT:
-            image.getexif()[Base.Orientation] = tag  # as it may have come behind the pixels
-            image = ImageOps.exif_transpose(image)
     image.format = kind
     return image
 
@@ -316,9 +313,10 @@ def _opened(path: Path) -> Iterator[_Raster]:
     else:  # the quickest way for what nearly all data sets hold
         with _named_errors(path), Image.open(path, formats=(kind,)) as image:
             mode = _READ_AS.get(image.mode, "RGB")
-            shape, tag = (image.height, image.width, len(mode)), _exif_orientation(path, image)
+            shape, tag = (image.height, image.width, len(mode)), _exif_orientation(image)
 
             def decode() -> np.ndarray:
+                _load(image, tag)
                 return np.array(image if image.mode == mode else image.convert(mode)).reshape(shape)
 
             def alpha(values: np.ndarray, numbers: Sequence[int]) -> np.ndarray | None:
@@ -350,7 +348,10 @@ def _opened_by_gdal(
         dtype, bands, colors = file.dtypes[0], file.count, None
         has_alpha = file.colorinterp[-1] == ColorInterp.alpha
         mode = {2: "LA" * has_alpha, 3: "RGB", 4: "RGBA" * has_alpha}.get(bands, "")
-        if file.colorinterp[0] == ColorInterp.palette and dtype == "uint8":
+        is_palette = file.colorinterp[0] == ColorInterp.palette and dtype == "uint8"
+        if is_palette and bands > 1 and "MINISWHITE" not in file.tags(ns="IMAGE_STRUCTURE"):
+            raise _undecodable(path, "a palette beside other bands, save colours as RGB")
+        if is_palette and bands == 1:
             colors, mode = _lookup_table(file)
             bands = colors.shape[1]
         elif bands == 1:
@@ -359,25 +360,29 @@ def _opened_by_gdal(
             tag = _tiff_orientation(path)
         else:
             with Image.open(path, formats=(kind,)) as image:
-                tag = _exif_orientation(path, image)
+                tag = _exif_orientation(image)
         masked = has_alpha or any(MaskFlags.all_valid not in f for f in file.mask_flag_enums)
         size, place = _upright_size(file.height, file.width, tag), None
         matrix = np.reshape((*file.transform[:6], 0, 0, 1), (3, 3)).astype(np.float64)
-        if np.any(matrix != np.eye(3)) and np.linalg.det(matrix):
+        # Whether a tag turns the place as well, programs do not agree.
+        if tag == 1 and np.any(matrix != np.eye(3)) and np.linalg.det(matrix):
             crs = file.crs.to_wkt() if file.crs else ""
-            place = Place(crs, matrix @ _to_stored(*size, tag))
+            place = Place(crs, matrix)
         header = Header(*size, bands, dtype, kind, mode, masked, tag, place)
         _require_sensible(path, header)
         yield file, header, colors
 
 
-def _exif_orientation(path: Path, image: Image.Image) -> int:
-    """Return the tag of a JPEG or PNG, which may follow the pixels of a PNG; 1 for none."""
-    if image.format == "PNG" and "exif" not in image.info:
-        with open(path, "rb") as file:
-            file.seek(max(0, path.stat().st_size - _PNG_TAIL))
-            if b"eXIf" in file.read():
-                image.load()
+def _load(image: Image.Image, tag: int) -> None:
+    image.load()
+    if _exif_orientation(image) != tag:  # headers are read without it
+        raise ValueError("an orientation tag behind the pixels, save it anew")
+
+
+def _exif_orientation(image: Image.Image) -> int:
+    """Return the tag of an open JPEG or PNG; 1 for none."""
+    if image.info.keys().isdisjoint(_EXIF_KEYS):
+        return 1
     tag = Image.Image.getexif(image).get(Base.Orientation)  # PNG's own decodes all pixels first
     return tag if tag in _UPRIGHT else 1
 
@@ -402,13 +407,6 @@ def _upright(values: np.ndarray, tag: int) -> np.ndarray:
     transpose, rows, columns = _UPRIGHT.get(tag, (0, 0, 0))
     values = values.swapaxes(0, 1) if transpose else values
     return np.ascontiguousarray(values[:: -1 if rows else 1, :: -1 if columns else 1])
-
-
-def _to_stored(height: int, width: int, tag: int) -> np.ndarray:
-    """Return what takes (column, row, 1) of an upright raster to those of the file, (3, 3)."""
-    transpose, rows, columns = _UPRIGHT.get(tag, (0, 0, 0))
-    mirror = np.array([[1 - 2 * columns, 0, width * columns], [0, 1 - 2 * rows, height * rows]])
-    return np.vstack([mirror[::-1] if transpose else mirror, [0, 0, 1]])
 
 
 def _upright_size(height: int, width: int, tag: int) -> tuple[int, int]:
