@@ -10,6 +10,7 @@ import numpy as np
 from utils.errors import DataError
 
 CLASSES_FILE = "classes.json"
+IGNORED = 255  # in label maps, a pixel without data: it counts nowhere, and is 0 in masks
 MAX_CLASSES = 255  # index 255 stays free, and a palette PNG holds 256 colours
 
 

@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader, DistributedSampler, Sampler
 
 from datasets.dataset import ChangeDetectionDataset, require_size
-from datasets.images import image_size
+from datasets.images import common_size
 from utils import dist
 from utils.errors import DataError
 from utils.signals import STOP_SIGNALS
@@ -95,7 +95,7 @@ def evaluation_loader(
     """Return `SameSizeBatches`, each pair once over all processes: every batch is what a single one
     would make of it, so that results do not depend on their number.
     """
-    sizes = [image_size(pair.image1) for pair in dataset.pairs]
+    sizes = [common_size(pair.image1, pair.image2) for pair in dataset.pairs]
     batches = SameSizeBatches(sizes, batch_size, skip, dist.rank(), dist.size())
     return DataLoader(dataset, batch_sampler=batches, **_worker_options(workers, pin_memory))
 
@@ -114,6 +114,9 @@ def is_one_size(loader: DataLoader) -> bool:
 
 def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Stack samples; images become (N, bands, H, W) in channels-last memory, names a list."""
+    if any("ignored" in sample for sample in samples):
+        all_valid = torch.zeros(samples[0]["image1"].shape[1:], dtype=torch.bool)
+        samples = [{"ignored": all_valid, **sample} for sample in samples]
     batch: dict[str, Any] = {"name": [sample["name"] for sample in samples]}
     for key in samples[0]:
         if key in ("image1", "image2"):
@@ -148,7 +151,7 @@ def _leave_signals_to_main(_worker: int) -> None:
 
 def _check_training_sizes(dataset: ChangeDetectionDataset) -> None:
     crop = dataset.transform.crop_size if dataset.transform else None
-    sizes = {pair.image1: image_size(pair.image1) for pair in dataset.pairs}
+    sizes = {pair.image1: common_size(pair.image1, pair.image2) for pair in dataset.pairs}
     first, expected = next(iter(sizes.items()))
     for path, size in sizes.items():
         if crop and min(size) < crop:

@@ -7,6 +7,7 @@ import numpy as np
 
 from datasets.bands import Bands
 from datasets.cache import FileReader
+from datasets.classes import IGNORED
 from datasets.dataset import ChangeDetectionDataset
 from datasets.pairs import Pair
 from datasets.task import Task
@@ -33,8 +34,13 @@ def quick_check(pairs: Sequence[Pair], task: Task, bands: Bands) -> list[str]:
             continue
         if np.array_equal(sample["image1"], sample["image2"]):
             copies.append(f"{pairs[index].image1} and {pairs[index].image2}")
-        if "change_mask" in sample:
-            changed.append(float(sample["change_mask"].float().mean()))
+        if "ignored" in sample and sample["ignored"].all():
+            faults.setdefault("ignored", []).append(
+                f"{pairs[index].image1} and {pairs[index].image2}: no pixel has data at both dates"
+            )
+        elif "change_mask" in sample:
+            known = sample["change_mask"][sample["change_mask"] != IGNORED]
+            changed.append(float(known.float().mean()))
     found = [(len(errors), errors[0]) for errors in faults.values()]
     if copies:
         found.append((len(copies), f"{copies[0]}: the same pixels; remove the pair"))

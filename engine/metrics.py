@@ -237,12 +237,15 @@ class ConfusionMatrix:
         self.counts = torch.zeros(num_entries, num_entries, dtype=torch.int64, device=device)
 
     def update(self, prediction: torch.Tensor, label: torch.Tensor) -> None:
-        """Add maps of any equal shape, with values 0..K-1; other shapes raise a ValueError."""
+        """Add maps of any equal shape, with values 0..K-1, except where ``label`` is `IGNORED`;
+        other shapes raise a ValueError.
+        """
         if prediction.shape != label.shape:
             raise ValueError(f"prediction {prediction.shape} and label {label.shape} differ")
         size = self.counts.shape[0]
         cells = label.to(self.counts.device).long() * size + prediction.to(self.counts.device)
-        self.counts += torch.bincount(cells.flatten(), minlength=size * size).view(size, size)
+        counts = torch.bincount(cells.flatten(), minlength=size * size)
+        self.counts += counts[: size * size].view(size, size)  # K < 256: ignored ones lie behind
 
 
 class LabelCounts:

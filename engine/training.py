@@ -23,7 +23,13 @@ from engine.runtime import choose_precision, set_backend_options
 from engine.state import TrainState
 from utils import dist
 from utils.dist import any_rank, gather, print0
-from utils.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, CheckpointError, InterruptionError
+from utils.errors import (
+    EXIT_INTERRUPTED,
+    EXIT_PREEMPTED,
+    CheckpointError,
+    DataError,
+    InterruptionError,
+)
 from utils.signals import StopRequest
 from utils.text import progress
 
@@ -79,6 +85,7 @@ def train(config: TrainConfig, data: TrainingData, device: torch.device) -> tupl
                 # These are scores of a part of the pairs; a resumed run validates the epoch anew.
                 run.save_latest(state.to_dict())
                 raise _interruption(stop, state, run)
+            _require_scores(scores)
             total_s = time.perf_counter() - started
             seconds = {"train_s": round(train_s, 3), "val_s": round(total_s - train_s, 3)}
             is_best = state.end_epoch(scores, losses, data.task.classes.names, seconds)
@@ -141,6 +148,13 @@ def _interruption(stop: StopRequest, state: TrainState, run: Run) -> Interruptio
     )
 
 
+def _require_scores(scores: AnyMetrics | None) -> None:
+    if scores is None:
+        raise DataError(
+            "no validation pair has a pixel with data at both dates; correct their masks"
+        )
+
+
 def evaluate_checkpoint(
     config: TrainConfig, data: TrainingData, device: torch.device
 ) -> AnyMetrics:
@@ -159,6 +173,7 @@ def evaluate_checkpoint(
     with MaskWriter(folder, data.task) if config.save_mask else nullcontext() as writer:
         batches = progress(loader, "evaluate")
         metrics = evaluate(predictor, batches, data.task, writer and writer.write)
+    _require_scores(metrics)
     print0(f"{checkpoint.path}\n{details(metrics, data.task.classes.names)}")
     if config.save_mask:
         print0(f"masks: {folder}")

@@ -83,7 +83,7 @@ def convert_pair(pair: Pair, out: Path, rules: Rules) -> str:
         return OTHER_SIZE
     folder = out / pair.id.split("/")[0]
     for name, path, header, image in zip(("im1", "im2"), paths, headers, images, strict=True):
-        plain = header.bits == 8 and header.bands in (1, 3)
+        plain = header.bits == 8 and header.bands in (1, 3) and not header.masked
         if plain and header.format != "PNG":
             save_image(folder / name / f"{pair.name}.png", to_rgb(image))
             continue

@@ -1,5 +1,6 @@
 """Everything that can be wrong with a data set, and what to do about it."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 
 from datasets.bands import RGB
 from datasets.classes import ClassList
-from datasets.images import DTYPES, lacks_bands
+from datasets.images import DTYPES, lacks_bands, places_apart
 from datasets.labels import (
     BINARY,
     CONTRADICTING_PALETTE,
@@ -19,7 +20,7 @@ from datasets.labels import (
     OTHER_MODE,
     READABLE,
 )
-from tools.checking.pair_report import FileReport, PairReport
+from tools.checking.pair_report import FileReport, PairReport, sum_images
 
 ERROR, WARNING, NOTE = "error", "warning", "note"
 
@@ -56,6 +57,16 @@ KINDS: dict[str, tuple[str, str, str]] = {
         "choose with --bands, here and in train.py, what all images have; or save them alike"),
     "mixed-modes": (WARNING, "images of several modes in one folder",
         "nothing if intended: 8-bit images are read as RGB; else save them alike"),
+    "no-data": (NOTE, "images with pixels that the file calls nodata, masked or transparent",
+        "nothing if intended: losses, scores and statistics leave them out, masks are 0 there"),
+    "orientation": (WARNING, "files with an orientation tag, read upright as viewers show them",
+        "look whether labels fit; nothing if they were drawn on what a viewer shows"),
+    "places-differ": (ERROR, "pairs whose dates lie at different places on the map",
+        "warp both to one grid, as gdalwarp -t_srs … -te … -tr … does"),
+    "label-place": (WARNING, "labels that lie elsewhere on the map than their image",
+        "rasterise them on the grid of the images"),
+    "dates-differ": (WARNING, "splits whose dates differ as a whole, not here and there",
+        "save both dates with one scale and of one kind; nothing if the sensors are so different"),
     "blank-image": (WARNING, "images of a single colour",
         "remove the pairs if these are tiles without data"),
     "same-image": (WARNING, "pairs with the same image at both dates",
@@ -106,6 +117,7 @@ LABEL_KINDS = {
 }
 
 SHOWN = 4  # entries in the text; the JSON has all
+DATES_APART, DATES_SCALED = 2, 5  # deviations between means; ratio of deviations
 MANY = 0.5  # share of the pairs from which something is said of the whole set
 
 
@@ -181,16 +193,14 @@ def pair_entries(report: PairReport, bands: Sequence[int] = RGB.numbers) -> Foun
         return Entry(tuple(file.name for file in files), detail, (report.pair.id,))
 
     for file in report.images + report.labels:
-        if file.error:
-            yield "unreadable", entry([file], file.error)
-        if file.header is not None and file.header.dtype not in DTYPES:
-            yield "bit-depth", entry([file], file.header.dtype)
-        elif file.header is not None and lacks_bands(file.header, bands):
-            yield "band-count", entry([file], f"{file.header.bands} of {file.bits} bits")
-        if file.thumbnail is not None and np.ptp(file.thumbnail) == 0:
-            yield "blank-image", entry([file])
-        if file.label_format in LABEL_KINDS:
-            yield LABEL_KINDS[file.label_format], entry([file], file.detail)
+        for kind, detail in _file_faults(file, bands):
+            yield kind, entry([file], detail)
+    first, *others = report.images + report.labels
+    for file in others:
+        apart = first.header and file.header and places_apart(first.header, file.header)
+        if apart:
+            kind = "label-place" if file.label_format else "places-differ"
+            yield kind, entry([first, file], apart)
     decoded = [file for file in report.images + report.labels if not file.error]
     sizes = sorted({file.size for file in decoded})
     if len(sizes) > 1:
@@ -209,8 +219,36 @@ def pair_entries(report: PairReport, bands: Sequence[int] = RGB.numbers) -> Foun
         yield "same-class", entry(report.labels, f"{same} pixels")
 
 
-def set_entries(reports: Sequence[PairReport], classes: ClassList) -> Found:
-    """Yield what only shows when many pairs are looked at together."""
+def _file_faults(file: FileReport, bands: Sequence[int]) -> Iterable[tuple[str, str]]:
+    """Yield what is wrong with one file, and figures in words."""
+    if file.error:
+        yield "unreadable", file.error
+    if file.header is not None and file.header.orientation != 1:
+        yield "orientation", f"tag {file.header.orientation}"
+    if file.label_format in LABEL_KINDS:
+        yield LABEL_KINDS[file.label_format], file.detail
+    if file.label_format or file.header is None:
+        return
+    if file.header.dtype not in DTYPES:
+        yield "bit-depth", file.header.dtype
+    elif lacks_bands(file.header, bands):
+        yield "band-count", f"{file.header.bands} of {file.bits} bits"
+    if file.gaps:
+        yield "no-data", f"{file.gaps:.1%} of the pixels"
+    if file.thumbnail is not None and np.ptp(file.thumbnail) == 0:
+        yield "blank-image", ""
+
+
+def set_entries(
+    reports: Sequence[PairReport], classes: ClassList, bands: Sequence[int] = RGB.numbers
+) -> Found:
+    """Yield what only shows when many pairs are looked at together; ``bands`` are to be used."""
+    for split in dict.fromkeys(report.split for report in reports):
+        of_split = [report for report in reports if report.split == split]
+        said = _dates_apart(of_split, bands)
+        if said:
+            files = [report.images[date].folder for date in (0, 1) for report in of_split[:1]]
+            yield "dates-differ", Entry(tuple(files), f"{split}: {said}")
     labelled = [report for report in reports if report.transitions is not None]
     full = [report for report in labelled if report.all_marked]
     if labelled and len(full) > MANY * len(labelled):
@@ -232,13 +270,34 @@ def set_entries(reports: Sequence[PairReport], classes: ClassList) -> Found:
     yield from _mixtures(reports)
 
 
+def _dates_apart(reports: Sequence[PairReport], bands: Sequence[int]) -> str:
+    """Say in what all images of one date differ from those of the other; "" for nothing."""
+    found = [sum_images(report.images[date] for report in reports) for date in (0, 1)]
+    if None in found or found[0][1] != found[1][1]:
+        return ""  # several kinds in one folder, and several depths, are findings of their own
+    sums = [of_date for of_date, _ in found]
+    grey = [len({*s.sums[:3]}) == len({*s.squares[:3]}) == 1 for s in sums]
+    if grey[0] != grey[1]:
+        return "grey at date {}, colour at date {}".format(*((1, 2) if grey[0] else (2, 1)))
+    values = [zip(s.mean(), s.std(), strict=True) for s in sums]
+    for band, ((mean1, std1), (mean2, std2)) in enumerate(zip(*values, strict=False), start=1):
+        low, high = sorted((std1, std2))
+        shifted = abs(mean1 - mean2) > DATES_APART * math.sqrt((low**2 + high**2) / 2)
+        if band in bands and (shifted or high > DATES_SCALED * low):
+            return (
+                f"band {band} has mean {mean1:.1f}, deviation {std1:.1f} at date 1, but mean "
+                f"{mean2:.1f}, deviation {std2:.1f} at date 2"
+            )
+    return ""
+
+
 def _mixtures(reports: Sequence[PairReport]) -> Found:
     """Yield what differs within a split, a folder or the data set, and should not."""
     met: dict[tuple[str, str], dict[str, list[str]]] = {}
     for report in reports:
         for file in report.images + report.labels:
             facts = []
-            if file.header is not None:
+            if file.header is not None and not file.label_format:
                 facts.append(("mixed-sizes", report.split, f"{file.size[1]} × {file.size[0]}"))
                 facts.append(("mixed-modes", file.folder, file.mode))
                 if file.header.dtype in DTYPES:

@@ -65,7 +65,9 @@ def read_masks(options: Namespace, first: Run) -> Masks | None:
     counts = []
     if all(has_all_labels(pair, classes) for pair in pairs):
         jobs = [
-            folders.MaskJob(pair.name, tuple(pair.labels.values()), (mask,))
+            folders.MaskJob(
+                pair.name, tuple(pair.labels.values()), (mask,), (pair.image1, pair.image2)
+            )
             for pair, mask in zip(pairs, masks, strict=True)
         ]
         counter = folders.MaskCounter(classes, one_sided="keep")
@@ -134,10 +136,11 @@ def rank_pairs(
     """
     if counts:
         scores = image_scores(tally(counts, "dates"))
-        errors = (1 - scores["oa"]).tolist()
+        pixels = np.array([pair.transitions[0].sum() for pair in counts])
+        errors = ((1 - scores["oa"]) * (pixels > 0)).tolist()
         f_scores = scores["f1" if classes.is_binary else "f_scd"].tolist()
         labels = [pair.transitions[0] for pair in counts]
-        changed = [float(1 - label[0, 0] / label.sum()) for label in labels]
+        changed = [float(1 - label[0, 0] / max(1, label.sum())) for label in labels]
     else:
         errors = f_scores = [None] * len(pairs)
         predicted = (read_label(paths[0], classes) for paths in progress(masks, "read"))

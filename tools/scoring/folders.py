@@ -1,12 +1,14 @@
 """Masks on disk that are to be compared: labels and predictions, paired by name and counted."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from datasets.classes import CHANGE_CLASSES, SECOND_CLASSES, ClassList, classes_file, read_classes
+from datasets.images import read_all, read_header, valid_in_all
 from datasets.labels import read_label
 from datasets.pairs import (
     IMAGE_FOLDERS,
@@ -17,7 +19,7 @@ from datasets.pairs import (
     label_folders,
     require_partners,
 )
-from datasets.splits import choose_named, read_lines
+from datasets.splits import RASTER_SUFFIXES, choose_named, read_lines
 from datasets.task import is_mask_folder
 from tools.scoring.statistics import PairCounts, count_change, count_pair, drop_one_sided
 from utils.errors import DataError
@@ -35,6 +37,7 @@ class MaskJob:
     name: str
     label: PairPaths
     predictions: tuple[PairPaths, ...]
+    images: PairPaths = ()  # whose pixels without data do not count
 
 
 def find_classes(path: Path | None, label: Path) -> tuple[ClassList, str]:
@@ -74,7 +77,10 @@ def find_jobs(
                 f"{masks[extra[0]][0]}: no label in {label}{and_more(extra)}; remove the file, or "
                 "list the pairs to score with --names"
             )
-    return [MaskJob(n, labels[n], tuple(masks[n] for masks in found)) for n in chosen]
+    places = [label / name for name in IMAGE_FOLDERS if label_folders(label)]
+    files = [files_by_stem(place, RASTER_SUFFIXES) for place in places]
+    images = {n: tuple(of[n] for of in files if n in of) for n in chosen}
+    return [MaskJob(n, labels[n], tuple(masks[n] for masks in found), images[n]) for n in chosen]
 
 
 def find_masks(folder: Path, binary: bool = False) -> dict[str, PairPaths]:
@@ -136,6 +142,11 @@ class MaskCounter:
                     f"{path}: {mask.shape[1]} × {mask.shape[0]} pixels, but {paths[0]} has "
                     f"{width} × {height}; write masks of the labels' size"
                 )
+        valid = None
+        with suppress(DataError):  # another program may have predicted what is not read here
+            valid = valid_in_all(read_all(p)[1] for p in job.images if read_header(p).masked)
+        if valid is not None and valid.shape == masks[paths[0]].shape:
+            masks = {path: mask[valid] for path, mask in masks.items()}
         return [self._count(job.label, prediction, masks) for prediction in job.predictions]
 
     def _count(
