@@ -12,6 +12,7 @@ SPLIT_FOLDERS = ("train", "val", "test")
 IMAGE_FOLDERS = ("im1", "im2")
 LABEL_FOLDERS = ("label1", "label2")
 CHANGE_FOLDER = "label"  # change masks, as public sets name it
+UNFINISHED = "unfinished.json"  # in a data set until the tool that writes it has come to its end
 
 
 @dataclass(frozen=True)
@@ -99,13 +100,13 @@ def scan_folder(folder: Path) -> FolderScan:
 def index_pairs(folder: Path) -> list[Pair]:
     """List pairs and labels of ``folder``; a DataError if it has none or a file has no partner."""
     folder = Path(folder)
+    scan = scan_folder(folder)
     for place in (folder, *(folder / name for name in IMAGE_FOLDERS)):
         if not place.is_dir():
             expected = layout_hint(folder) or "; a data set has im1, im2, label1 and label2"
             if place == folder:
                 expected = "; it needs im1 and im2, and --data-root names its parent"
             raise DataError(f"{place}: no such folder{expected}")
-    scan = scan_folder(folder)
     _refuse(scan.problems)
     if not scan.pairs:
         kinds = ", ".join(sorted(suffix[1:] for suffix in RASTER_SUFFIXES))
@@ -211,6 +212,12 @@ def _list_files(
     """Return the files of a folder by stem, sorted; an image may be an array, a label not."""
     if suffixes is None:
         suffixes = RASTER_SUFFIXES if folder.name in IMAGE_FOLDERS else IMAGE_SUFFIXES
+    for root in folder.absolute().parents[:2]:
+        if (root / UNFINISHED).exists():
+            raise DataError(
+                f"{root}: not finished; wait for the program that writes it, or give its command "
+                f"again, whose options are in {UNFINISHED}"
+            )
     files: dict[str, Path] = {}
     lower: dict[str, Path] = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():

@@ -12,7 +12,7 @@ from datasets.augment import TrainTransform
 from datasets.bands import RGB, Bands, Imagery
 from datasets.cache import make_reader
 from datasets.dataset import ChangeDetectionDataset
-from datasets.loaders import evaluation_loader, training_loader
+from datasets.loaders import evaluation_loader, fit_shared_memory, training_loader
 from datasets.pairs import Pair, split_pairs
 from datasets.quick_check import quick_check
 from datasets.splits import Split
@@ -20,11 +20,12 @@ from datasets.statistics import choose_bands, read_statistics
 from datasets.task import Task, load_task, missing_labels, with_dates
 from engine.config import TrainConfig
 from engine.ensemble import bands_to_read, choose_ensemble
-from engine.predict import unfinished
+from engine.predict import MANIFEST, mask_set, unfinished
 from models.checkpoint import Checkpoint
 from utils import dist
-from utils.dist import is_main, print0
+from utils.dist import broadcast, is_main, print0
 from utils.errors import OptionError
+from utils.files import LOCK, holder
 
 
 @dataclass
@@ -42,6 +43,12 @@ class TrainingData:
     checkpoint: Checkpoint | None
     val_loader: DataLoader
     train_loader: DataLoader | None = None
+    mask_set: str = ""  # of the pseudo masks at the start, as `mask_set` tells
+
+    @property
+    def masks(self) -> Path | None:
+        """The folder of pseudo masks that are trained on."""
+        return self.train_loader.dataset.pseudo_label_root
 
     @classmethod
     def open(cls, config: TrainConfig, device: torch.device) -> "TrainingData":
@@ -82,13 +89,18 @@ class TrainingData:
         data = cls(task, split, bands, statistics, checkpoint, val_loader)
         if not checkpoint:
             data.train_loader = _open_train_loader(config, data, train_pairs, device)
+        loaders = [val_loader] if checkpoint else [val_loader, data.train_loader]
+        fit_shared_memory(*loaders)
         return data
 
 
 def _open_train_loader(
     config: TrainConfig, data: TrainingData, pairs: list[Pair], device: torch.device
 ) -> DataLoader:
-    masks = _find_pseudo_masks(config, data.task, pairs) if config.use_pseudo_label else None
+    masks = None
+    if config.use_pseudo_label:
+        masks = _find_pseudo_masks(config, data.task)
+        data.mask_set = broadcast(is_main() and _require_finished(masks, pairs))
     batch_size = _pairs_per_pass(config, len(pairs))
     synchronized = device.type == "cuda"  # batch norm sees the pairs of all processes
     if config.model == "pspnet" and batch_size * (dist.size() if synchronized else 1) == 1:
@@ -108,8 +120,7 @@ def _open_train_loader(
     )
 
 
-def _find_pseudo_masks(config: TrainConfig, task: Task, pairs: list[Pair]) -> Path:
-    """Return the folder of pseudo masks, all of which must be of one run of label.py."""
+def _find_pseudo_masks(config: TrainConfig, task: Task) -> Path:
     if task.is_binary:
         raise OptionError(
             "--use-pseudo-label: pseudo labels are classes, and these labels are change masks "
@@ -118,14 +129,22 @@ def _find_pseudo_masks(config: TrainConfig, task: Task, pairs: list[Pair]) -> Pa
     folder = config.pseudo_label_root or config.outdir / "masks" / "train"
     if not folder.is_dir():
         raise OptionError(f"{folder}: no pseudo masks there; run label.py first")
+    return folder
+
+
+def _require_finished(folder: Path, pairs: list[Pair]) -> str:
+    """Return the `mask_set` of a folder, where all masks are of one run of label.py."""
+    writer, found = holder(folder / LOCK), mask_set(folder)
+    if writer:
+        raise OptionError(f"{folder}: {writer} is writing masks there; wait for its end")
     missing = unfinished(folder, pairs)
     if missing:
         raise OptionError(
             f"{folder}: label.py has not come to its end there, the masks of {len(missing)} of "
-            f"{len(pairs)} pairs are missing or older; run it again, or remove manifest.json to "
-            "take the masks as they are"
+            f"{len(pairs)} pairs are missing or of other work; run it again, or remove "
+            f"{MANIFEST} to take the masks as they are"
         )
-    return folder
+    return found
 
 
 def _pairs_per_pass(config: TrainConfig, pairs: int) -> int:

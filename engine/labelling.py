@@ -9,7 +9,7 @@ from datasets.classes import IGNORED
 from datasets.pairs import index_voted_pairs, split_pairs
 from datasets.task import load_task
 from engine.config import LabelConfig
-from engine.predict import Job, MaskWriter, open_work
+from engine.predict import Job, open_work
 from engine.predictor import Predictor
 from utils.dist import all_sum, print0
 from utils.text import progress, table
@@ -26,18 +26,17 @@ def label(config: LabelConfig, device: torch.device) -> "Coverage":
     split, _, _ = split_pairs(config.data_root, config.split_options)
     folder = config.outdir / "masks" / "train"
     job = Job("labelling", task, pairs, split.val, folder, OPTIONS)
-    loader, predictor = open_work(config, device, job)
     coverage = Coverage(task.num_classes)
-    for index in loader.batch_sampler.skipped:
-        labels, (mask1, _) = loader.dataset.labels(index), job.read_masks(index)
-        coverage.update(labels["label1"], labels["label2"], mask1)
-    with MaskWriter(folder, task) as writer:
+    with open_work(config, device, job) as (loader, predictor, writer):
+        for index in loader.batch_sampler.skipped:
+            labels, (mask1, _) = loader.dataset.labels(index), job.read_masks(index)
+            coverage.update(labels["label1"], labels["label2"], mask1)
         for batch in progress(loader, "label"):
             label1, label2 = batch["label1"], batch["label2"]
             vote = vote_batch(config, predictor, batch, task.num_classes).cpu()
             coverage.update(label1, label2, vote)
             writer.write(batch["name"], merge_labels(label1, vote), merge_labels(label2, vote))
-    coverage.labelled, coverage.voted = all_sum(coverage.labelled), all_sum(coverage.voted)
+        coverage.labelled, coverage.voted = all_sum(coverage.labelled), all_sum(coverage.voted)
     print0(f"{coverage.table(task.classes.names)}\npseudo masks: {folder}")
     return coverage
 

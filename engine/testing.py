@@ -8,7 +8,7 @@ from datasets.pairs import differing_labels, index_pairs, split_pairs
 from datasets.task import load_task
 from engine.config import TestConfig
 from engine.metrics import AnyMetrics, LabelCounts, details
-from engine.predict import Job, MaskWriter, open_work
+from engine.predict import Job, open_work
 from engine.predictor import evaluate, within_time_limit
 from utils.dist import gather, is_main, print0, start_time
 from utils.files import write_json
@@ -23,21 +23,21 @@ def test(config: TestConfig, device: torch.device) -> AnyMetrics | None:
     deadline = started + config.time_limit if config.time_limit else None
     job = _find_pairs(config)
     task, folder = job.task, job.folder
-    loader, predictor = open_work(config, device, job)
-    counts = LabelCounts(task.num_classes, predictor.device)
-    for index in loader.batch_sampler.skipped:
-        counts.update(job.read_masks(index), loader.dataset.labels(index))
-    own_pairs = sum(map(len, loader.batch_sampler.batches))
-    batches = progress(loader, "predict")
-    if deadline:
-        batches = within_time_limit(batches, predictor, own_pairs, deadline)
-    with MaskWriter(folder, task) as writer:
+    with open_work(config, device, job) as (loader, predictor, writer):
+        counts = LabelCounts(task.num_classes, predictor.device)
+        for index in loader.batch_sampler.skipped:
+            counts.update(job.read_masks(index), loader.dataset.labels(index))
+        own_pairs = sum(map(len, loader.batch_sampler.batches))
+        batches = progress(loader, "predict")
+        if deadline:
+            batches = within_time_limit(batches, predictor, own_pairs, deadline)
         metrics = evaluate(predictor, batches, task, writer.write, counts)
-    predicted, ended = sum(gather(own_pairs)), time.time()
+        predicted = sum(gather(own_pairs))
+        if metrics and is_main():
+            write_json(folder / "metrics.json", metrics.to_dict())
+    ended = time.time()
     if metrics:
         print0(details(metrics, task.classes.names))
-        if is_main():
-            write_json(folder / "metrics.json", metrics.to_dict())
     seconds = ended - started
     print0(f"masks: {folder}  ({seconds:.1f} s, {predicted / seconds:.1f} pairs/s)")
     if deadline and ended > deadline:

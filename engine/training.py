@@ -16,13 +16,13 @@ from engine.data import TrainingData
 from engine.ensemble import choose_ensemble, warn_of_leakage
 from engine.metrics import AnyMetrics, details, summary
 from engine.panels import panel
-from engine.predict import MaskWriter, begin_work
+from engine.predict import open_masks
 from engine.predictor import IDENTITY, VIEWS, Predictor, evaluate
-from engine.run import Run
+from engine.run import Run, run_prefix
 from engine.runtime import choose_precision, set_backend_options
 from engine.state import TrainState
 from utils import dist
-from utils.dist import any_rank, gather, print0
+from utils.dist import any_rank, gather, print0, sole_writer
 from utils.errors import (
     EXIT_INTERRUPTED,
     EXIT_PREEMPTED,
@@ -30,6 +30,7 @@ from utils.errors import (
     DataError,
     InterruptionError,
 )
+from utils.files import LOCK
 from utils.signals import StopRequest
 from utils.text import progress
 
@@ -42,7 +43,8 @@ def main(config: TrainConfig, device: torch.device) -> AnyMetrics:
     data = TrainingData.open(config, device)
     if data.checkpoint:
         return evaluate_checkpoint(config, data, device)
-    path, best = train(config, data, device)
+    with sole_writer(config.outdir / "models" / f".{run_prefix(config)}{LOCK}", "this model's run"):
+        path, best = train(config, data, device)
     print0(f"best: {path}  {summary(best)}")
     if config.save_mask:
         data.checkpoint = choose_ensemble([path], path.parent, data.task)[0]
@@ -58,7 +60,7 @@ def train(config: TrainConfig, data: TrainingData, device: torch.device) -> tupl
         InterruptionError: a signal or Ctrl-C asked the run to end; its state is saved.
         NumericalError: a loss or a weight is no finite number.
     """
-    run = Run(config, data.task, data.split.to_dict())
+    run = Run(config, data.task, data.split.to_dict(), (data.masks, data.mask_set))
     state = TrainState.build(config, data, run, device)
     run.start_log(config)
     predictor = Predictor(
@@ -88,6 +90,8 @@ def train(config: TrainConfig, data: TrainingData, device: torch.device) -> tupl
             _require_scores(scores)
             total_s = time.perf_counter() - started
             seconds = {"train_s": round(train_s, 3), "val_s": round(total_s - train_s, 3)}
+            if run.lost_best():
+                state.best = None
             is_best = state.end_epoch(scores, losses, data.task.classes.names, seconds)
             run.log_epochs(state.rows)
             if is_best:
@@ -167,10 +171,11 @@ def evaluate_checkpoint(
         VIEWS if config.tta else IDENTITY,
         choose_precision(config.amp, device).autocast,
     )
-    folder = config.outdir / "masks" / "val"
-    if config.save_mask:  # else test.py --split val would take these masks for its own
-        begin_work(folder, data.task, {"checkpoint": str(checkpoint.path)}, overwrite=True)
-    with MaskWriter(folder, data.task) if config.save_mask else nullcontext() as writer:
+    folder, masks = config.outdir / "masks" / "val", nullcontext()
+    if config.save_mask:  # the key: else test.py --split val would take these masks for its own
+        key = {"checkpoint": str(checkpoint.path)}
+        masks = open_masks(folder, data.task, key, loader.dataset.pairs, overwrite=True)
+    with masks as writer:
         batches = progress(loader, "evaluate")
         metrics = evaluate(predictor, batches, data.task, writer and writer.write)
     _require_scores(metrics)

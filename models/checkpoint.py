@@ -114,12 +114,13 @@ OF_RUN = {
     "classes": (ABSENT, {"names": [str], "colors": [[int]]}),
     "split": (ABSENT, {"protocol": str, "train": [str], "val": [str]}),
     "labelled_dates": (ABSENT, {str: [int]}),
+    "mask_set": (ABSENT, str),
     "run": (ABSENT, _is_file_name),
     "epoch": (ABSENT, _is_count),
     "metrics": (ABSENT, _are_scores),
 }
 TO_RESUME = {
-    **{key: form[1] for key, form in OF_RUN.items() if key != "labelled_dates"},
+    **{key: OF_RUN[key][1] for key in ("classes", "split", "run", "epoch", "metrics")},
     "training": {
         "optimizer": {"state": dict, "param_groups": [dict]},
         **{"scheduler": dict, "scaler": dict},

@@ -207,6 +207,12 @@ def _known_failure(error: Exception) -> str | None:
             "--val-batch-size, --test-batch-size), and in training --accumulate, "
             "--checkpoint-activations or a smaller --crop-size"
         )
+    if "</torch_" in str(error) or "DataLoader worker (pid" in str(error):
+        return (
+            "a reader process was ended, as happens where memory, or shared memory (/dev/shm), "
+            "runs out; use fewer --workers, or --workers 0, or give a container more with docker "
+            "run --shm-size 8g or --ipc=host"
+        )
     if str(error).startswith("DataLoader timed out"):
         return (
             f"reader processes gave no batch ({error}); start again, with --resume in training; "

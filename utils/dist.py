@@ -31,6 +31,7 @@ from utils.errors import (
     OptionError,
     UserError,
 )
+from utils.files import exclusive
 from utils.signals import heeded_signals, when_gone
 
 LAUNCHED = "SCD_LAUNCHED"  # set for processes that `launch` started: its process number
@@ -110,6 +111,14 @@ def broadcast(value: Any) -> Any:
 def barrier() -> None:
     """Wait until every process is here."""
     any_rank(False)
+
+
+@contextmanager
+def sole_writer(lock: Path, what: str) -> Iterator[None]:
+    """Be the one run that writes ``what``, by `exclusive`; every process must call it."""
+    with exclusive(lock, what) if is_main() else contextlib.nullcontext():
+        yield
+        barrier()  # what the others write is written
 
 
 def start_time() -> float:

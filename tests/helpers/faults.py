@@ -95,4 +95,4 @@ def assert_only_whole_files(outdir: Path) -> None:
         elif path.suffix == ".json":
             json.loads(path.read_text(encoding="utf-8"))
         else:
-            assert path.is_dir() or path.suffix == ".tmp", path
+            assert path.is_dir() or path.name.startswith("."), path

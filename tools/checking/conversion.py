@@ -15,6 +15,7 @@ from datasets.pairs import Pair
 from tools.checking.class_map import ClassMap
 from tools.checking.findings import Entry
 from tools.checking.inspection import scan_names
+from tools.scenes.folders import digest_files, goes_on, unfinished
 from utils.errors import DataError, OptionError
 from utils.files import atomic_path, write_json
 from utils.parallel import ParallelMap
@@ -42,7 +43,8 @@ class Rules:
 def convert_dataset(
     root: Path, out: Path, rules: Rules, workers: int = 1
 ) -> tuple[int, list[Entry]]:
-    """Write train, val and test of a data set, and its ``classes.json``, to an empty folder.
+    """Write train, val and test of a data set, and its ``classes.json``, to an empty folder, or go
+    on where the same work was ended there.
 
     Images of one or three 8-bit bands become PNGs of the same pixels; PNGs, and images of other
     bands or 16 bits, are copied byte by byte. A pair is written whole or left out. Returns the
@@ -50,7 +52,7 @@ def convert_dataset(
 
     Raises:
         DataError: there is no pair below ``root``.
-        OptionError: ``out`` could touch the source or is not empty.
+        OptionError: ``out`` could touch the source, or holds something else.
     """
     root, out = Path(root), Path(out)
     _require_apart(root, out)
@@ -58,10 +60,15 @@ def convert_dataset(
     left_out = [entry for kind, entry in found if kind in BROKEN_NAMES]
     uncertain = {(file.split("/")[0], Path(file).stem) for e in left_out for file in e.files}
     pairs = [pair for pair in pairs if tuple(pair.id.split("/")) not in uncertain]
-    entries = zip(rules.classes.names, rules.classes.colors, strict=True)
-    write_json(out / CLASSES_FILE, [{"name": n, "color": list(c)} for n, c in entries])
-    work = ParallelMap(partial(convert_pair, out=out, rules=rules), pairs, workers)
-    reasons = list(progress(work, "converting", unit="pairs"))
+    files = digest_files(file for pair in pairs for file in pair.files)
+    record = {"tool": "check_data.py", "source": f"{root.resolve()} {files}", **vars(rules)}
+    if not goes_on(out, record):
+        _require_empty(out)
+    with unfinished(out, record):
+        entries = zip(rules.classes.names, rules.classes.colors, strict=True)
+        write_json(out / CLASSES_FILE, [{"name": n, "color": list(c)} for n, c in entries])
+        work = ParallelMap(partial(convert_pair, out=out, rules=rules), pairs, workers)
+        reasons = list(progress(work, "converting", unit="pairs"))
     left_out += [
         Entry((f"{Path(pair.id).parent}/im1/{pair.image1.name}",), reason, (pair.id,))
         for pair, reason in zip(pairs, reasons, strict=True)
@@ -72,30 +79,36 @@ def convert_dataset(
 
 def convert_pair(pair: Pair, out: Path, rules: Rules) -> str:
     """Write one pair below ``out``; return why it was left out, or an empty text."""
-    paths = (pair.image1, pair.image2)
+    folder = out / pair.id.split("/")[0]
+    images = {"im1": pair.image1, "im2": pair.image2}
+    labels = {k: folder / p.parent.name / f"{pair.name}.png" for k, p in pair.labels.items()}
     try:
-        headers = [read_header(path) for path in paths]
-        images = [read_raster(path) for path in paths]
-        labels = _convert_labels(pair, rules) if pair.labels else {}
+        plain, copies = {}, {}
+        for name, path in images.items():
+            header = read_header(path)
+            is_png = header.format == "PNG"
+            is_plain = header.bits == 8 and header.bands in (1, 3)
+            is_plain = is_plain and not (header.masked or is_png)
+            suffix = ".png" if is_plain or is_png else path.suffix.lower()
+            (plain if is_plain else copies)[folder / name / f"{pair.name}{suffix}"] = path
+        if all(path.exists() for path in (*plain, *copies, *labels.values())):
+            return ""
+        arrays = {path: read_raster(path) for path in images.values()}
+        masks = _convert_labels(pair, rules) if labels else {}
     except (DataError, ValueError) as error:
         return str(error)
-    if len({array.shape[:2] for array in (*images, *labels.values())}) > 1:
+    if len({array.shape[:2] for array in (*arrays.values(), *masks.values())}) > 1:
         return OTHER_SIZE
-    folder = out / pair.id.split("/")[0]
-    for name, path, header, image in zip(("im1", "im2"), paths, headers, images, strict=True):
-        plain = header.bits == 8 and header.bands in (1, 3) and not header.masked
-        if plain and header.format != "PNG":
-            save_image(folder / name / f"{pair.name}.png", to_rgb(image))
-            continue
-        suffix = ".png" if header.format == "PNG" else path.suffix.lower()
-        with atomic_path(folder / name / f"{pair.name}{suffix}") as temporary:
+    for target, path in plain.items():
+        save_image(target, to_rgb(arrays[path]))
+    for target, path in copies.items():
+        with atomic_path(target) as temporary:
             shutil.copyfile(path, temporary)
-    for key, label in labels.items():
-        target = folder / pair.labels[key].parent.name / f"{pair.name}.png"
+    for key, label in masks.items():
         if rules.classes.is_binary:
-            save_change_mask(target, label)
+            save_change_mask(labels[key], label)
         else:
-            save_mask(target, label, rules.classes.colors)
+            save_mask(labels[key], label, rules.classes.colors)
     return ""
 
 
@@ -103,8 +116,11 @@ def _require_apart(root: Path, out: Path) -> None:
     source, target = root.resolve(), out.resolve()
     if target.is_relative_to(source) or source.is_relative_to(target):
         raise OptionError(f"{out}: inside or around the source {root}; choose a folder beside it")
-    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-        wrong = "not empty" if target.is_dir() else "a file"
+
+
+def _require_empty(out: Path) -> None:
+    if out.exists() and not (out.is_dir() and not any(out.glob("[!.]*"))):
+        wrong = "not empty" if out.is_dir() else "a file"
         raise OptionError(f"{out}: {wrong}; choose a folder that is empty or does not exist")
 
 
