@@ -24,7 +24,7 @@ def label(config: LabelConfig, device: torch.device) -> "Coverage":
     # The masks are for a student that validates on these.
     split, _, _ = split_pairs(config.data_root, config.split_options)
     folder = config.outdir / "masks" / "train"
-    job = Job("labelling", task, pairs, split.val, folder, OPTIONS)
+    job = Job("labelling", task, pairs, split.val, folder, OPTIONS, by_students=False)
     loader, predictor = open_work(config, device, job)
     coverage = Coverage(task.num_classes)
     for index in loader.batch_sampler.skipped:

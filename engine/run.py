@@ -44,6 +44,7 @@ class Run:
             "classes": task.classes.to_dict(),
             "split": split,
             "labelled_dates": task.labelled_dates,
+            "pseudo_labels": config.use_pseudo_label,
         }
         if is_main():
             # Not "_*": hrnet_w18 would take what a run of hrnet_w18_small is writing just now.

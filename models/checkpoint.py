@@ -114,12 +114,14 @@ OF_RUN = {
     "classes": (ABSENT, {"names": [str], "colors": [[int]]}),
     "split": (ABSENT, {"protocol": str, "train": [str], "val": [str]}),
     "labelled_dates": (ABSENT, {str: [int]}),
+    "pseudo_labels": (ABSENT, bool),
     "run": (ABSENT, _is_file_name),
     "epoch": (ABSENT, _is_count),
     "metrics": (ABSENT, _are_scores),
 }
+LATER_KEYS = ("labelled_dates", "pseudo_labels")  # that checkpoints to resume from may lack
 TO_RESUME = {
-    **{key: form[1] for key, form in OF_RUN.items() if key != "labelled_dates"},
+    **{key: form[1] for key, form in OF_RUN.items() if key not in LATER_KEYS},
     "training": {
         "optimizer": {"state": dict, "param_groups": [dict]},
         **{"scheduler": dict, "scaler": dict},

@@ -121,7 +121,7 @@ class Report:
                 drawn = samples["class_iou"].T if samples else [None] * len(classes)
                 ious = values["class_iou"]
                 blocks.append(tables.value_table("IoU per class", classes, ious, drawn))
-            blocks.append(tables.transition_table(tables.transitions(classes, self.counts[0])))
+            blocks.append(tables.transition_table(classes, self.counts[0]))
         if self.differences:
             blocks.append(tables.comparison(*self.values, self.differences))
         return "\n\n".join(blocks)
@@ -153,6 +153,7 @@ class Report:
         result = {"scores": scores, "confusion": sum(pair.confusion for pair in counts).tolist()}
         if not self.classes.is_binary:
             result["transitions"] = tables.transitions(self.classes.names, counts)
+            result["one_class"] = tables.one_class_shares(counts)
         return result
 
     def image_rows(self) -> list[dict[str, Any]]:
