@@ -21,7 +21,7 @@ from utils.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError, first_lin
 
 Config = TypeVar("Config")
 # Control characters but tab and line feed, line separators, and what changes the direction of text.
-UNSAFE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+_UNSAFE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 STARTED = "SCD_STARTED"  # in the environment: the `time.time` at which the user started the script
 
 
@@ -191,6 +191,11 @@ def _open_missing_streams() -> None:
             setattr(sys, name, open(os.devnull, "w" if number else "r"))  # noqa: SIM115
 
 
+def escape_unsafe(text: str) -> str:
+    """Return a text in which what would steer a terminal is shown as an escape."""
+    return _UNSAFE.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
 class _SafeStream:
     """A stream whose reader may go away, as ``| head`` does, without ending the work.
 
@@ -205,7 +210,7 @@ class _SafeStream:
 
     def write(self, text: str) -> int:
         with contextlib.suppress(OSError):
-            self._stream.write(UNSAFE.sub(lambda found: ascii(found[0])[1:-1], text))
+            self._stream.write(escape_unsafe(text))
         return len(text)
 
     def flush(self) -> None:

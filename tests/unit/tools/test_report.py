@@ -84,7 +84,7 @@ def test_tables_and_curves_hold_each_csv(page, outdir):
         for column in COLUMNS:
             shown = re.search(rf'data-column="{column}".*?>(.*?)<', html)[1]
             assert shown == f"{100 * float(best[column]):.2f}"
-        assert f"<td>{best['epoch']} of 5</td>" in html
+        assert f'"epoch">{best["epoch"]} of 5</td>' in html
         seconds = sum(float(line["train_s"]) + float(line["val_s"]) for line in lines)
         assert re.search(r'data-column="seconds">(.*?)<', html)[1] == f"{seconds:,.0f}"
     assert len(rows) == 2 and "pseudo labels" in rows["fcn_b_20260102-000000-bbbb"]
@@ -140,7 +140,7 @@ def test_folds_of_one_k_fold_share_a_table_with_their_mean(tmp_path):
     assert "Validation split k-fold(k=5, seed=0) (each run on another of k parts" in page
     assert "10 pairs of" in page and "9 pairs of" in page
     assert "validated on fold 2<" in rows_of(page)["aaa"]
-    mean, none = re.findall(r'<tr class="folds">(.*?)</tr>', page, re.S)
+    mean, none = re.findall(r'<tr class="mean">(.*?)</tr>', page, re.S)
     assert "Mean of 3 of 5 folds" in mean
     assert "No mean: several runs of fold 1" in none and "±" not in none
     for column in COLUMNS:
@@ -284,7 +284,11 @@ def without_masks(out: Path) -> None:
     ("damage", "argv", "message"),
     [
         (shutil.rmtree, [], "no such folder"),
-        (lambda out: shutil.rmtree(out / "logs"), [], "no run with a metrics.csv"),
+        (
+            lambda out: [shutil.rmtree(out / n) for n in ("logs", "masks")],
+            [],
+            "no run with a metri",
+        ),
         (spoil("metrics.csv", ""), [], "no epochs in it"),
         (spoil("metrics.csv", "epoch,score\n1,high\n"), [], "line 2: .* must be a number"),
         (spoil("metrics.csv", "epoch,score\n1,0.5,3\n"), [], "line 2"),
