@@ -92,7 +92,7 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """
     names, text = list(rows[-1]), io.StringIO()
     table = (names, *([row.get(name, "") for name in names] for row in rows))
-    csv.writer(text, lineterminator="\n").writerows(map(_safe_cell, row) for row in table)
+    csv.writer(text).writerows(map(_safe_cell, row) for row in table)
     write_text(path, text.getvalue())
 
 

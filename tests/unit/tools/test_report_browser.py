@@ -79,7 +79,7 @@ class Browser(webdriver.Chrome):
 def browser(sample_root, tmp_path, monkeypatch):
     monkeypatch.setenv("NO_PROXY", "localhost,127.0.0.1")
     write_run(tmp_path / "out", "fcn_a_20260101-000000-aaaa", sample_root)
-    write_run(tmp_path / "out", "fcn_b_20260102-000000-bbbb", sample_root, seed=1)
+    write_run(tmp_path / "out", "fcn_b_20260102-000000-bbbb", sample_root, draw=1)
     write_masks(tmp_path / "out" / "masks" / "test", sample_root / "val")
     page = report.main([str(tmp_path / "out")])
     with Browser() as browser:
