@@ -52,7 +52,7 @@ def write_report(options: Namespace) -> Path:
         page = "\n".join(map(export, tables))
     write_text(out, page)
     shown = f", {len(masks.pairs)} of {masks.total} pairs" if masks else ", no masks"
-    print(f"{len(runs)} runs{shown}: {out}  ({len(page) / 1e6:.1f} MB)")
+    print(f"{len(runs)} run{'s' * (len(runs) != 1)}{shown}: {out}  ({len(page) / 1e6:.1f} MB)")
     if len(groups) > 1:
         print(f"note: {len(groups)} validation splits, in a table each: not to be compared")
     return out
