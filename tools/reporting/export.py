@@ -1,57 +1,37 @@
 """Tables of runs as Markdown and LaTeX."""
 
 import re
-from collections.abc import Sequence
 from typing import Any
 
 from utils.cli import escape_unsafe
 
-LATEX = {char: f"\\{char}" for char in "&%$#_{}"}
+LATEX = {char: rf"\{char}" for char in "&%$#_{}"} | {"±": r"$\pm$", "–": "--", "\n": " "}
 LATEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-LATEX |= {"<": r"\textless{}", ">": r"\textgreater{}", "±": r"$\pm$", "–": "--"}
+LATEX |= {"<": r"\textless{}", ">": r"\textgreater{}"}
 
 
-def as_markdown(table: dict[str, Any]) -> str:
-    """Return what `stage_table` made as Markdown; names of files and classes are text in it."""
-
-    def line(cells: Sequence[str]) -> str:
-        return f"| {' | '.join(cells)} |"
-
-    align = ["---", *["---:"] * (len(table["titles"]) - 1)]
-    rows = [line([_markdown(title) for title in table["titles"]]), line(align)]
-    rows += [line(cells) for cells in _cells(table, _markdown, "**{}**")]
-    return "\n".join([_markdown(_caption(table)), "", *rows, ""])
-
-
-def as_latex(table: dict[str, Any]) -> str:
-    """Return what `stage_table` made as a LaTeX tabular, which needs no package."""
-    rows = [" & ".join(cells) + r" \\" for cells in _cells(table, _latex, r"\textbf{{{}}}")]
-    head = " & ".join(map(_latex, table["titles"])) + r" \\"
-    columns = "l" + "r" * (len(table["titles"]) - 1)
-    begin, end = rf"\begin{{tabular}}{{{columns}}}", r"\end{tabular}"
-    lines = [f"% {escape_unsafe(_caption(table))}", begin, r"\hline", head, r"\hline", *rows]
-    return "\n".join([*lines, r"\hline", end, ""])
-
-
-def _caption(table: dict[str, Any]) -> str:
-    return f"{table['letter']}. {table['split']}" if table["letter"] else table["split"]
-
-
-def _cells(table: dict[str, Any], escape: Any, bold: str) -> list[list[str]]:
-    return [
-        [escape(f"{row['name']} ({row['note']})")]
-        + [
-            bold.format(escape(text)) if name in row["top"] else escape(text)
-            for name, text in row["cells"].items()
-        ]
-        for row in table["rows"]
-    ]
+def export_table(table: dict[str, Any], markdown: bool) -> str:
+    """Return what `stage_table` made as Markdown, or else as a LaTeX tabular without packages."""
+    escape, bold = (_markdown, "**{}**") if markdown else (_latex, r"\textbf{{{}}}")
+    rows = [[escape(title) for title in table["titles"]]]
+    for row in table["rows"]:
+        cells = [f"{row['name']} ({row['note']})", *row["cells"].values()]
+        top = [False, *(column in row["top"] for column in row["cells"])]
+        texts = zip(map(escape, cells), top, strict=True)
+        rows.append([bold.format(text) if best else text for text, best in texts])
+    caption = f"{table['letter']} {table['split']}".strip().replace("\n", " ")
+    if markdown:
+        rows.insert(1, ["---", *["---:"] * (len(rows[0]) - 1)])
+        return "\n".join([escape(caption), "", *(f"| {' | '.join(row)} |" for row in rows), ""])
+    begin = rf"\begin{{tabular}}{{l{'r' * (len(rows[0]) - 1)}}}"
+    lines = [f"{' & '.join(row)} \\\\" for row in rows]
+    lines = [lines[0], r"\hline", *lines[1:]]
+    return "\n".join([f"% {escape_unsafe(caption)}", begin, *lines, r"\end{tabular}", ""])
 
 
 def _markdown(text: str) -> str:
-    return re.sub(r"([\\`*_{}\[\]<>|#~$&])", r"\\\1", escape_unsafe(" ".join(text.split("\n"))))
+    return re.sub(r"([\\`*_{}\[\]<>|#~$&])", r"\\\1", escape_unsafe(text).replace("\n", " "))
 
 
 def _latex(text: str) -> str:
-    plain = escape_unsafe(" ".join(text.split("\n")))
-    return "".join(LATEX.get(char, char) for char in plain)
+    return "".join(LATEX.get(char, char) for char in escape_unsafe(text))

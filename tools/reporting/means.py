@@ -1,57 +1,43 @@
 """Runs of one configuration on several folds or seeds: mean and standard deviation of scores."""
 
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from statistics import mean, stdev
 
 from engine.config import FIXED_OPTIONS
 from tools.reporting.runs import Run
+from tools.scoring.tables import percent
 
-# Runs that differ in one of these are of different models. Each run may have pseudo masks of its
-# own.
+# Runs that differ in one of these are of different models; each may have pseudo masks of its own.
 CONFIGURATION = {*FIXED_OPTIONS, "pretrained"} - {"pseudo_label_root", "seed"}
 
 
-@dataclass(frozen=True)
-class MeanRun:
-    """Two or more runs of one configuration, each of another fold or seed."""
+def mean_rows(runs: Sequence[Run], columns: Iterable[str]) -> list[tuple[str, str, dict[str, str]]]:
+    """Return name, training and cells of each configuration with several folds or seeds.
 
-    runs: Sequence[Run]
-
-    @property
-    def name(self) -> str:
-        """What is averaged; or why nothing is, where several runs share a fold or seed."""
-        split = self.runs[0].split.k_fold
-        kind = "fold" if split else "seed"
-        repeated = sorted(n for n, count in Counter(map(_number, self.runs)).items() if count > 1)
-        if repeated:
-            return f"No mean: several runs of {kind} {', '.join(map(str, repeated))}"
-        return f"Mean of {len(self.runs)}{f' of {split[1]}' if split else ''} {kind}s"
-
-    def spread(self, name: str) -> tuple[float, ...]:
-        """Return mean and standard deviation (n − 1) of a score; nothing where a run has none."""
-        values = [run.best.get(name) for run in self.runs]
-        if None in values or self.name.startswith("No"):
-            return ()
-        return mean(values), stdev(values)
-
-
-def _number(run: Run) -> int | None:
-    return run.split.k_fold[2] if run.split.k_fold else run.options.get("seed")
-
-
-def average_runs(runs: Sequence[Run]) -> list[MeanRun]:
-    """Return the mean of each configuration with several folds or seeds among runs of one split."""
+    The ``runs`` are of one split, the cells mean ± standard deviation (n − 1) in percent: a dash
+    where a run lacks the score, or where several are of one fold or seed.
+    """
     alike: dict[tuple, list[Run]] = {}
     for run in runs:
-        key = [str(run.options.get(name)) for name in sorted(CONFIGURATION)]
-        key.append(str(bool(run.options.get("pretrain_from"))))  # each may have a file of its own
-        if run.split.k_fold:
-            key.append(f"seed {run.options.get('seed')}")
-        alike.setdefault(tuple(key), []).append(run)
-    return [
-        MeanRun(members)
-        for members in alike.values()
-        if len(set(map(_number, members))) > 1 or (len(members) > 1 and members[0].split.k_fold)
-    ]
+        key = [run.options.get(name) for name in sorted(CONFIGURATION)]
+        key.append(bool(run.options.get("pretrain_from")))  # each may have a file of its own
+        key.append(run.split.k_fold and run.options.get("seed"))
+        alike.setdefault(tuple(map(str, key)), []).append(run)
+    rows = []
+    for members in alike.values():
+        split = members[0].split.k_fold
+        kind, folds = ("fold", f" of {split[1]}") if split else ("seed", "")
+        numbers = [run.split.k_fold[2] if split else run.options.get("seed") for run in members]
+        if len(members) == 1 or (not split and len(set(numbers)) == 1):
+            continue
+        repeated = sorted({str(number) for number in numbers if numbers.count(number) > 1})
+        name = f"Mean ± deviation of {len(members)}{folds} {kind}s"
+        if repeated:
+            name = f"No mean: several runs of {kind} {', '.join(repeated)}"
+        cells = dict.fromkeys(columns, "–")
+        for column in columns:
+            values = [run.best.get(column) for run in members]
+            if None not in values and not repeated:
+                cells[column] = f"{percent(mean(values))} ± {percent(stdev(values))}"
+        rows.append((name, members[0].training, cells))
+    return rows

@@ -11,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from engine.metrics import RANKS, column_titles
 from engine.panels import ERROR_KINDS
-from tools.reporting.export import as_latex, as_markdown
+from tools.reporting.export import export_table
 from tools.reporting.gallery import mask_step, safe_colors
 from tools.reporting.pairs import Masks, read_masks
 from tools.reporting.runs import Run, find_run_folders, find_splits, group_by_split, read_run
@@ -38,7 +38,8 @@ def write_report(options: Namespace) -> Path:
     out = options.out or first.outdir / f"report.{options.format}"
     if out.is_dir():
         raise OptionError(f"--out {out}: is a folder; name a file in it")
-    tables = _tables(groups)
+    letters = map(letter, range(len(groups))) if len(groups) > 1 else [""]
+    tables = [stage_table(g) | {"letter": a} for g, a in zip(groups, letters, strict=False)]
     masks = read_masks(options, first) if options.format == "html" else None
     if not runs and not masks:
         raise OptionError(
@@ -48,19 +49,13 @@ def write_report(options: Namespace) -> Path:
     if options.format == "html":
         page = render_page(groups, tables, masks)
     else:
-        export = {"md": as_markdown, "tex": as_latex}[options.format]
-        page = "\n".join(map(export, tables))
+        page = "\n".join(export_table(table, options.format == "md") for table in tables)
     write_text(out, page)
     shown = f", {len(masks.pairs)} of {masks.total} pairs" if masks else ", no masks"
     print(f"{len(runs)} run{'s' * (len(runs) != 1)}{shown}: {out}  ({len(page) / 1e6:.1f} MB)")
     if len(groups) > 1:
         print(f"note: {len(groups)} validation splits, in a table each: not to be compared")
     return out
-
-
-def _tables(groups: Sequence[Sequence[Run]]) -> list[dict[str, Any]]:
-    letters = map(letter, range(len(groups))) if len(groups) > 1 else [""]
-    return [stage_table(runs) | {"letter": a} for runs, a in zip(groups, letters, strict=False)]
 
 
 def render_page(

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from engine.metrics import ChangeMetrics, Metrics, column_titles, titles
-from tools.reporting.means import average_runs
+from tools.reporting.means import mean_rows
 from tools.reporting.pairs import Masks
 from tools.reporting.runs import UNKNOWN, Run
 from tools.scoring.statistics import pooled_scores, tally
@@ -44,9 +44,8 @@ def stage_table(runs: Sequence[Run]) -> dict[str, Any]:
         seconds = "–" if run.seconds is None else f"{run.seconds:,.0f}"
         row = {"name": run.name, "note": run.training + fold, "is_run": True, "top": top}
         rows.append(row | {"cells": {"epoch": epochs, **cells, "seconds": seconds}})
-    for group in average_runs(runs):
-        cells = {name: " ± ".join(map(percent, group.spread(name))) or "–" for name in shown}
-        row = {"name": group.name, "note": group.runs[0].training, "is_run": False, "top": []}
+    for name, note, cells in mean_rows(runs, shown):
+        row = {"name": name, "note": note, "is_run": False, "top": []}
         rows.append(row | {"cells": {"epoch": "–", **cells, "seconds": "–"}})
     return {
         "split": describe_split(runs[0]),
