@@ -1,6 +1,7 @@
 """Class lists: names and colours by index."""
 
 import json
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 from utils.errors import DataError
 
 CLASSES_FILE = "classes.json"
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 IGNORED = 255  # in label maps, a pixel without data: it counts nowhere, and is 0 in masks
 MAX_CLASSES = 255  # index 255 stays free, and a palette PNG holds 256 colours
 
@@ -31,6 +33,8 @@ class ClassList:
             raise ValueError(f"a class list has 2 to {MAX_CLASSES} entries, unchanged first")
         if len(set(self.names)) < len(self.names):
             raise ValueError("class names repeat")
+        if any(_CONTROL.search(name) for name in self.names):
+            raise ValueError("class names hold no line breaks or other control characters")
         if len(set(self.colors)) < len(self.colors):
             raise ValueError("class colours repeat")
         if any(not 0 <= channel <= 255 for color in self.colors for channel in color):

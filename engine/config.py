@@ -193,7 +193,8 @@ class EnsembleOptions:
 
     checkpoints: tuple[Path, ...] | None = option(
         None, "checkpoints, of this project or of the published implementation", nargs="+",
-        shown="the best of every run in OUTDIR/models")
+        shown="the best of every run in OUTDIR/models; of runs with and without pseudo labels "
+        "test.py takes the former alone, label.py the latter")
     test_batch_size: int = option(16, "pairs read at a time", cli.positive_int)
     compile: str = option(
         "auto",

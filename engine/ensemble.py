@@ -14,13 +14,27 @@ from utils.errors import CheckpointError, DataError
 LATEST = "_latest"
 
 
-def choose_ensemble(paths: Sequence[Path] | None, folder: Path, task: Task) -> list[Checkpoint]:
+def choose_ensemble(
+    paths: Sequence[Path] | None, folder: Path, task: Task, students: bool | None = None
+) -> list[Checkpoint]:
     """Open the named checkpoints, or else the best of every run in a folder.
+
+    Of those, ``students`` takes the ones trained with pseudo labels alone, or those without alone,
+    where there are any; checkpoints that do not tell, older or foreign, count as without.
 
     Raises:
         CheckpointError: there is none, one cannot be read, or is of other classes than the data.
     """
     checkpoints = [open_checkpoint(p) for p in paths] if paths else find_best_checkpoints(folder)
+    chosen = [c for c in checkpoints if c.info.get("pseudo_labels", False) == students]
+    if chosen and not paths and len(chosen) < len(checkpoints):
+        left = {checkpoint.path.name for checkpoint in checkpoints}
+        left -= {checkpoint.path.name for checkpoint in chosen}
+        kind = "trained without" if students else "trained with"
+        print0(
+            f"left out, {kind} pseudo labels: {', '.join(sorted(left))}; --checkpoints takes any"
+        )
+        checkpoints = chosen
     for checkpoint in checkpoints:
         check_classes(checkpoint, task)
     return checkpoints
@@ -128,6 +142,7 @@ def describe(checkpoint: Checkpoint) -> str:
     """Return one line about a checkpoint, for the list a script prints before it works."""
     config, info = checkpoint.config, checkpoint.info
     parts = [config.model, config.backbone] + (["lightweight"] if config.lightweight else [])
+    parts += ["pseudo labels"] if info.get("pseudo_labels") else []
     if config.imagery.bands != RGB:
         parts.append(str(config.imagery.bands))
     title, score = _rank(checkpoint)

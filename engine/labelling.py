@@ -25,7 +25,7 @@ def label(config: LabelConfig, device: torch.device) -> "Coverage":
     # The masks are for a student that validates on these.
     split, _, _ = split_pairs(config.data_root, config.split_options)
     folder = config.outdir / "masks" / "train"
-    job = Job("labelling", task, pairs, split.val, folder, OPTIONS)
+    job = Job("labelling", task, pairs, split.val, folder, OPTIONS, by_students=False)
     coverage = Coverage(task.num_classes)
     with open_work(config, device, job) as (loader, predictor, writer):
         for index in loader.batch_sampler.skipped:

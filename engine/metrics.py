@@ -44,11 +44,15 @@ class _Scores:
         return values
 
     def to_row(self, class_names: Sequence[str]) -> dict[str, float]:
-        """Return one number per name, a class's IoU as ``iou_<class>``."""
+        """Return one number per name, a class's IoU as ``iou_<class>``.
+
+        That of a class called *changed* is ``class_iou_changed``: a score has the shorter name.
+        """
         values, suffix = self.to_dict(), date_suffix(self.date)
         ious = values.pop(f"class_iou{suffix}", [])
         for name, iou in zip(class_names[1:], ious[1:], strict=bool(ious)):
-            values[f"iou_{name}{suffix}"] = iou
+            column = f"iou_{name}{suffix}"
+            values[f"class_{column}" if column in values else column] = iou
         return values
 
 

@@ -44,6 +44,7 @@ class Job:
     unseen: Sequence[str]  # ids of pairs that no model should have been trained on
     folder: Path  # of the masks
     options: Sequence[str]  # names of those that decide the masks, beside the number format
+    by_students: bool  # whether runs with pseudo labels do it, or those without
 
     def read_masks(self, index: int) -> list[torch.Tensor]:
         """Return the masks of a finished pair, (H, W) uint8, in the order of a model's maps."""
@@ -63,7 +64,8 @@ def open_work(
     """
     set_backend_options()
     task, pairs = job.task, job.pairs
-    checkpoints = choose_ensemble(config.checkpoints, config.outdir / "models", task)
+    folder = config.outdir / "models"
+    checkpoints = choose_ensemble(config.checkpoints, folder, task, job.by_students)
     print0(
         f"{job.doing} {len(pairs)} pairs with {len(checkpoints)} models, "
         f"{dist.size()} × {device.type}:\n{describe_all(checkpoints)}"

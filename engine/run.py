@@ -4,8 +4,6 @@ OUTDIR/models holds ``<model>_<backbone>_<score>.pth`` and ``…_latest.pth``, O
 ``options.json``, ``metrics.csv`` and TensorBoard's files.
 """
 
-import csv
-import io
 import secrets
 import threading
 import time
@@ -24,7 +22,7 @@ from engine.predict import mask_set
 from models.checkpoint import Checkpoint, open_checkpoint
 from utils.dist import broadcast, gather, is_main, print0
 from utils.errors import CheckpointError, OptionError, UserError
-from utils.files import file_state, remove_leftovers, write_json, write_text
+from utils.files import file_state, remove_leftovers, write_csv, write_json
 from utils.tensor_files import save_checkpoint
 
 
@@ -55,6 +53,7 @@ class Run:
             "split": split,
             "labelled_dates": task.labelled_dates,
             "mask_set": masks[1],
+            "pseudo_labels": config.use_pseudo_label,
         }
         if is_main():
             # Not "_*": hrnet_w18 would take what a run of hrnet_w18_small is writing just now.
@@ -117,11 +116,7 @@ class Run:
         """Write the rows of all epochs so far; ``epoch`` is a number, the rest are scalars."""
         if not is_main():
             return
-        text = io.StringIO()
-        writer = csv.DictWriter(text, fieldnames=list(rows[-1]), extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(rows)
-        write_text(self._log_folder / "metrics.csv", text.getvalue())
+        write_csv(self._log_folder / "metrics.csv", rows)
         if self.tensorboard:
             with _named_errors(self._log_folder):
                 for name, value in rows[-1].items():

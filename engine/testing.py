@@ -62,4 +62,4 @@ def _find_pairs(config: TestConfig) -> Job:
             print0(f"{differing}: predicting without scores")
             pairs = [pair.without_labels() for pair in pairs]
     scored = [pair.id for pair in pairs if pair.labels]
-    return Job("predicting", task, pairs, scored, folder, OPTIONS)
+    return Job("predicting", task, pairs, scored, folder, OPTIONS, by_students=True)

@@ -115,6 +115,7 @@ OF_RUN = {
     "split": (ABSENT, {"protocol": str, "train": [str], "val": [str]}),
     "labelled_dates": (ABSENT, {str: [int]}),
     "mask_set": (ABSENT, str),
+    "pseudo_labels": (ABSENT, bool),
     "run": (ABSENT, _is_file_name),
     "epoch": (ABSENT, _is_count),
     "metrics": (ABSENT, _are_scores),

@@ -13,10 +13,12 @@ from utils import cli
 EPILOG = """examples:
   python tools/report.py outdir
   python tools/report.py outdir/logs/A outdir/logs/B --masks outdir/masks/val --split val
+  python tools/report.py outdir --data-root data/dataset   # also where it holds masks alone
+  python tools/report.py outdir --format tex
 
 A run is shown with the best epoch of its metrics.csv; the pairs with the largest share of wrong
 pixels come first. Pairs without labels, or with those of one date alone, are shown by the share
-predicted to change.
+predicted to change. Runs that differ in the seed alone, or in the fold, get a row of their mean.
 """
 
 
@@ -37,7 +39,9 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     about = "pairs to show, the worst ones; about 0.2 MB each at 512 pixels (default: 24)"
     add("--pairs", type=cli.natural, default=24, metavar="N", help=about)
     group = parser.add_argument_group("output")
-    about = "the page (default: report.html in the first run's outdir)"
+    about = "html: the page; md or tex: the tables of its runs alone (default: html)"
+    group.add_argument("--format", choices=("html", "md", "tex"), default="html", help=about)
+    about = "the page (default: report.FORMAT in the first run's outdir)"
     group.add_argument("--out", type=Path, metavar="FILE", help=about)
     config.add_processes_arg(group, "that read masks, fewer for few pairs")
     group.add_argument("--debug", action="store_true", help="show the traceback of an error")

@@ -1,5 +1,6 @@
 """What the programs print: tables and progress bars."""
 
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -15,8 +16,10 @@ def progress(
 
     There is none where stderr is a file, and on other processes than the first.
     """
-    hidden = None if is_main() else True
-    return tqdm(items, desc=description, unit=unit, total=total, leave=False, disable=hidden)
+    options = {"desc": description, "unit": unit, "total": total, "leave": False}
+    # Not what `utils.cli.run` makes of stderr: a bar moves the cursor.
+    options |= {"file": sys.__stderr__, "disable": None if is_main() else True}
+    return tqdm(items, **options)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

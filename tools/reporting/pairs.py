@@ -32,7 +32,8 @@ class Masks:
     title: str  # what was predicted, for the headings
     classes: ClassList
     total: int  # pairs in the folder
-    counts: Sequence[PairCounts]  # of every pair; empty without labels
+    labelled: bool  # whether every pair has labels of all that was predicted
+    counts: Sequence[PairCounts]  # of every pair; without labels the predictions stand for them
     pairs: Sequence[dict[str, Any]]  # those to show, in that order: plain values for JSON
 
 
@@ -62,24 +63,26 @@ def read_masks(options: Namespace, first: Run) -> Masks | None:
             "pairs, choose another --split, or list those to show with --names"
         )
     masks = [found[pair.name] for pair in pairs]
-    counts = []
-    if all(has_all_labels(pair, classes) for pair in pairs):
-        jobs = [
-            folders.MaskJob(
-                pair.name, tuple(pair.labels.values()), (mask,), (pair.image1, pair.image2)
-            )
-            for pair, mask in zip(pairs, masks, strict=True)
-        ]
-        counter = folders.MaskCounter(classes, one_sided="keep")
-        counts = folders.count_all(jobs, counter, options.workers)[0]
+    labelled = all(has_all_labels(pair, classes) for pair in pairs)
+    jobs = [
+        folders.MaskJob(
+            pair.name,
+            tuple(pair.labels.values()) if labelled else mask,
+            (mask,),
+            (pair.image1, pair.image2),
+        )
+        for pair, mask in zip(pairs, masks, strict=True)
+    ]
+    counter = folders.MaskCounter(classes, one_sided="keep")
+    counts = folders.count_all(jobs, counter, options.workers)[0]
     bands = tuple(first.options.get("bands", RGB.numbers))
-    figures = rank_pairs(pairs, masks, counts, classes)
+    figures = rank_pairs(pairs, counts, labelled)
     shown = []
     for i, known in progress(figures[: options.pairs], "embed", unit="pair"):
         maps = read_pair(pairs[i], masks[i], classes, bands)  # one pair in full size at a time
         shown.append({"name": pairs[i].name} | known | encode_pair(maps, len(classes.names)))
     title = f"{'/'.join(folder.resolve().parts[-2:])} of {'/'.join(root.resolve().parts[-2:])}"
-    return Masks(title, classes, len(pairs), counts, shown)
+    return Masks(title, classes, len(pairs), labelled, counts, shown)
 
 
 def find_pairs(options: Namespace, root: Path, first: Run) -> list[Pair]:
@@ -123,10 +126,7 @@ def has_all_labels(pair: Pair, classes: ClassList) -> bool:
 
 
 def rank_pairs(
-    pairs: Sequence[Pair],
-    masks: Sequence[PairPaths],
-    counts: Sequence[PairCounts],
-    classes: ClassList,
+    pairs: Sequence[Pair], counts: Sequence[PairCounts], labelled: bool
 ) -> list[tuple[int, dict[str, float | None]]]:
     """Order pairs by their share of wrong pixels, else by that of predicted change.
 
@@ -134,18 +134,14 @@ def rank_pairs(
     that are wrong, ``f_score``, F_scd or F1 of this pair alone, both None without labels, and
     ``changed``, the share of pixels that change in the label, or else in the prediction.
     """
-    if counts:
+    first = [pair.transitions[0] for pair in counts]
+    order = changed = [float(1 - table[0, 0] / max(1, table.sum())) for table in first]
+    errors = f_scores = [None] * len(pairs)
+    if labelled:
         scores = image_scores(tally(counts, "dates"))
-        pixels = np.array([pair.transitions[0].sum() for pair in counts])
-        errors = ((1 - scores["oa"]) * (pixels > 0)).tolist()
-        f_scores = scores["f1" if classes.is_binary else "f_scd"].tolist()
-        labels = [pair.transitions[0] for pair in counts]
-        changed = [float(1 - label[0, 0] / max(1, label.sum())) for label in labels]
-    else:
-        errors = f_scores = [None] * len(pairs)
-        predicted = (read_label(paths[0], classes) for paths in progress(masks, "read"))
-        changed = [float((mask > 0).mean()) for mask in predicted]
-    order = errors if counts else changed
+        pixels = np.array([table.sum() for table in first])
+        order = errors = ((1 - scores["oa"]) * (pixels > 0)).tolist()
+        f_scores = scores["f1" if "f1" in scores else "f_scd"].tolist()
     return [
         (i, {"error": errors[i], "f_score": f_scores[i], "changed": changed[i]})
         for i in sorted(range(len(pairs)), key=lambda i: (-order[i], pairs[i].name))

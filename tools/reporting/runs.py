@@ -110,13 +110,9 @@ def find_run_folders(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
         if (path / METRICS_FILE).is_file():
             folders = [path]
         runs = [folder for folder in folders if (folder / METRICS_FILE).is_file()]
-        if not runs:
-            raise OptionError(
-                f"{given}: no run with a {METRICS_FILE} in it; name outdir or outdir/logs/<run>, "
-                "and let train.py finish an epoch first"
-            )
         found += sorted(runs, key=lambda run: run.name[-20:])  # by the time that ends the name
         empty += [folder for folder in folders if (folder / OPTIONS_FILE).is_file()]
+        empty += [] if runs else [path]
     found = list(dict.fromkeys(found))
     return found, [child for child in empty if child not in found]
 

@@ -161,7 +161,7 @@ class MaskCounter:
             return count_change(predictions[0], labels[0])
         pair = count_pair(*predictions, *labels, self.classes.num_classes)
         in_label, in_prediction, _ = pair.one_sided
-        if in_label:
+        if in_label and label != prediction:  # a report without labels has predictions alone
             raise _disagreement(label, in_label, "the labels or leave the pair out with --names")
         if in_prediction and self.one_sided == "error":
             remedy = "the masks or choose a rule with --one-sided"

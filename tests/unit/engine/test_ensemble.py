@@ -22,6 +22,7 @@ from models.checkpoint import open_checkpoint
 from tests.helpers.band_models import STATISTICS, checkpoint_of
 from tests.helpers.checkpoints import CLASSES, write_model
 from utils.errors import CheckpointError, DataError
+from utils.tensor_files import read_checkpoint, save_checkpoint
 
 
 def task_of(*names: str) -> Task:
@@ -43,6 +44,32 @@ def test_best_of_every_run_forms_the_ensemble(tmp_path):
         assert names == ["x_30.00.pth", "y_20.00.pth", "z_-1.00.pth"]
     with pytest.raises(CheckpointError, match="no checkpoints in it; train a model first"):
         find_best_checkpoints(tmp_path / "models")
+
+
+@pytest.mark.parametrize("students", [True, False])
+def test_students_test_and_teachers_label(students, tmp_path, capsys):
+    write_model(tmp_path / "a.pth", run="a")
+    (tmp_path / "old.pth").write_bytes((tmp_path / "a.pth").read_bytes())
+    state = read_checkpoint(tmp_path / "a.pth")
+    for name, run, told in (("old", "o", {}), ("b", "b", {"pseudo_labels": True})):
+        state = {k: v for k, v in state.items() if k != "pseudo_labels"} | {"run": run} | told
+        save_checkpoint(tmp_path / f"{name}.pth", state)
+
+    def chosen(paths: list[Path] | None = None) -> list[str]:
+        found = choose_ensemble(paths, tmp_path, OWN, students)
+        return [checkpoint.path.stem for checkpoint in found]
+
+    kind, left = ("without", "a.pth, old.pth") if students else ("with", "b.pth")
+    assert chosen() == (["b"] if students else ["a", "old"])
+    line = f"left out, trained {kind} pseudo labels: {left}; --checkpoints takes any\n"
+    assert capsys.readouterr().out == line
+    every = sorted(tmp_path.glob("*.pth"))
+    assert chosen(every) == ["a", "b", "old"]
+    for path in every:  # of one kind alone, whichever it is
+        if (path.stem == "b") == students:
+            path.unlink()
+    assert chosen() == (["a", "old"] if students else ["b"])
+    assert capsys.readouterr().out == ""
 
 
 def test_other_classes_are_refused(tmp_path):
