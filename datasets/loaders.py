@@ -148,7 +148,8 @@ def _leave_signals_to_main(_worker: int) -> None:
 
 def _check_training_sizes(dataset: ChangeDetectionDataset) -> None:
     crop = dataset.transform.crop_size if dataset.transform else None
-    sizes = {pair.image1: image_size(pair.image1) for pair in dataset.pairs}
+    paths = dict.fromkeys(pair.image1 for pair in dataset.pairs)
+    sizes = {path: image_size(path) for path in paths}
     first, expected = next(iter(sizes.items()))
     for path, size in sizes.items():
         if crop and min(size) < crop:

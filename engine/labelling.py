@@ -25,7 +25,7 @@ def label(config: LabelConfig, device: torch.device) -> "Coverage":
     split, _, _ = split_pairs(config.data_root, config.split_options)
     folder = config.outdir / "masks" / "train"
     job = Job("labelling", task, pairs, split.val, folder, OPTIONS)
-    loader, predictor = open_work(config, device, job)
+    loader, predictor, _ = open_work(config, device, job)
     coverage = Coverage(task.num_classes)
     for index in loader.batch_sampler.skipped:
         labels, (mask1, _) = loader.dataset.labels(index), job.read_masks(index)

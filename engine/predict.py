@@ -23,7 +23,14 @@ from datasets.task import Task
 from engine.config import LabelConfig, TestConfig
 from engine.ensemble import bands_to_read, choose_ensemble, describe_all, warn_of_leakage
 from engine.predictor import Predictor
-from engine.runtime import build_predictor, choose_precision, compile_if_asked, set_backend_options
+from engine.runtime import (
+    build_predictor,
+    choose_precision,
+    compile_if_asked,
+    conditions,
+    describe,
+    set_backend_options,
+)
 from utils import dist
 from utils.dist import broadcast, gather, is_main, print0
 from utils.errors import UserError
@@ -55,11 +62,12 @@ class Job:
 
 def open_work(
     config: LabelConfig | TestConfig, device: torch.device, job: Job
-) -> tuple[DataLoader, Predictor]:
+) -> tuple[DataLoader, Predictor, dict[str, Any]]:
     """Open the ensemble and the folder of its masks; every process must call it.
 
     The loader has this process's batches of the pairs that are not finished, and as
-    ``batch_sampler.skipped`` its share of those that are.
+    ``batch_sampler.skipped`` its share of those that are. The third value tells what the masks are
+    made with, as plain values.
     """
     set_backend_options()
     task, pairs = job.task, job.pairs
@@ -89,8 +97,11 @@ def open_work(
     if skipped:
         print0(f"{skipped} pairs were finished already (--overwrite makes them again)")
     predictor = build_predictor(checkpoints, device, precision, config.tta)
+    work = describe(predictor.models, precision, loader.num_workers)
+    print0(f"{work}; {sum(gather(len(loader)))} × {config.test_batch_size} pairs")
     compile_if_asked(predictor, config.compile, loader)
-    return loader, predictor
+    names = [checkpoint.path.name for checkpoint in checkpoints]
+    return loader, predictor, {"checkpoints": names} | conditions(predictor, precision)
 
 
 def begin_work(

@@ -1,17 +1,17 @@
 """A training run on disk: its name, best and latest checkpoint, options, log, and how to resume it.
 
-OUTDIR/models holds ``<model>_<backbone>_<score>.pth`` and ``…_latest.pth``, OUTDIR/logs/<run> holds
-``options.json``, ``metrics.csv`` and TensorBoard's files.
+OUTDIR/models holds ``<model>_<backbone>_<score>.pth``, or ``<name>_<score>.pth``, and
+``…_latest.pth``; OUTDIR/logs/<run> holds ``options.json``, ``metrics.csv`` and TensorBoard's files.
 """
 
 import csv
 import io
+import re
 import secrets
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -39,18 +39,19 @@ class Run:
 
     def __init__(self, config: TrainConfig, task: Task, split: dict[str, Any]) -> None:
         self.folder = config.outdir / "models"
-        self.prefix = f"{config.model}_{config.backbone}"
+        self.prefix = config.name or f"{config.model}_{config.backbone}"
         self.latest = self.folder / f"{self.prefix}_latest.pth"
         self.options = config.fixed_options()
         self.identity = {
             "classes": task.classes.to_dict(),
             "split": split,
             "labelled_dates": task.labelled_dates,
+            "name": config.name,
         }
-        if is_main():
-            # Not "_*": hrnet_w18 would take what a run of hrnet_w18_small is writing just now.
-            for name in ("latest", "[-0-9]*"):
-                remove_leftovers(self.folder, 0, f"{self.prefix}_{name}.pth")
+        if is_main() and not config.dry_run:
+            # Not "_.*": hrnet_w18 would take what a run of hrnet_w18_small is writing just now.
+            names = rf"{re.escape(self.prefix)}_(latest|-?[0-9]+\.[0-9]{{2}}(-[0-9]+)?)\.pth"
+            remove_leftovers(self.folder, 0, names)
         self.saved = self._find_saved(config.resume)
         own_name = f"{self.prefix}_{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
         self.name = self.saved.info["run"] if self.saved else broadcast(own_name)
@@ -90,8 +91,7 @@ class Run:
     def start_log(self, config: TrainConfig) -> None:
         """Write down the options, and open TensorBoard's file where it is wanted."""
         if is_main():
-            values = asdict(config) | {"data_root": config.data_root.resolve()}
-            write_json(self._log_folder / "options.json", values)
+            write_json(self._log_folder / "options.json", config.to_dict())
             if config.tensorboard:
                 _silence_writer_thread()
                 with _named_errors(self._log_folder):
@@ -107,7 +107,9 @@ class Run:
         if not is_main():
             return
         text = io.StringIO()
-        writer = csv.DictWriter(text, fieldnames=list(rows[-1]), extrasaction="ignore")
+        # An epoch that was not validated has no scores: its cells stay empty.
+        names = list(max(rows, key=len))
+        writer = csv.DictWriter(text, fieldnames=names, extrasaction="ignore")
         writer.writeheader()
         writer.writerows(rows)
         write_text(self._log_folder / "metrics.csv", text.getvalue())

@@ -115,11 +115,14 @@ OF_RUN = {
     "split": (ABSENT, {"protocol": str, "train": [str], "val": [str]}),
     "labelled_dates": (ABSENT, {str: [int]}),
     "run": (ABSENT, _is_file_name),
+    "name": (ABSENT, None, _is_file_name),
     "epoch": (ABSENT, _is_count),
     "metrics": (ABSENT, _are_scores),
+    "scored_with": (ABSENT, {str: (int, str)}),
 }
+LATER = ("labelled_dates", "name", "scored_with")  # which checkpoints did not always have
 TO_RESUME = {
-    **{key: form[1] for key, form in OF_RUN.items() if key != "labelled_dates"},
+    **{key: form[1] for key, form in OF_RUN.items() if key not in LATER},
     "training": {
         "optimizer": {"state": dict, "param_groups": [dict]},
         **{"scheduler": dict, "scaler": dict},
@@ -128,6 +131,7 @@ TO_RESUME = {
         "best": (None, _are_scores),
         "rows": [{"epoch": int}],
         "rng": [{"cpu": torch.Tensor}],
+        "threads": (ABSENT, _is_count),
     },
     "options": {str: (None, bool, int, float, str, [(int, float, str)])},
     "best_file": (None, _is_file_name),

@@ -12,8 +12,6 @@ from typing import Any
 
 from utils.errors import UserError
 
-# What `tempfile.mkstemp` makes of the prefix and suffix that `atomic_path` gives it.
-_TEMPORARY_NAME = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp")
 # The mask can only be read by setting it, which threads that write files must not do at once.
 _UMASK_LOCK = threading.Lock()
 
@@ -56,14 +54,15 @@ def atomic_path(path: Path, durable: bool = False) -> Iterator[Path]:
             temporary.unlink()
 
 
-def remove_leftovers(folder: Path, age_s: float, names: str = "*") -> None:
+def remove_leftovers(folder: Path, age_s: float, names: str = ".+") -> None:
     """Remove temporary files of `atomic_path` that a killed program has left in a folder, if any.
 
-    ``names`` is a pattern of what was to be written. Files younger than ``age_s`` seconds another
-    program may be writing just now.
+    ``names`` is a regular expression of what was to be written. Files younger than ``age_s``
+    seconds another program may be writing just now.
     """
-    found = folder.glob(f".{names}.*.tmp")
-    leftovers = [path for path in found if _TEMPORARY_NAME.fullmatch(path.name)]
+    # What `tempfile.mkstemp` makes of the prefix and suffix that `atomic_path` gives it.
+    temporary = re.compile(rf"\.{names}\.[a-z0-9_]{{8}}\.tmp")
+    leftovers = [path for path in folder.glob(".*.tmp") if temporary.fullmatch(path.name)]
     if not leftovers:
         return
     with suppress(OSError):  # a folder to read only
