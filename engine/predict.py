@@ -98,7 +98,7 @@ def open_work(
         print0(f"{skipped} pairs were finished already (--overwrite makes them again)")
     predictor = build_predictor(checkpoints, device, precision, config.tta)
     work = describe(predictor.models, precision, loader.num_workers)
-    print0(f"{work}; {sum(gather(len(loader)))} × {config.test_batch_size} pairs")
+    print0(f"{work}; {sum(gather(len(loader)))} batches of {config.test_batch_size} pairs")
     compile_if_asked(predictor, config.compile, loader)
     names = [checkpoint.path.name for checkpoint in checkpoints]
     return loader, predictor, {"checkpoints": names} | conditions(predictor, precision)

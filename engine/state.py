@@ -135,38 +135,30 @@ class TrainState:
 
     def _check_memory(self, config: TrainConfig, data: TrainingData) -> None:
         """Say how much memory the run will take, and warn where that is more than is free."""
-        loader, gpu = data.train_loader, self.device.type == "cuda"
-        area = math.prod(image_size(loader.dataset.pairs[0].image1))
-        if config.crop_size:
-            area = config.crop_size**2
-        training = self.footprint.training(loader.batch_size * area)
-        # On a GPU a pass is as large as memory allows.
-        largest = max(map(math.prod, data.val_loader.batch_sampler.sizes))
-        at_once = max(largest, min(CPU_PIXELS_PER_PASS, largest * config.val_batch_size))
-        validation = 0 if gpu else self.footprint.prediction(at_once)
-        if gpu:
+        loader, (fixed, per_pixel, per_predicted_pixel) = data.train_loader, self.footprint
+        side, pairs = config.crop_size, loader.batch_size
+        area = side**2 if side else math.prod(image_size(loader.dataset.pairs[0].image1))
+        training, validation = fixed + per_pixel * pairs * area, 0.0
+        if self.device.type == "cuda":  # where passes of validation are as large as memory allows
             free, _ = torch.cuda.mem_get_info(self.device)
         else:
-            free = (available_memory() or 0) / processes_here()
-        need = max(training, validation)
-        found = f"about {need / 1e9:.1f} GB of memory{' each' if dist.size() > 1 else ''}"
-        if not free or need <= free:
-            print0(f"{found}, {free / 1e9:.1f} GB free" if free else found)
+            free = (available_memory() or math.inf) / processes_here()
+            largest = max(map(math.prod, data.val_loader.batch_sampler.sizes))
+            at_once = max(largest, min(CPU_PIXELS_PER_PASS, largest * config.val_batch_size))
+            validation = fixed + per_predicted_pixel * at_once
+        need = f"about {max(training, validation) / 1e9:.1f} GB of memory"
+        need += f"{' each' if dist.size() > 1 else ''}, {free / 1e9:.1f} GB free"
+        if max(training, validation) <= free:
+            print0(need)
             return
+        remedies = "smaller validation images"
         if training > free:
-            pixels = (free - self.footprint.fixed) / self.footprint.per_pixel
-            remedies = self._remedies(config, pixels, loader.batch_size, area)
-        else:
-            remedies = "smaller validation images"
-        print0(f"warning: {found}, but {free / 1e9:.1f} GB are free; it would fit with {remedies}")
+            remedies = self._remedies(config, pairs, area, (free - fixed) / per_pixel)
+        print0(f"warning: {need}; it would fit with {remedies}")
 
-    def _remedies(self, config: TrainConfig, pixels: float, pairs: int, area: int) -> str:
-        """Return the options that make a pass of ``pairs``, each of an ``area``, fit in memory.
-
-        ``pixels`` are what fits as it is.
-        """
+    def _remedies(self, config: TrainConfig, pairs: int, area: int, pixels: float) -> str:
+        """Return the options that make a pass of ``pairs`` fit where so many ``pixels`` do."""
         found, fitting = [], pixels / area
-        least = 2 if config.model == "pspnet" else 1
         if not config.compile and not config.checkpoint_activations:
             with suppress(OptionError):  # unknown for this backbone
                 twin = copy.deepcopy(self.model)
@@ -174,15 +166,14 @@ class TrainState:
                 less = measure_footprint(twin, self.criterion, self.precision.autocast)
                 if pairs * less.per_pixel <= fitting * self.footprint.per_pixel:
                     found.append("--checkpoint-activations")
-        parts = [n for n in range(2, pairs // least + 1) if pairs % n == 0 and pairs / n <= fitting]
-        if parts:
-            found.append(f"--accumulate {config.accumulate * parts[0]}")
+        least = 2 if config.model == "pspnet" else 1
         if fitting >= least:
+            parts = [n for n in range(2, pairs // least + 1) if pairs % n == 0]
+            fewest = [n for n in parts if pairs / n <= fitting][:1]
+            found += [f"--accumulate {config.accumulate * n}" for n in fewest]
             found.append(f"--batch-size {config.batch_size // pairs * int(fitting)}")
-        side = int(max(0, pixels / pairs) ** 0.5) // SIZE_MULTIPLE * SIZE_MULTIPLE
-        if side:
-            found.append(f"--crop-size {side}")
-        return " or ".join(found) or "a smaller backbone"
+        side = int(max(0.0, pixels / pairs) ** 0.5) // SIZE_MULTIPLE * SIZE_MULTIPLE
+        return " or ".join(found + [f"--crop-size {side}"] * (side > 0)) or "a smaller backbone"
 
     def begin_epoch(self) -> tuple[int, int]:
         """Go to the next epoch, or stay in a begun one; return it and its batches that are done."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from datasets.loaders import set_epoch
 from engine.config import TrainConfig
@@ -33,7 +34,7 @@ from utils import dist
 from utils.dist import any_rank, gather, print0
 from utils.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, CheckpointError, InterruptionError
 from utils.signals import StopRequest
-from utils.text import duration, progress
+from utils.text import progress
 
 TARGETS = ("label1", "label2", "change_mask")
 
@@ -112,7 +113,7 @@ def train(
                 picture = panel(state.predictor(config.tta), data.val_loader.dataset, data.task)
                 run.log_image(picture, state.epoch)
             left_s = (now - run_started) / (state.epoch - first + 1) * (config.epochs - state.epoch)
-            left = f", {duration(left_s)} left" if left_s else ""
+            left = f", {tqdm.format_interval(left_s)} left" if left_s else ""
             shown = f"  {summary(scores)}" if scores else ""
             print0(f"epoch {place}  loss {losses['total']:.4f}{shown}  ({total_s:.1f} s{left})")
             if any_rank(stop.signal is not None) and state.epoch < config.epochs:

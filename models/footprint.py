@@ -2,8 +2,7 @@
 
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -15,25 +14,16 @@ from models.change_detector import ChangeDetector
 SIDE, PAIRS = 64, (2, 4)  # of the tiny passes: images large enough for every backbone
 TRAINING_BYTES = 12  # per parameter: its gradient and Adam's two moments in float32
 # What a pass takes beside its tensors: workspaces, and on CPUs copies in the layout of oneDNN.
-# Measured on CPUs, 1.5 to 2.1 (`docs/performance.md`); a guess for GPUs.
+# Measured on a CPU (`docs/performance.md`); a guess for GPUs.
 OVERHEAD = {"cpu": 1.75, "cuda": 1.2}
 
 
-@dataclass(frozen=True)
-class Footprint:
+class Footprint(NamedTuple):
     """Bytes beside the weights: of the parameters, and per pixel of the pairs in work at once."""
 
     fixed: float
     per_pixel: float
     per_predicted_pixel: float
-
-    def training(self, pixels: float) -> float:
-        """Return the peak of a training step of so many pixels, pairs × height × width."""
-        return self.fixed + self.per_pixel * pixels
-
-    def prediction(self, pixels: float) -> float:
-        """Return the peak of a pass without gradients, between two training steps."""
-        return self.fixed + self.per_predicted_pixel * pixels
 
 
 def measure_footprint(
@@ -46,24 +36,23 @@ def measure_footprint(
     device = next(model.parameters()).device
     kept = [buffer.clone() for buffer in model.buffers()]
 
-    def most(pairs: int, train: bool) -> int:
+    def peak(pairs: int, train: bool) -> int:
         shape = (pairs, model.config.in_channels, SIDE, SIDE)
         images = [torch.zeros(shape, dtype=torch.uint8, device=device)] * 2
         labels = [torch.zeros(pairs, SIDE, SIDE, dtype=torch.uint8, device=device)] * 3
-        model.train(train)
         with torch.set_grad_enabled(train), _LiveBytes() as live:
             with autocast():
-                output = model(*images)
+                output = model.train(train)(*images)
             criterion(output, *labels)
         return live.peak
 
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        bytes_of = {train: [most(pairs, train) for pairs in PAIRS] for train in (True, False)}
+        few, many = ([peak(pairs, train) for train in (True, False)] for pairs in PAIRS)
     for buffer, value in zip(model.buffers(), kept, strict=True):
         buffer.copy_(value)
-    pixels = SIDE**2 * (PAIRS[1] - PAIRS[0]) / OVERHEAD.get(device.type, 1.0)
+    factor = OVERHEAD.get(device.type, 1.0) / (SIDE**2 * (PAIRS[1] - PAIRS[0]))
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    slopes = [(more - less) / pixels for less, more in bytes_of.values()]
+    slopes = [(more - less) * factor for less, more in zip(few, many, strict=True)]
     return Footprint(TRAINING_BYTES * parameters, *slopes)
 
 
@@ -72,27 +61,21 @@ class _LiveBytes(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.peak, self._live = 0, 0
-        self._storages: dict[int, weakref.ref] = {}
+        self.peak = self._live = 0
+        self._known = weakref.WeakSet()
 
     def __torch_dispatch__(
         self, func: Callable, types: object, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
-            if isinstance(leaf, torch.Tensor):
-                self._note(leaf.untyped_storage())
-        self.peak = max(self.peak, self._live)
+            if isinstance(leaf, torch.Tensor) and leaf.untyped_storage() not in self._known:
+                storage = leaf.untyped_storage()
+                self._known.add(storage)
+                self._grow(storage.nbytes())
+                weakref.finalize(storage, self._grow, -storage.nbytes())
         return result
 
-    def _note(self, storage: torch.UntypedStorage) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        if key in self._storages:
-            return
-
-        def free(_: object) -> None:
-            del self._storages[key]
-            self._live -= size
-
-        self._storages[key] = weakref.ref(storage, free)
+    def _grow(self, size: int) -> None:
         self._live += size
+        self.peak = max(self.peak, self._live)

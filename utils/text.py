@@ -10,6 +10,7 @@ from tqdm import tqdm
 from utils.dist import is_main
 
 FIRST_LINE_S, LONGEST_SILENCE_S = 30.0, 300.0
+LINE = "{n_fmt} of {total_fmt}, {rate_fmt}, {remaining} left"
 
 
 def progress(
@@ -39,19 +40,9 @@ def _lines(
         passed_s = time.monotonic() - started
         if done and passed_s >= due_s:
             due_s = passed_s + min(passed_s, LONGEST_SILENCE_S)
-            rate = done / passed_s
-            speed = f"{rate:.2f} {unit}/s" if rate > 1 else f"{1 / rate:.1f} s/{unit}"
-            of, left = "", ""
-            if total:
-                of, left = f" of {total}", f", {duration((total - done) / rate)} left"
-            print(f"{description}: {done}{of}, {speed}{left}", file=sys.stderr, flush=True)
+            line = tqdm.format_meter(done, total, passed_s, unit=unit, bar_format=LINE)
+            print(f"{description}: {line}", file=sys.stderr, flush=True)
         yield item
-
-
-def duration(seconds: float) -> str:
-    """Return a span of time as people write it: 0:07, 12:30, 3:05:00."""
-    text = tqdm.format_interval(seconds)
-    return text.removeprefix("0") if len(text) == 5 else text
 
 
 def number_of(number: int, things: str) -> str:
