@@ -199,7 +199,8 @@ def _leave_signals_to_main(_worker: int) -> None:
 
 def _check_training_sizes(dataset: ChangeDetectionDataset) -> None:
     crop = dataset.transform.crop_size if dataset.transform else None
-    sizes = {pair.image1: common_size(pair.image1, pair.image2) for pair in dataset.pairs}
+    pairs = dict.fromkeys((pair.image1, pair.image2) for pair in dataset.pairs)
+    sizes = {paths[0]: common_size(*paths) for paths in pairs}
     first, expected = next(iter(sizes.items()))
     for path, size in sizes.items():
         if crop and min(size) < crop:

@@ -101,7 +101,8 @@ def _open_train_loader(
     if config.use_pseudo_label:
         masks = _find_pseudo_masks(config, data.task)
         data.mask_set = broadcast(is_main() and _require_finished(masks, pairs))
-    batch_size = _pairs_per_pass(config, len(pairs))
+    visits = pairs * config.crops_per_image  # each has draws of its own
+    batch_size = _pairs_per_pass(config, len(visits))
     synchronized = device.type == "cuda"  # batch norm sees the pairs of all processes
     if config.model == "pspnet" and batch_size * (dist.size() if synchronized else 1) == 1:
         raise OptionError(
@@ -111,7 +112,7 @@ def _open_train_loader(
     reader = make_reader(config.cache, config.outdir, pairs, data.task, masks, data.bands)
     transform = TrainTransform(config.crop_size, is_rgb=data.bands == RGB)
     return training_loader(
-        ChangeDetectionDataset(pairs, data.task, transform, masks, config.seed, reader),
+        ChangeDetectionDataset(visits, data.task, transform, masks, config.seed, reader),
         batch_size,
         config.reader_workers(device.type),
         config.seed,

@@ -27,7 +27,7 @@ def label(config: LabelConfig, device: torch.device) -> "Coverage":
     folder = config.outdir / "masks" / "train"
     job = Job("labelling", task, pairs, split.val, folder, OPTIONS, by_students=False)
     coverage = Coverage(task.num_classes)
-    with open_work(config, device, job) as (loader, predictor, writer):
+    with open_work(config, device, job) as (loader, predictor, writer, _):
         for index in loader.batch_sampler.skipped:
             labels, (mask1, _) = loader.dataset.labels(index), job.read_masks(index)
             coverage.update(labels["label1"], labels["label2"], mask1)

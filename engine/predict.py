@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,7 +23,14 @@ from datasets.task import Task
 from engine.config import LabelConfig, TestConfig
 from engine.ensemble import bands_to_read, choose_ensemble, describe_all, warn_of_leakage
 from engine.predictor import Predictor
-from engine.runtime import build_predictor, choose_precision, compile_if_asked, set_backend_options
+from engine.runtime import (
+    build_predictor,
+    choose_precision,
+    compile_if_asked,
+    conditions,
+    describe,
+    set_backend_options,
+)
 from utils import dist
 from utils.dist import broadcast, gather, is_main, print0, sole_writer
 from utils.files import LOCK, file_state, read_text, remove_leftovers, write_json
@@ -53,10 +60,17 @@ class Job:
         return [torch.from_numpy(read_label(path, classes)) for path in paths]
 
 
+class Work(NamedTuple):
+    """An ensemble at work; ``made_with`` tells in plain values what its masks are made with."""
+
+    loader: DataLoader
+    predictor: Predictor
+    writer: "MaskWriter"
+    made_with: dict[str, Any]
+
+
 @contextmanager
-def open_work(
-    config: LabelConfig | TestConfig, device: torch.device, job: Job
-) -> Iterator[tuple[DataLoader, Predictor, "MaskWriter"]]:
+def open_work(config: LabelConfig | TestConfig, device: torch.device, job: Job) -> Iterator["Work"]:
     """Open the ensemble and the folder of its masks; every process must call it.
 
     The loader has this process's batches of the pairs that are not finished, and as
@@ -91,8 +105,12 @@ def open_work(
         if skipped:
             print0(f"{skipped} pairs were finished already (--overwrite makes them again)")
         predictor = build_predictor(checkpoints, device, precision, config.tta)
+        work = describe(predictor.models, precision, loader.num_workers)
+        print0(f"{work}; {sum(gather(len(loader)))} batches of {config.test_batch_size} pairs")
         compile_if_asked(predictor, config.compile, loader)
-        yield loader, predictor, writer
+        names = [checkpoint.path.name for checkpoint in checkpoints]
+        made_with = {"checkpoints": names} | conditions(predictor, precision)
+        yield Work(loader, predictor, writer, made_with)
 
 
 @contextmanager

@@ -1,15 +1,15 @@
 """A training run on disk: its name, best and latest checkpoint, options, log, and how to resume it.
 
-OUTDIR/models holds ``<model>_<backbone>_<score>.pth`` and ``…_latest.pth``, OUTDIR/logs/<run> holds
-``options.json``, ``metrics.csv`` and TensorBoard's files.
+OUTDIR/models holds ``<model>_<backbone>_<score>.pth``, or ``<name>_<score>.pth``, and
+``…_latest.pth``; OUTDIR/logs/<run> holds ``options.json``, ``metrics.csv`` and TensorBoard's files.
 """
 
+import re
 import secrets
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +54,12 @@ class Run:
             "labelled_dates": task.labelled_dates,
             "mask_set": masks[1],
             "pseudo_labels": config.use_pseudo_label,
+            "name": config.name,
         }
-        if is_main():
-            # Not "_*": hrnet_w18 would take what a run of hrnet_w18_small is writing just now.
-            for name in ("latest", "[-0-9]*"):
-                remove_leftovers(self.folder, names=f"{self.prefix}_{name}.pth")
+        if is_main() and not config.dry_run:
+            # Not "_.*": hrnet_w18 would take what a run of hrnet_w18_small is writing just now.
+            names = rf"{re.escape(self.prefix)}_(latest|-?[0-9]+\.[0-9]{{2}}(-[0-9]+)?)\.pth"
+            remove_leftovers(self.folder, names=names)
         self.saved = self._find_saved(config.resume)
         own_name = f"{self.prefix}_{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
         self.name = self.saved.info["run"] if self.saved else broadcast(own_name)
@@ -99,9 +100,8 @@ class Run:
     def start_log(self, config: TrainConfig) -> None:
         """Write down the options, and open TensorBoard's file where it is wanted."""
         if is_main():
-            values = asdict(config) | {"data_root": config.data_root.resolve()}
-            values |= {"mask_set": self.masks[1]} if self.masks[0] else {}
-            write_json(self._log_folder / "options.json", values)
+            pinned = {"mask_set": self.masks[1]} if self.masks[0] else {}
+            write_json(self._log_folder / "options.json", config.to_dict() | pinned)
             if config.tensorboard:
                 _silence_writer_thread()
                 with _named_errors(self._log_folder):
@@ -116,6 +116,7 @@ class Run:
         """Write the rows of all epochs so far; ``epoch`` is a number, the rest are scalars."""
         if not is_main():
             return
+        # An epoch that was not validated has no scores: its cells stay empty.
         write_csv(self._log_folder / "metrics.csv", rows)
         if self.tensorboard:
             with _named_errors(self._log_folder):
@@ -177,7 +178,7 @@ class Run:
 
 def run_prefix(config: TrainConfig) -> str:
     """Return what the names of a run's files begin with; runs that share it replace each other."""
-    return f"{config.model}_{config.backbone}"
+    return config.name or f"{config.model}_{config.backbone}"
 
 
 def check_resumable(

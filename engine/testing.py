@@ -7,9 +7,10 @@ import torch
 from datasets.pairs import differing_labels, index_pairs, split_pairs
 from datasets.task import load_task
 from engine.config import TestConfig
-from engine.metrics import AnyMetrics, LabelCounts, details
+from engine.metrics import AnyMetrics, LabelCounts, details, named_ious
 from engine.predict import Job, open_work
 from engine.predictor import evaluate, within_time_limit
+from engine.runtime import in_words
 from utils.dist import gather, is_main, print0, start_time
 from utils.files import write_json
 from utils.text import progress
@@ -23,7 +24,7 @@ def test(config: TestConfig, device: torch.device) -> AnyMetrics | None:
     deadline = started + config.time_limit if config.time_limit else None
     job = _find_pairs(config)
     task, folder = job.task, job.folder
-    with open_work(config, device, job) as (loader, predictor, writer):
+    with open_work(config, device, job) as (loader, predictor, writer, made_with):
         counts = LabelCounts(task.num_classes, predictor.device)
         for index in loader.batch_sampler.skipped:
             counts.update(job.read_masks(index), loader.dataset.labels(index))
@@ -33,11 +34,13 @@ def test(config: TestConfig, device: torch.device) -> AnyMetrics | None:
             batches = within_time_limit(batches, predictor, own_pairs, deadline)
         metrics = evaluate(predictor, batches, task, writer.write, counts)
         predicted = sum(gather(own_pairs))
+        made_with |= {"views": len(predictor.views), "pairs": len(job.unseen)}
         if metrics and is_main():
-            write_json(folder / "metrics.json", metrics.to_dict())
+            ious = {"iou": named_ious(metrics, task.classes.names)}
+            write_json(folder / "metrics.json", metrics.to_dict() | ious | made_with)
     ended = time.time()
     if metrics:
-        print0(details(metrics, task.classes.names))
+        print0(f"{details(metrics, task.classes.names)}\nscored with {in_words(made_with)}")
     seconds = ended - started
     print0(f"masks: {folder}  ({seconds:.1f} s, {predicted / seconds:.1f} pairs/s)")
     if deadline and ended > deadline:

@@ -20,8 +20,6 @@ from filelock import FileLock, Timeout
 
 from utils.errors import UserError
 
-# What `tempfile.mkstemp` makes of the prefix and suffix that `atomic_path` gives it.
-_TEMPORARY_NAME = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp")
 # With which a formula begins, or what some programs make one of (OWASP, "CSV Injection").
 FORMULA = tuple("=+-@\t\r\n＝＋－＠")
 # The mask can only be read by setting it, which threads that write files must not do at once.
@@ -132,14 +130,15 @@ def _read_owner(lock: Path) -> str:
     return "another program"
 
 
-def remove_leftovers(folder: Path, age_s: float = 0, names: str = "*") -> None:
+def remove_leftovers(folder: Path, age_s: float = 0, names: str = ".+") -> None:
     """Remove temporary files of `atomic_path` that a killed program has left in a folder, if any.
 
-    ``names`` is a pattern of what was to be written. Files younger than ``age_s`` seconds another
+    ``names`` is a regular expression of what was to be written. Files younger than ``age_s`` seconds another
     program may be writing just now, where no lock keeps it away.
     """
-    found = folder.glob(f".{names}.*.tmp")
-    leftovers = [path for path in found if _TEMPORARY_NAME.fullmatch(path.name)]
+    # What `tempfile.mkstemp` makes of the prefix and suffix that `atomic_path` gives it.
+    temporary = re.compile(rf"\.{names}\.[a-z0-9_]{{8}}\.tmp")
+    leftovers = [path for path in folder.glob(".*.tmp") if temporary.fullmatch(path.name)]
     if not leftovers:
         return
     with suppress(OSError):  # a folder to read only
@@ -176,11 +175,11 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows as CSV, atomically, in the columns of the last; a value that one lacks is empty.
+    """Write rows as CSV, atomically, in the columns of the longest; what others lack is empty.
 
     Text that a spreadsheet would run as a formula gets an apostrophe.
     """
-    names, text = list(rows[-1]), io.StringIO()
+    names, text = list(max(rows, key=len)), io.StringIO()
     table = (names, *([row.get(name, "") for name in names] for row in rows))
     csv.writer(text).writerows(map(_safe_cell, row) for row in table)
     write_text(path, text.getvalue())

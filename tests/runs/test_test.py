@@ -16,7 +16,9 @@ from tests.helpers.runs import (
     options,
     read_masks,
     score_of,
+    train_options,
 )
+from utils.tensor_files import read_checkpoint
 
 
 @pytest.mark.parametrize("tta", [(), ("--tta",)])
@@ -30,14 +32,28 @@ def test_prediction_without_labels(tta, ensemble_outdir, unlabelled_val_root, ca
     assert "mIoU" not in printed
 
 
-def test_prediction_with_labels_scores_as_in_training(fcn_run, sample_root, tmp_path):
-    metrics = predict.main(options(sample_root, tmp_path, "--checkpoints", fcn_run.best))
-    # Folded batch norm rounds otherwise; a pixel on a border may fall to the other side.
-    assert_metrics(metrics, fcn_run.metrics, tolerance=1e-3)
+@pytest.mark.parametrize("amp", ["off", "bf16"])
+def test_one_checkpoint_has_one_score(amp, sample_root, tmp_path, capsys):
+    """In training, evaluated alone and by test.py, whatever the batches: digit for digit."""
+    model = ("--model", "pspnet", "--backbone", "mobilenetv3_small_050", "--amp", amp)
+    trained = train.main(train_options(sample_root, tmp_path, *model, "--lr", 1e-3))
+    [path] = best_files(tmp_path)
+    saved = read_checkpoint(path)
+    assert saved["metrics"] == trained.to_dict()
+    said = f"{'float32' if amp == 'off' else amp}, 1 view, 1 thread, cpu"
+    assert capsys.readouterr().out.count(said) == 1
+    for size in (1, 16):
+        again = (*model, "--load-from", path, "--val-batch-size", size)
+        assert train.main(train_options(sample_root, tmp_path, *again)) == trained
+        more = ("--checkpoints", path, "--amp", amp, "--test-batch-size", size, "--overwrite")
+        assert predict.main(options(sample_root, tmp_path, *more)) == trained
+        assert capsys.readouterr().out.count(said) == 2
     folder = tmp_path / "masks" / "test"
-    assert_metrics(score_of(folder, sample_root / "val"), metrics)
+    assert_metrics(score_of(folder, sample_root / "val"), trained)
     found = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    assert found["score"] == metrics.score
+    assert found["score"] == trained.score and found["iou"]["tree"] == trained.class_iou[4]
+    assert found["checkpoints"] == [path.name] and found["pairs"] == 4
+    assert {key: found[key] for key in saved["scored_with"]} == saved["scored_with"]
 
 
 def test_prediction_of_the_validation_pairs(fcn_run, sample_root, tmp_path):

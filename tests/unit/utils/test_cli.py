@@ -1,9 +1,12 @@
 """Options of the scripts, and the way errors are shown."""
 
 import io
+import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +14,7 @@ import torch
 import label
 import test as predict
 import train
-from engine.config import REPO
+from engine.config import REPO, LabelConfig, TrainConfig
 from utils import cli
 from utils.errors import DataError, OptionError, UserError, one_line
 
@@ -62,6 +65,10 @@ finally:
         (train, ["--crop-size", "1.5"]),
         (train, ["--seed", str(2**70)]),
         (train, ["--light"]),
+        (train, ["--threads", "0"]),
+        (train, ["--crops-per-image", "2"]),
+        (train, ["--name", "../a"]),
+        (train, ["--name", "a_latest"]),
         (train, ["--compile", "--checkpoint-activations"]),
         (train, ["--pseudo-label-root", "masks"]),
         (label, ["--vote", "loud"]),
@@ -197,3 +204,55 @@ cli.run(main)
     argv = ["sh", "-c", command, sys.executable, code, str(out), str(status)]
     subprocess.run(argv, check=False, cwd=REPO, timeout=60)
     assert (out.read_text(), status.read_text()) == ("True", "2\n")
+
+
+# --- --config -------------------------------------------------------------------------------
+
+
+def write_json(path, text):
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def test_options_come_from_a_file_and_the_command_line_wins(tmp_path):
+    given = {
+        "model": "fcn", "epochs": 3, "lr": 0.5, "bands": (4,), "class_weights": (2.0,),
+        "tta": True, "tensorboard": False, "crop_size": 64, "val_list": tmp_path / "a.txt",
+    }  # fmt: skip
+    wanted = TrainConfig(**given)
+    once = {"resume": "auto", "load_from": "a.pth", "debug": True, "dry_run": True}
+    path = write_json(tmp_path / "a.json", json.dumps(wanted.to_dict() | once))
+    assert cli.parse(TrainConfig, ["--config", path]) == replace(wanted, config=Path(path))
+    argv = ["--epochs", "5", "--config", path, "--no-tta", "--bands", "2"]
+    found = cli.parse(TrainConfig, argv)
+    assert (found.epochs, found.tta, found.bands, found.lr) == (5, False, (1, 2), 0.5)
+    text = '{"checkpoints": ["a.pth", "b.pth"], "tta": false}'
+    found = cli.parse(LabelConfig, ["--config", write_json(tmp_path / "b.json", text)])
+    assert [str(p) for p in found.checkpoints] == ["a.pth", "b.pth"] and found.tta is False
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"epoch": 3}', "unknown option --epoch; did you mean --epochs?"),
+        ('{"epoch": null}', "unknown option --epoch; did you mean --epochs?"),
+        ('{"epochs": "ten"}', "argument --epochs: 'ten' is not a whole number"),
+        ('{"epochs": [1, 2]}', "[1, 2] is no value of --epochs"),
+        ('{"epochs": true}', "true is no value of --epochs"),
+        ('{"tta": "yes"}', '"yes" is no value of --tta'),
+        ('{"bands": 3.5}', "3.5 is no value of --bands"),
+        ('{"model": {"a": 1}}', "is no value of --model"),
+        ('{"model": "unet"}', "argument --model: invalid choice: 'unet'"),
+        ("[1]", "not options"),
+        ('{"epochs": ', "cannot be read as JSON"),
+        (None, "cannot be read as JSON (No such file or directory)"),
+    ],
+)
+def test_mistakes_in_a_file_of_options_are_one_line(text, said, tmp_path, capsys):
+    path = tmp_path / "a.json"
+    if text is not None:
+        write_json(path, text)
+    with pytest.raises(SystemExit):
+        cli.parse(TrainConfig, ["--config", str(path)])
+    [line] = capsys.readouterr().err.splitlines()
+    assert f"error: {path}: " in line and said in line
