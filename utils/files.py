@@ -133,8 +133,8 @@ def _read_owner(lock: Path) -> str:
 def remove_leftovers(folder: Path, age_s: float = 0, names: str = ".+") -> None:
     """Remove temporary files of `atomic_path` that a killed program has left in a folder, if any.
 
-    ``names`` is a regular expression of what was to be written. Files younger than ``age_s`` seconds another
-    program may be writing just now, where no lock keeps it away.
+    ``names`` is a regular expression of what was to be written. Files younger than ``age_s``
+    seconds another program may be writing just now, where no lock keeps it away.
     """
     # What `tempfile.mkstemp` makes of the prefix and suffix that `atomic_path` gives it.
     temporary = re.compile(rf"\.{names}\.[a-z0-9_]{{8}}\.tmp")
