@@ -134,13 +134,13 @@ def fit_shared_memory(*loaders: DataLoader) -> None:
 def _batch_bytes(loader: DataLoader) -> int:
     """Return the size of a loader's largest batch."""
     dataset, sampler = loader.dataset, loader.batch_sampler
-    image = dataset.reader.image(dataset.pairs[0].image1)
+    image, _ = dataset.reader.image(dataset.pairs[0].image1)
     sizes, pairs = [image.shape[:2]], loader.batch_size
     if isinstance(sampler, SameSizeBatches):
         sizes, pairs = sampler.sizes, max(map(len, sampler.batches), default=0)
     elif dataset.transform and dataset.transform.crop_size:
         sizes = [(dataset.transform.crop_size,) * 2]
-    of_pixel = 2 * image.shape[2] * image.itemsize + 3  # images, two labels, what changed
+    of_pixel = 2 * image.shape[2] * image.itemsize + 4  # images, labels, what changed, gaps
     return pairs * max(height * width for height, width in sizes) * of_pixel
 
 

@@ -175,11 +175,11 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows as CSV, atomically, in the columns of the longest; what others lack is empty.
+    """Write rows as CSV, atomically, in the columns of the longest, the last of equals.
 
-    Text that a spreadsheet would run as a formula gets an apostrophe.
+    Where others have no value the cell is empty. Text that a spreadsheet would run as a formula gets an apostrophe.
     """
-    names, text = list(max(rows, key=len)), io.StringIO()
+    names, text = list(max(reversed(rows), key=len)), io.StringIO()
     table = (names, *([row.get(name, "") for name in names] for row in rows))
     csv.writer(text).writerows(map(_safe_cell, row) for row in table)
     write_text(path, text.getvalue())
