@@ -26,15 +26,13 @@ def choose_ensemble(
         CheckpointError: there is none, one cannot be read, or is of other classes than the data.
     """
     checkpoints = [open_checkpoint(p) for p in paths] if paths else find_best_checkpoints(folder)
-    chosen = [c for c in checkpoints if c.info.get("pseudo_labels", False) == students]
-    if chosen and not paths and len(chosen) < len(checkpoints):
-        left = {checkpoint.path.name for checkpoint in checkpoints}
-        left -= {checkpoint.path.name for checkpoint in chosen}
-        kind = "trained without" if students else "trained with"
-        print0(
-            f"left out, {kind} pseudo labels: {', '.join(sorted(left))}; --checkpoints takes any"
-        )
-        checkpoints = chosen
+    told = [checkpoint.info.get("pseudo_labels", False) for checkpoint in checkpoints]
+    if not paths and students is not None and len(set(told)) == 2:
+        both = list(zip(checkpoints, told, strict=True))
+        left = ", ".join(checkpoint.path.name for checkpoint, kind in both if kind != students)
+        kind = "without" if students else "with"
+        print0(f"left out, trained {kind} pseudo labels: {left}; --checkpoints takes any")
+        checkpoints = [checkpoint for checkpoint, kind in both if kind == students]
     for checkpoint in checkpoints:
         check_classes(checkpoint, task)
     return checkpoints

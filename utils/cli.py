@@ -254,10 +254,7 @@ def _open_missing_streams() -> None:
         try:
             os.fstat(number)
         except OSError:
-            null = os.open(os.devnull, os.O_RDWR)
-            os.dup2(null, number)  # unlike `null`, children inherit it
-            if null != number:
-                os.close(null)
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # takes the lowest number
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w" if number else "r"))  # noqa: SIM115
 
