@@ -2,15 +2,15 @@
 
 import csv
 import json
+import shutil
 
 import pytest
 import torch
 
 import label
 import train
-from engine.state import TrainState
 from tests.helpers.faults import CrashError, before_step, crash
-from tests.helpers.runs import assert_same_values, best_files, options, train_options
+from tests.helpers.runs import assert_same_values, best_files, latest_file, options, train_options
 from utils.errors import OptionError
 from utils.tensor_files import read_checkpoint
 
@@ -31,17 +31,13 @@ def test_some_epochs_are_validated_and_a_resume_agrees(sample_root, tmp_path, ca
     assert "3 × 6 steps of 4 pairs" in printed and "IoU: unchanged " in printed
     assert [bool(row["score"]) for row in rows(tmp_path / "whole")] == [False, True, True]
     assert all(float(row["loss_total"]) for row in rows(tmp_path / "whole"))
-    for step in (4, 5):  # in an epoch without validation, and in the one after it
-        outdir = f"half{step}"
-        with pytest.MonkeyPatch.context() as patch, pytest.raises(CrashError):
-            before_step(patch, step + 3, crash)
-            train.main(argv(outdir, "--checkpoint-every", 1))
-        train.main(argv(outdir, "--resume"))
-        states = [
-            read_checkpoint(tmp_path / each / "models/a_latest.pth") for each in (outdir, "whole")
-        ]
-        assert states[0].pop("run")[:2] == states[1].pop("run")[:2] == "a_"
-        assert_same_values(*states)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(CrashError):
+        before_step(patch, 7, crash)  # after an epoch that was not validated
+        train.main(argv("half"))
+    train.main(argv("half", "--resume"))
+    half, whole = (read_checkpoint(tmp_path / d / "models/a_latest.pth") for d in ("half", "whole"))
+    assert half.pop("run")[:2] == whole.pop("run")[:2] == "a_"
+    assert_same_values(half, whole)
 
 
 def test_seeds_live_in_one_folder(sample_root, tmp_path, capsys):
@@ -85,39 +81,16 @@ def test_a_run_is_repeated_from_its_options(sample_root, tmp_path, monkeypatch):
 
 
 def test_a_resumed_run_keeps_its_threads(half_outdir, fcn_run, tmp_path, monkeypatch, capsys):
-    state = read_checkpoint(fcn_run.outdir / "models" / f"{fcn_run.best.stem[:-6]}_latest.pth")
-    assert state["training"]["threads"] == 1
+    assert read_checkpoint(latest_file(half_outdir))["training"]["threads"] == 1
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     torch.set_num_threads(2)
     try:
-        (tmp_path / "models").mkdir()
-        latest = next((half_outdir / "models").glob("*_latest.pth"))
-        (tmp_path / "models" / latest.name).write_bytes(latest.read_bytes())
-        train.main(fcn_run.argv(tmp_path, "--resume"))
-        assert "1 thread (as the run to resume had)" in capsys.readouterr().out
-        (tmp_path / "models" / latest.name).write_bytes(latest.read_bytes())
-        train.main(fcn_run.argv(tmp_path, "--resume", "--threads", 2))
-        assert "the run to resume had 1 thread; last digits differ" in capsys.readouterr().out
+        for more, said in (
+            ((), "1 thread (as the run to resume had)"),
+            (("--threads", 2), "the run to resume had 1 thread; last digits differ"),
+        ):
+            outdir = shutil.copytree(half_outdir, tmp_path / str(len(more)))
+            train.main(fcn_run.argv(outdir, "--resume", "--dry-run", *more))
+            assert said in capsys.readouterr().out
     finally:
         torch.set_num_threads(1)
-
-
-def test_the_estimate_of_memory_changes_nothing(fcn_run, sample_root, tmp_path, monkeypatch):
-    """Weights, statistics and random state of the first step are those without an estimate."""
-    seen = {}
-
-    def note(name):
-        def begin(self):
-            seen[name] = {k: v.clone() for k, v in self.model.state_dict().items()}
-            seen[name]["rng"] = torch.get_rng_state()
-            raise CrashError
-
-        return begin
-
-    for name in ("with", "without"):
-        with monkeypatch.context() as patch, pytest.raises(CrashError):
-            patch.setattr(TrainState, "begin_epoch", note(name))
-            if name == "without":
-                patch.setattr("engine.state.measure_footprint", lambda *_: (0.0, 0.0, 0.0))
-            train.main(train_options(sample_root, tmp_path))
-    assert_same_values(seen["with"], seen["without"])
