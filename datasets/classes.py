@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from utils.errors import DataError
+from utils.files import read_text
 
 CLASSES_FILE = "classes.json"
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
@@ -93,7 +94,7 @@ def read_classes(path: Path) -> ClassList:
     """Read a JSON list of ``{"name": "tree", "color": [0, 255, 0]}`` by index; else a DataError."""
     path = Path(path)
     try:
-        entries = json.loads(path.read_text(encoding="utf-8-sig"))
+        entries = json.loads(read_text(path))
         colors = tuple((int(r), int(g), int(b)) for r, g, b in (e["color"] for e in entries))
         return ClassList(tuple(str(entry["name"]) for entry in entries), colors)
     except FileNotFoundError as error:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.errors import DataError, OptionError
+from utils.files import read_text
 
 # Every protocol, and the options that are its own.
 PROTOCOLS = {
@@ -174,7 +175,7 @@ def from_lists(ids: Sequence[str], train_list: Path | None, val_list: Path) -> S
 def read_lines(path: Path) -> list[str]:
     """Return the lines of a text file that are not blank; a DataError if there are none."""
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
+        text = read_text(path)
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read ({error}); expected one name a line") from error
     lines = [line.strip() for line in text.split("\n") if line.strip()]

@@ -156,10 +156,10 @@ def require_regular(path: Path) -> None:
         raise OSError(errno.EINVAL, "no regular file", str(path))
 
 
-def read_text(path: Path, encoding: str = "utf-8-sig") -> str:
-    """Return a small text file; an OSError or a ValueError where it is none."""
-    require_regular(path)
-    return path.read_text(encoding)
+def read_text(path: Path | str) -> str:
+    """Return a small text file (UTF-8); an OSError or a ValueError where it is none."""
+    require_regular(Path(path))
+    return Path(path).read_text(encoding="utf-8-sig")
 
 
 def file_state(path: Path) -> tuple[int, int]:
@@ -177,7 +177,8 @@ def write_text(path: Path, text: str) -> None:
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write rows as CSV, atomically, in the columns of the longest, the last of equals.
 
-    Where others have no value the cell is empty. Text that a spreadsheet would run as a formula gets an apostrophe.
+    Where others have no value the cell is empty. Text that a spreadsheet would run as a formula
+    gets an apostrophe.
     """
     names, text = list(max(reversed(rows), key=len)), io.StringIO()
     table = (names, *([row.get(name, "") for name in names] for row in rows))

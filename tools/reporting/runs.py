@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import io
 import json
 import math
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from datasets.pairs import split_pairs
 from datasets.splits import SplitOptions, parse_k_fold
 from engine.metrics import RANKS, Metrics, titles
 from utils.errors import CheckpointError, DataError, OptionError, UserError
+from utils.files import read_text
 from utils.tensor_files import read_checkpoint
 
 METRICS_FILE, OPTIONS_FILE = "metrics.csv", "options.json"
@@ -125,9 +127,8 @@ def read_run(folder: Path) -> Run:
 def _read_rows(path: Path) -> list[Row]:
     rows: list[Row] = []
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            for line in csv.DictReader(file):
-                rows.append({name: _number(text) for name, text in line.items()})
+        for line in csv.DictReader(io.StringIO(read_text(path))):
+            rows.append({name: _number(text) for name, text in line.items()})
     except (TypeError, ValueError) as error:
         raise DataError(
             f"{path}, line {len(rows) + 2}: {error}; every value must be a number, correct the "
@@ -152,7 +153,7 @@ def _read_options(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8-sig")))
+        return dict(json.loads(read_text(path)))
     except (OSError, ValueError, TypeError) as error:
         raise DataError(f"{path}: {error}; copy the file again or remove it") from error
 

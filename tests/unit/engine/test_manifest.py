@@ -3,19 +3,22 @@
 import json
 import os
 import shutil
+from functools import partial
 
 import pytest
 import torch
 
+import train
 from datasets.classes import SECOND_CLASSES
 from datasets.pairs import index_pairs
 from datasets.task import Task
 from engine.config import TrainConfig
 from engine.predict import MANIFEST, mask_set, open_masks, unfinished
 from engine.run import Run
-from tests.helpers.runs import train_options
+from tests.helpers.runs import PREFIX, train_options
 from utils import cli
-from utils.errors import UserError
+from utils.errors import OptionError, UserError
+from utils.files import exclusive
 
 TASK = Task(SECOND_CLASSES)
 KEY = {"tta": True, "min_confidence": 0.1}
@@ -105,6 +108,30 @@ def test_half_written_masks_of_a_killed_run_go(folder, pairs):
         path.write_bytes(b"half")
     begin(folder, pairs)
     assert [path.exists() for path in (*left, *others)] == [False] * 3 + [True] * 2
+
+
+def test_a_run_keeps_no_state_of_other_masks(folder, pairs, sample_root, tmp_path):
+    config = cli.parse(TrainConfig, train_options(sample_root, tmp_path))
+    run = Run(config, TASK, {}, (folder, mask_set(folder)))
+    state = {"config": {}, "model": {}}
+    run.save_latest(state)
+    before = run.latest.read_bytes()
+    begin(folder, pairs, OTHER)
+    for save in (run.save_latest, partial(run.save_best, rank=0.5)):
+        with pytest.raises(OptionError, match="masks: other masks than those that this run began"):
+            save(state)
+    assert run.latest.read_bytes() == before
+    assert list(run.folder.iterdir()) == [run.latest]
+
+
+def test_two_runs_of_one_model_are_not_trained_into_one_outdir(sample_root, tmp_path):
+    models = tmp_path / "models"
+    live = models / f".{PREFIX}_latest.pth.abcdefgh.tmp"
+    with exclusive(models / f".{PREFIX}.lock", "this model's run"):
+        live.write_bytes(b"half")
+        with pytest.raises(UserError, match=r"models: .* is writing this model's run there"):
+            train.main(train_options(sample_root, tmp_path))
+        assert live.exists()
 
 
 def test_half_written_checkpoints_of_a_killed_run_go(sample_root, tmp_path):

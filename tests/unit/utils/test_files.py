@@ -16,7 +16,15 @@ from datasets.bands import RGB
 from datasets.images import read_bands
 from tests.helpers.processes import REPO
 from utils.errors import DataError, UserError
-from utils.files import atomic_path, remove_leftovers, write_csv, write_text
+from utils.files import (
+    atomic_path,
+    exclusive,
+    holder,
+    read_text,
+    remove_leftovers,
+    write_csv,
+    write_text,
+)
 from utils.pictures import save_image
 
 
@@ -125,3 +133,26 @@ def test_no_cell_of_a_csv_file_is_a_formula(tmp_path):
     assert found[2:] == [f"'{text}" for text in texts] + [
         *("a=b", "a,b", 'a"b', "a\nb", "", "-1.5", "-2", "", r"\udcff")
     ]
+
+
+def test_special_files_are_named_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for name in ("pipe", "folder"):
+        with pytest.raises(OSError, match=f"no regular file: .*{name}"):
+            read_text(tmp_path / name)
+    with pytest.raises(FileNotFoundError):
+        read_text(tmp_path / "none")
+
+
+def test_a_lock_keeps_others_away_until_its_block_ends(tmp_path):
+    lock = tmp_path / "folder" / ".lock"
+    with exclusive(lock, "masks"):
+        assert f"process {os.getpid()} on " in holder(lock)
+        refusal = pytest.raises(UserError, match=r"folder: .* is writing masks there; wait for its")
+        with refusal, exclusive(lock, "masks"):
+            pass
+    assert holder(lock) == ""
+    assert not list(lock.parent.iterdir())
+    with exclusive(lock, "masks"):
+        pass
