@@ -6,12 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+import rasterio
+from PIL import ExifTags, Image
 
 from datasets.classes import SECOND_CLASSES
 from datasets.images import save_raster
 from datasets.task import load_classes
 from tests.helpers.image_files import read, write
+from tests.helpers.raster_files import write_tiff
 from tools.checking.inspection import CheckOptions, inspect_dataset
 
 to_index = SECOND_CLASSES.to_index
@@ -295,6 +297,54 @@ def brighter_duplicate(root):
     return {"duplicate-near": ["train/im1/00008.png", "train/im2/00003.png"]}
 
 
+def transparent(root):
+    path = root / IMAGE
+    image = Image.open(path)
+    image.save(path, transparency=image.getpixel((5, 5)))
+    return {"no-data": [IMAGE]}
+
+
+def turned(root):
+    files = [IMAGE, "train/label2/00005.png"]
+    for name in files:
+        image, exif = Image.open(root / name), Image.Exif()
+        exif[ExifTags.Base.Orientation] = 2
+        image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(root / name, exif=exif)
+    return {"orientation": files}
+
+
+def _on_the_map(root, *names, left):
+    for name in names:
+        values = read(root / name)
+        place = rasterio.transform.from_origin(left, 0, 10, 10)
+        (root / name).unlink()
+        write_tiff((root / name).with_suffix(".tif"), values, crs="EPSG:32632", transform=place)
+
+
+def elsewhere(root):
+    _on_the_map(root, "train/im1/00004.png", left=0)
+    _on_the_map(root, "train/im2/00004.png", left=320)
+    return {"places-differ": ["train/im1/00004.tif", "train/im2/00004.tif"]}
+
+
+def label_elsewhere(root):
+    _on_the_map(root, "train/im1/00004.png", "train/im2/00004.png", left=0)
+    _on_the_map(root, "train/label2/00004.png", left=9)
+    return {"label-place": ["train/im1/00004.tif", "train/label2/00004.tif"]}
+
+
+def another_scale(root):
+    for path in root.glob("*/im2/*.png"):
+        edit(path, lambda rgb: rgb // 8)
+    return {"dates-differ": [f"{split}/im{date}" for split in ("train", "val") for date in (1, 2)]}
+
+
+def grey_date(root):
+    for path in root.glob("*/im1/*.png"):
+        edit(path, lambda rgb: rgb[..., 1])
+    return {"dates-differ": [f"{split}/im{date}" for split in ("train", "val") for date in (1, 2)]}
+
+
 DAMAGES = [
     truncate, replace_by_text, remove_partner, remove_label, rename_partner, names_alike, same_stem,
     foreign_file, no_labels, labels_of_one_date, change_masks_in_train, other_size_in_pair,
@@ -302,5 +352,6 @@ DAMAGES = [
     smear_labels, binary_labels, black_and_white_label, foreign_values, foreign_colors,
     contradicting_palette, sixteen_bit_label, one_index_label, disagree, same_class,
     nothing_changed, land_cover_as_labels, white_masks, class_never_used, exact_leak, lossy_leak,
-    flipped_leak, duplicate, brighter_duplicate,
+    flipped_leak, duplicate, brighter_duplicate, transparent, turned, elsewhere, label_elsewhere,
+    another_scale, grey_date,
 ]  # fmt: skip

@@ -10,7 +10,7 @@ import numpy as np
 
 from datasets.bands import RGB
 from datasets.classes import ClassList
-from datasets.images import read_picture
+from datasets.images import read_all, read_header, read_picture, valid_in_all
 from datasets.labels import read_label
 from datasets.pairs import Pair, and_more, differing_labels, index_pairs, split_pairs
 from datasets.splits import SplitOptions
@@ -163,4 +163,8 @@ def read_pair(pair: Pair, masks: PairPaths, classes: ClassList, bands: tuple[int
                 f"{path}: {array.shape[1]} × {array.shape[0]} pixels, but {pair.image1} has "
                 f"{width} × {height}; write masks of the images' size"
             )
+    headers = {path: read_header(path) for path in (pair.image1, pair.image2)}
+    valid = valid_in_all(read_all(p, bands)[1] for p, header in headers.items() if header.masked)
+    if valid is not None:  # nothing is right or wrong there
+        predictions, labels = ([mask * valid for mask in maps] for maps in (predictions, labels))
     return PairMaps(images, predictions, labels)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from datasets.classes import IGNORED
 from engine.metrics import ConfusionMatrix, Metrics, compute_metrics
 
 FRACTIONS = (
@@ -145,6 +146,14 @@ def test_rows_are_labels():
     counts = count(torch.tensor([2]), torch.tensor([5]))
     assert counts[5, 2] == 1
     assert counts.sum() == 1
+
+
+@pytest.mark.parametrize("entries", [2, 7, 255])
+def test_ignored_pixels_are_not_counted(entries):
+    prediction, label = random_maps(entries=entries)
+    expected = count(prediction[:, 5:], label[:, 5:], entries)
+    label[:, :5] = IGNORED
+    assert torch.equal(count(prediction, label, entries), expected)
 
 
 def test_shapes_that_differ_are_an_error():
