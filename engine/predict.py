@@ -21,7 +21,13 @@ from datasets.loaders import evaluation_loader
 from datasets.pairs import IMAGE_FOLDERS, Pair
 from datasets.task import Task
 from engine.config import LabelConfig, TestConfig
-from engine.ensemble import bands_to_read, choose_ensemble, describe_all, warn_of_leakage
+from engine.ensemble import (
+    bands_to_read,
+    choose_ensemble,
+    describe_all,
+    epochs_chosen,
+    warn_of_leakage,
+)
 from engine.predictor import Predictor
 from engine.runtime import build_predictor, choose_precision, compile_if_asked, set_backend_options
 from utils import dist
@@ -29,6 +35,7 @@ from utils.dist import broadcast, gather, is_main, print0
 from utils.errors import UserError
 from utils.files import remove_leftovers, write_json
 from utils.pictures import save_change_mask, save_mask
+from utils.text import plural
 
 MANIFEST = "manifest.json"
 LEFTOVER_AGE_S = 60  # a mask is written within a fraction of a second
@@ -55,17 +62,17 @@ class Job:
 
 def open_work(
     config: LabelConfig | TestConfig, device: torch.device, job: Job
-) -> tuple[DataLoader, Predictor]:
+) -> tuple[DataLoader, Predictor, str]:
     """Open the ensemble and the folder of its masks; every process must call it.
 
     The loader has this process's batches of the pairs that are not finished, and as
-    ``batch_sampler.skipped`` its share of those that are.
+    ``batch_sampler.skipped`` its share of those that are. The text is that of `epochs_chosen`.
     """
     set_backend_options()
     task, pairs = job.task, job.pairs
     checkpoints = choose_ensemble(config.checkpoints, config.outdir / "models", task)
     print0(
-        f"{job.doing} {len(pairs)} pairs with {len(checkpoints)} models, "
+        f"{job.doing} {plural(len(pairs), 'pair')} with {plural(len(checkpoints), 'model')}, "
         f"{dist.size()} × {device.type}:\n{describe_all(checkpoints)}"
     )
     warn_of_leakage(checkpoints, job.unseen)
@@ -90,7 +97,7 @@ def open_work(
         print0(f"{skipped} pairs were finished already (--overwrite makes them again)")
     predictor = build_predictor(checkpoints, device, precision, config.tta)
     compile_if_asked(predictor, config.compile, loader)
-    return loader, predictor
+    return loader, predictor, epochs_chosen(checkpoints, [pair.id for pair in pairs])
 
 
 def begin_work(

@@ -13,7 +13,7 @@ import torch
 from datasets.loaders import set_epoch
 from engine.config import TrainConfig
 from engine.data import TrainingData
-from engine.ensemble import choose_ensemble, warn_of_leakage
+from engine.ensemble import choose_ensemble, epochs_chosen, warn_of_leakage
 from engine.metrics import AnyMetrics, details, summary
 from engine.panels import panel
 from engine.predict import MaskWriter, begin_work
@@ -37,7 +37,7 @@ def main(config: TrainConfig, device: torch.device) -> AnyMetrics:
     if data.checkpoint:
         return evaluate_checkpoint(config, data, device)
     path, best = train(config, data, device)
-    print0(f"best: {path}  {summary(best)}")
+    print0(f"best: {path}  {summary(best)}  (epoch chosen on these pairs)")
     if config.save_mask:
         data.checkpoint = choose_ensemble([path], path.parent, data.task)[0]
         evaluate_checkpoint(config, data, device)
@@ -146,7 +146,8 @@ def evaluate_checkpoint(
 ) -> AnyMetrics:
     """Score one checkpoint on the validation pairs, write masks if asked to, return the scores."""
     checkpoint, loader = data.checkpoint, data.val_loader
-    warn_of_leakage([checkpoint], [pair.id for pair in loader.dataset.pairs])
+    ids = [pair.id for pair in loader.dataset.pairs]
+    warn_of_leakage([checkpoint], ids)
     # As in training, batch norm unfolded, so that the scores are those of the training log.
     predictor = Predictor(
         [checkpoint.build(device)],
@@ -159,7 +160,8 @@ def evaluate_checkpoint(
     with MaskWriter(folder, data.task) if config.save_mask else nullcontext() as writer:
         batches = progress(loader, "evaluate")
         metrics = evaluate(predictor, batches, data.task, writer and writer.write)
-    print0(f"{checkpoint.path}\n{details(metrics, data.task.classes.names)}")
+    print0(f"{checkpoint.path}  ({epochs_chosen([checkpoint], ids)})")
+    print0(details(metrics, data.task.classes.names))
     if config.save_mask:
         print0(f"masks: {folder}")
     return metrics

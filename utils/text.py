@@ -19,6 +19,12 @@ def progress(
     return tqdm(items, desc=description, unit=unit, total=total, leave=False, disable=hidden)
 
 
+def plural(count: int, noun: str) -> str:
+    """Return ``1 pair``, ``2 pairs``, ``2 classes``."""
+    ending = "" if count == 1 else "es" if noun.endswith("s") else "s"
+    return f"{count} {noun}{ending}"
+
+
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Format rows as aligned text: the first column left, the others right."""
     cells = [[str(cell) for cell in row] for row in (header, *rows)]
