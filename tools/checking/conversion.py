@@ -171,11 +171,12 @@ def _decode_label(image: Image.Image, rules: Rules) -> np.ndarray:
 
 def _decode_coded(path: Path, band: int, codes: str, rules: Rules) -> np.ndarray:
     """Return a label of a public set with codes of its own as (H, W) uint8 indices."""
-    values = read_raster(path)
+    values = np.atleast_3d(np.asarray(open_image(path)))  # of a palette the indices
     if values.shape[-1] <= band:
         raise ValueError(f"{values.shape[-1]} bands, but the data set is published with more")
     values = values[..., band]
     lookup = np.array(list(map(int, codes)) or range(len(rules.source.names)), np.uint8)
-    if values.max(initial=0) >= len(lookup):
-        raise ValueError(f"value {values.max()}, but codes up to {len(lookup) - 1} are published")
-    return lookup[values]
+    foreign = values[~np.isin(values, range(len(lookup)))]
+    if foreign.size:
+        raise ValueError(f"value {foreign[0]}, but codes up to {len(lookup) - 1} are published")
+    return lookup[values.astype(np.uint8)]

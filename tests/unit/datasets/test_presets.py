@@ -202,6 +202,21 @@ def test_hrscd_has_change_in_its_own_raster_and_other_names_per_date(tmp_path):
         assert np.array_equal(found, values * codes(1))
 
 
+def test_codes_that_are_not_published_leave_the_pair_out(tmp_path):
+    root, out = tmp_path / "Landsat-SCD", tmp_path / "out"
+    for stem, values in (("a", codes(9)), ("b", codes(10)), ("c", codes(9) * 0.5)):
+        images(root / "A" / f"{stem}.png", root / "B" / f"{stem}.png")
+        save(root / "label" / f"{stem}.png", values)
+    Image.fromarray((codes(9) * 0.5).astype(np.float32)).save(root / "label/c.tif")
+    (root / "label/c.png").unlink()
+    argv = [str(root), "--preset", "landsat-scd", "--convert", str(out), "--workers", "1"]
+    assert check_data.main([*argv, "--outdir", str(tmp_path / "log")]) == 1
+    assert [pair.name for pair in index_pairs(out / "train")] == ["a"]
+    said = (tmp_path / "log/convert.json").read_text()
+    assert "label/b.png: value 10, but codes up to 9" in said
+    assert "label/c.tif: value 0.5, but codes up to 9" in said
+
+
 def test_foreign_folders_are_told_with_the_presets(tmp_path):
     for folders, hint in (
         (("T1", "T2", "GT_T1", "GT_T2"), "--preset second or second-changemamba-order"),
