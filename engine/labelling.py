@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from datasets.classes import IGNORED
+from datasets.classes import IGNORED, find_preset
 from datasets.pairs import index_voted_pairs, split_pairs
 from datasets.task import load_task
 from engine.config import LabelConfig
@@ -20,10 +20,11 @@ OPTIONS = ("vote", "min_confidence", "tta", "compile")  # that decide the masks
 
 def label(config: LabelConfig, device: torch.device) -> "Coverage":
     """Write pseudo masks for ROOT/train as one of the processes; return what was labelled."""
-    task = load_task(config.data_root)
-    pairs = index_voted_pairs(config.data_root, task)
+    preset = find_preset(config.preset, config.data_root)
+    task = load_task(config.data_root, preset)
+    pairs = index_voted_pairs(config.data_root, task, preset)
     # The masks are for a student that validates on these.
-    split, _, _ = split_pairs(config.data_root, config.split_options)
+    split, _, _ = split_pairs(config.data_root, config.split_options, preset)
     folder = config.outdir / "masks" / "train"
     job = Job("labelling", task, pairs, split.val, folder, OPTIONS, by_students=False)
     coverage = Coverage(task.num_classes)

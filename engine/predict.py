@@ -21,7 +21,13 @@ from datasets.loaders import evaluation_loader, fit_shared_memory
 from datasets.pairs import IMAGE_FOLDERS, Pair, pseudo_mask
 from datasets.task import Task
 from engine.config import LabelConfig, TestConfig
-from engine.ensemble import bands_to_read, choose_ensemble, describe_all, warn_of_leakage
+from engine.ensemble import (
+    bands_to_read,
+    choose_ensemble,
+    describe_all,
+    epochs_chosen,
+    warn_of_leakage,
+)
 from engine.predictor import Predictor
 from engine.runtime import (
     build_predictor,
@@ -35,6 +41,7 @@ from utils import dist
 from utils.dist import broadcast, gather, is_main, print0, sole_writer
 from utils.files import LOCK, file_state, read_text, remove_leftovers, write_json
 from utils.pictures import read_note, save_change_mask, save_mask
+from utils.text import plural
 
 MANIFEST = "manifest.json"
 FORMAT = 2  # masks carry a note of their work; before, their times told
@@ -74,14 +81,14 @@ def open_work(config: LabelConfig | TestConfig, device: torch.device, job: Job) 
     """Open the ensemble and the folder of its masks; every process must call it.
 
     The loader has this process's batches of the pairs that are not finished, and as
-    ``batch_sampler.skipped`` its share of those that are.
+    ``batch_sampler.skipped`` its share of those that are. The text is that of `epochs_chosen`.
     """
     set_backend_options()
     task, pairs = job.task, job.pairs
     folder = config.outdir / "models"
     checkpoints = choose_ensemble(config.checkpoints, folder, task, job.by_students)
     print0(
-        f"{job.doing} {len(pairs)} pairs with {len(checkpoints)} models, "
+        f"{job.doing} {plural(len(pairs), 'pair')} with {plural(len(checkpoints), 'model')}, "
         f"{dist.size()} × {device.type}:\n{describe_all(checkpoints)}"
     )
     warn_of_leakage(checkpoints, job.unseen)
@@ -109,7 +116,9 @@ def open_work(config: LabelConfig | TestConfig, device: torch.device, job: Job) 
         print0(f"{work}; {sum(gather(len(loader)))} batches of {config.test_batch_size} pairs")
         compile_if_asked(predictor, config.compile, loader)
         names = [checkpoint.path.name for checkpoint in checkpoints]
-        made_with = {"checkpoints": names} | conditions(predictor, precision)
+        chosen = epochs_chosen(checkpoints, [pair.id for pair in pairs])
+        made_with = {"checkpoints": names, "epoch_choice": chosen}
+        made_with |= conditions(predictor, precision)
         yield Work(loader, predictor, writer, made_with)
 
 

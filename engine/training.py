@@ -15,7 +15,7 @@ from tqdm import tqdm
 from datasets.loaders import set_epoch
 from engine.config import TrainConfig
 from engine.data import TrainingData
-from engine.ensemble import choose_ensemble, warn_of_leakage
+from engine.ensemble import choose_ensemble, epochs_chosen, warn_of_leakage
 from engine.metrics import AnyMetrics, details, summary
 from engine.panels import panel
 from engine.predict import open_masks
@@ -65,8 +65,10 @@ def main(config: TrainConfig, device: torch.device) -> AnyMetrics | None:
     with sole_writer(config.outdir / "models" / f".{run_prefix(config)}{LOCK}", "this model's run"):
         run, state = _open_run(config, data, device)
         path, best = train(config, data, run, state)
-    scored = f"  ({in_words(state.scored_with)})" if state.scored_with else ""
-    print0(f"best: {path}{scored}\n{details(best, data.task.classes.names)}")
+    scored = "epoch chosen on these pairs"
+    if state.scored_with:
+        scored = f"{in_words(state.scored_with)}; {scored}"
+    print0(f"best: {path}  ({scored})\n{details(best, data.task.classes.names)}")
     if config.save_mask:
         data.checkpoint = choose_ensemble([path], path.parent, data.task)[0]
         evaluate_checkpoint(config, data, device)
@@ -205,7 +207,8 @@ def evaluate_checkpoint(
 ) -> AnyMetrics:
     """Score one checkpoint on the validation pairs, write masks if asked to, return the scores."""
     checkpoint, loader = data.checkpoint, data.val_loader
-    warn_of_leakage([checkpoint], [pair.id for pair in loader.dataset.pairs])
+    ids = [pair.id for pair in loader.dataset.pairs]
+    warn_of_leakage([checkpoint], ids)
     precision = choose_precision(config.amp, device)
     predictor = build_predictor([checkpoint], device, precision, config.tta)
     print0(describe(predictor.models, precision, loader.num_workers))
@@ -217,7 +220,7 @@ def evaluate_checkpoint(
         batches = progress(loader, "evaluate")
         metrics = evaluate(predictor, batches, data.task, writer and writer.write)
     _require_scores(metrics)
-    scored = in_words(conditions(predictor, precision))
+    scored = f"{in_words(conditions(predictor, precision))}; {epochs_chosen([checkpoint], ids)}"
     print0(f"{checkpoint.path}  ({scored})\n{details(metrics, data.task.classes.names)}")
     if config.save_mask:
         print0(f"masks: {folder}")

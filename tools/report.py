@@ -32,8 +32,8 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     add("--masks", type=Path, metavar="DIR", help=about + "run's outdir, if it is there)")
     about = "data set they are of (default: that of the first run's options)"
     add("--data-root", type=Path, metavar="DIR", help=about)
-    about = "test: ROOT/val; val: the validation pairs of the first run; train: ROOT/train "
-    about += "(default: test)"
+    about = "test: ROOT/test, or ROOT/val without; val: the validation pairs of the first run; "
+    about += "train: ROOT/train (default: test)"
     add("--split", choices=("test", "val", "train"), default="test", help=about)
     add("--names", type=Path, metavar="FILE", help="only these pairs, one name a line")
     about = "pairs to show, the worst ones; about 0.2 MB each at 512 pixels (default: 24)"

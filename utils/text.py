@@ -47,9 +47,10 @@ def _lines(
         yield item
 
 
-def number_of(number: int, things: str) -> str:
-    """Return ``2 views``, or ``1 view``, of a plural that ends with s."""
-    return f"{number} {things if number != 1 else things.removesuffix('s')}"
+def plural(count: int, noun: str) -> str:
+    """Return ``1 pair``, ``2 pairs``, ``2 classes``."""
+    ending = "" if count == 1 else "es" if noun.endswith("s") else "s"
+    return f"{count} {noun}{ending}"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

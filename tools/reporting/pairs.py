@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from datasets.bands import RGB
-from datasets.classes import ClassList
+from datasets.classes import ClassList, Preset, find_preset
 from datasets.images import read_all, read_header, read_picture, valid_in_all
 from datasets.labels import read_label
-from datasets.pairs import Pair, and_more, differing_labels, index_pairs, split_pairs
+from datasets.pairs import Pair, and_more, differing_labels, index_pairs, split_pairs, test_split
 from datasets.splits import SplitOptions
 from datasets.task import load_classes
 from engine.config import DATA_ROOT
@@ -53,8 +53,9 @@ def read_masks(options: Namespace, first: Run) -> Masks | None:
             print(f"note: no {folder}, so no gallery; test.py writes masks, --masks names others")
             return None
     root = options.data_root or Path(first.options.get("data_root") or DATA_ROOT)
-    classes = load_classes(root)
-    pairs = find_pairs(options, root, first)
+    preset = find_preset(first.options.get("preset"), root)
+    classes = load_classes(root, preset)
+    pairs = find_pairs(options, root, first, preset)
     found = folders.find_masks(folder, classes.is_binary)
     missing = [pair.name for pair in pairs if pair.name not in found]
     if missing:
@@ -81,18 +82,21 @@ def read_masks(options: Namespace, first: Run) -> Masks | None:
     for i, known in progress(figures[: options.pairs], "embed", unit="pair"):
         maps = read_pair(pairs[i], masks[i], classes, bands)  # one pair in full size at a time
         shown.append({"name": pairs[i].name} | known | encode_pair(maps, len(classes.names)))
+    said = folders.epoch_choice(folder)
     title = f"{'/'.join(folder.resolve().parts[-2:])} of {'/'.join(root.resolve().parts[-2:])}"
+    title += f" ({said})" if said else ""
     return Masks(title, classes, len(pairs), labelled, counts, shown)
 
 
-def find_pairs(options: Namespace, root: Path, first: Run) -> list[Pair]:
+def find_pairs(options: Namespace, root: Path, first: Run, preset: Preset) -> list[Pair]:
     """Return the pairs of the split that ``--names`` lets pass."""
     if options.split == "val":
-        pairs = validation_pairs(root, first)
+        pairs = validation_pairs(root, first, preset)
     else:
-        pairs = index_pairs(root / ("val" if options.split == "test" else "train"))
-    if options.split == "test" and differing_labels(root):
-        print(f"note: {differing_labels(root)}: no scores of its masks")
+        split = test_split(root, preset) if options.split == "test" else "train"
+        pairs = index_pairs(root / split, preset)
+    if options.split == "test" and differing_labels(root, split, preset):
+        print(f"note: {differing_labels(root, split, preset)}: no scores of its masks")
         pairs = [pair.without_labels() for pair in pairs]
     if not options.names:
         return pairs
@@ -100,17 +104,17 @@ def find_pairs(options: Namespace, root: Path, first: Run) -> list[Pair]:
     return [by_name[name] for name in folders.read_names(options.names, by_name)]
 
 
-def validation_pairs(root: Path, run: Run) -> list[Pair]:
+def validation_pairs(root: Path, run: Run, preset: Preset) -> list[Pair]:
     """Return the pairs that a run was validated on; a DataError where its files do not tell."""
     if not run.split.val:
         if run.options:
-            return split_pairs(root, SplitOptions.from_options(run.options))[2]
+            return split_pairs(root, SplitOptions.from_options(run.options), preset)[2]
         raise DataError(
             f"--split val: {run.folder} has no options.json and no checkpoint, which would tell on "
             "what it was validated; restore one, or name pairs of another --split with --names"
         )
     folders = dict.fromkeys(name.split("/")[0] for name in run.split.val)
-    by_id = {pair.id: pair for folder in folders for pair in index_pairs(root / folder)}
+    by_id = {pair.id: pair for folder in folders for pair in index_pairs(root / folder, preset)}
     missing = [name for name in run.split.val if name not in by_id]
     if missing:
         raise DataError(

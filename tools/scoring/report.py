@@ -95,9 +95,10 @@ class Report:
             f"{statistics.CONFIDENCE:.0%} percentile bootstrap over images, {options.bootstrap} "
             f"resamples, seed {options.seed}"
         )
+        told = [(f, folders.epoch_choice(f)) for f in (options.prediction, options.versus) if f]
+        predicted = [f"{folder}{f' ({said})' if said else ''}" for folder, said in told]
         return {
-            "A" if options.versus else "prediction": options.prediction,
-            **({"B": options.versus} if options.versus else {}),
+            **dict(zip(("A", "B") if options.versus else ("prediction",), predicted, strict=True)),
             "label": options.label,
             "pairs": f"{len(self.pair_names):,}",
             "classes": f"{named}, {self.classes_source}",
