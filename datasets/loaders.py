@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, DistributedSampler, Sampler, get_worker
 
 from datasets.cache import SHARED_MEMORY
 from datasets.dataset import ChangeDetectionDataset, require_size
-from datasets.images import image_size
+from datasets.images import common_size
 from utils import dist
 from utils.errors import DataError
 from utils.signals import STOP_SIGNALS
@@ -100,7 +100,7 @@ def evaluation_loader(
     """Return `SameSizeBatches`, each pair once over all processes: every batch is what a single one
     would make of it, so that results do not depend on their number.
     """
-    sizes = [image_size(pair.image1) for pair in dataset.pairs]
+    sizes = [common_size(pair.image1, pair.image2) for pair in dataset.pairs]
     batches = SameSizeBatches(sizes, batch_size, skip, dist.rank(), dist.size())
     return DataLoader(dataset, batch_sampler=batches, **_worker_options(workers, pin_memory))
 
@@ -134,13 +134,13 @@ def fit_shared_memory(*loaders: DataLoader) -> None:
 def _batch_bytes(loader: DataLoader) -> int:
     """Return the size of a loader's largest batch."""
     dataset, sampler = loader.dataset, loader.batch_sampler
-    image = dataset.reader.image(dataset.pairs[0].image1)
+    image, _ = dataset.reader.image(dataset.pairs[0].image1)
     sizes, pairs = [image.shape[:2]], loader.batch_size
     if isinstance(sampler, SameSizeBatches):
         sizes, pairs = sampler.sizes, max(map(len, sampler.batches), default=0)
     elif dataset.transform and dataset.transform.crop_size:
         sizes = [(dataset.transform.crop_size,) * 2]
-    of_pixel = 2 * image.shape[2] * image.itemsize + 3  # images, two labels, what changed
+    of_pixel = 2 * image.shape[2] * image.itemsize + 4  # images, labels, what changed, gaps
     return pairs * max(height * width for height, width in sizes) * of_pixel
 
 
@@ -158,6 +158,9 @@ def is_one_size(loader: DataLoader) -> bool:
 
 def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Stack samples; images become (N, bands, H, W) in channels-last memory, names a list."""
+    if any("ignored" in sample for sample in samples):
+        all_valid = torch.zeros(samples[0]["image1"].shape[1:], dtype=torch.bool)
+        samples = [{"ignored": all_valid, **sample} for sample in samples]
     batch: dict[str, Any] = {"name": [sample["name"] for sample in samples]}
     for key in samples[0]:
         if key in ("image1", "image2"):
@@ -196,7 +199,8 @@ def _leave_signals_to_main(_worker: int) -> None:
 
 def _check_training_sizes(dataset: ChangeDetectionDataset) -> None:
     crop = dataset.transform.crop_size if dataset.transform else None
-    sizes = {pair.image1: image_size(pair.image1) for pair in dataset.pairs}
+    pairs = dict.fromkeys((pair.image1, pair.image2) for pair in dataset.pairs)
+    sizes = {paths[0]: common_size(*paths) for paths in pairs}
     first, expected = next(iter(sizes.items()))
     for path, size in sizes.items():
         if crop and min(size) < crop:

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 from datasets.augment import TrainTransform
 from datasets.bands import RGB, Bands, Imagery
 from datasets.cache import make_reader
+from datasets.classes import find_preset
 from datasets.dataset import ChangeDetectionDataset
 from datasets.loaders import evaluation_loader, fit_shared_memory, training_loader
 from datasets.pairs import Pair, split_pairs
@@ -26,6 +27,7 @@ from utils import dist
 from utils.dist import broadcast, is_main, print0
 from utils.errors import OptionError
 from utils.files import LOCK, holder
+from utils.text import plural
 
 
 @dataclass
@@ -53,13 +55,14 @@ class TrainingData:
     @classmethod
     def open(cls, config: TrainConfig, device: torch.device) -> "TrainingData":
         """Find the pairs, look at a few of them, and make the loaders."""
-        task = load_task(config.data_root)
-        split, train_pairs, val_pairs = split_pairs(config.data_root, config.split_options)
+        preset = find_preset(config.preset, config.data_root)
+        task = load_task(config.data_root, preset)
+        split, train_pairs, val_pairs = split_pairs(config.data_root, config.split_options, preset)
         task = with_dates(task, train_pairs, val_pairs)
+        classes = "change masks" if task.is_binary else plural(task.num_classes, "class")
         print0(
-            f"{len(train_pairs)} training and {len(val_pairs)} validation pairs "
-            f"(split {split.protocol}), {task.semantic_classes} classes, "
-            f"{dist.size()} × {device.type}"
+            f"{len(train_pairs)} training and {plural(len(val_pairs), 'validation pair')} "
+            f"(split {split.protocol}), {classes}, {dist.size()} × {device.type}"
         )
         for line in missing_labels(task, train_pairs, val_pairs):
             print0(line)
@@ -101,7 +104,8 @@ def _open_train_loader(
     if config.use_pseudo_label:
         masks = _find_pseudo_masks(config, data.task)
         data.mask_set = broadcast(is_main() and _require_finished(masks, pairs))
-    batch_size = _pairs_per_pass(config, len(pairs))
+    visits = pairs * config.crops_per_image  # each has draws of its own
+    batch_size = _pairs_per_pass(config, len(visits))
     synchronized = device.type == "cuda"  # batch norm sees the pairs of all processes
     if config.model == "pspnet" and batch_size * (dist.size() if synchronized else 1) == 1:
         raise OptionError(
@@ -111,7 +115,7 @@ def _open_train_loader(
     reader = make_reader(config.cache, config.outdir, pairs, data.task, masks, data.bands)
     transform = TrainTransform(config.crop_size, is_rgb=data.bands == RGB)
     return training_loader(
-        ChangeDetectionDataset(pairs, data.task, transform, masks, config.seed, reader),
+        ChangeDetectionDataset(visits, data.task, transform, masks, config.seed, reader),
         batch_size,
         config.reader_workers(device.type),
         config.seed,

@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,13 +21,27 @@ from datasets.loaders import evaluation_loader, fit_shared_memory
 from datasets.pairs import IMAGE_FOLDERS, Pair, pseudo_mask
 from datasets.task import Task
 from engine.config import LabelConfig, TestConfig
-from engine.ensemble import bands_to_read, choose_ensemble, describe_all, warn_of_leakage
+from engine.ensemble import (
+    bands_to_read,
+    choose_ensemble,
+    describe_all,
+    epochs_chosen,
+    warn_of_leakage,
+)
 from engine.predictor import Predictor
-from engine.runtime import build_predictor, choose_precision, compile_if_asked, set_backend_options
+from engine.runtime import (
+    build_predictor,
+    choose_precision,
+    compile_if_asked,
+    conditions,
+    describe,
+    set_backend_options,
+)
 from utils import dist
 from utils.dist import broadcast, gather, is_main, print0, sole_writer
 from utils.files import LOCK, file_state, read_text, remove_leftovers, write_json
 from utils.pictures import read_note, save_change_mask, save_mask
+from utils.text import plural
 
 MANIFEST = "manifest.json"
 FORMAT = 2  # masks carry a note of their work; before, their times told
@@ -44,6 +58,7 @@ class Job:
     unseen: Sequence[str]  # ids of pairs that no model should have been trained on
     folder: Path  # of the masks
     options: Sequence[str]  # names of those that decide the masks, beside the number format
+    by_students: bool  # whether runs with pseudo labels do it, or those without
 
     def read_masks(self, index: int) -> list[torch.Tensor]:
         """Return the masks of a finished pair, (H, W) uint8, in the order of a model's maps."""
@@ -52,20 +67,28 @@ class Job:
         return [torch.from_numpy(read_label(path, classes)) for path in paths]
 
 
+class Work(NamedTuple):
+    """An ensemble at work; ``made_with`` tells in plain values what its masks are made with."""
+
+    loader: DataLoader
+    predictor: Predictor
+    writer: "MaskWriter"
+    made_with: dict[str, Any]
+
+
 @contextmanager
-def open_work(
-    config: LabelConfig | TestConfig, device: torch.device, job: Job
-) -> Iterator[tuple[DataLoader, Predictor, "MaskWriter"]]:
+def open_work(config: LabelConfig | TestConfig, device: torch.device, job: Job) -> Iterator["Work"]:
     """Open the ensemble and the folder of its masks; every process must call it.
 
     The loader has this process's batches of the pairs that are not finished, and as
-    ``batch_sampler.skipped`` its share of those that are.
+    ``batch_sampler.skipped`` its share of those that are. The text is that of `epochs_chosen`.
     """
     set_backend_options()
     task, pairs = job.task, job.pairs
-    checkpoints = choose_ensemble(config.checkpoints, config.outdir / "models", task)
+    folder = config.outdir / "models"
+    checkpoints = choose_ensemble(config.checkpoints, folder, task, job.by_students)
     print0(
-        f"{job.doing} {len(pairs)} pairs with {len(checkpoints)} models, "
+        f"{job.doing} {plural(len(pairs), 'pair')} with {plural(len(checkpoints), 'model')}, "
         f"{dist.size()} × {device.type}:\n{describe_all(checkpoints)}"
     )
     warn_of_leakage(checkpoints, job.unseen)
@@ -89,8 +112,14 @@ def open_work(
         if skipped:
             print0(f"{skipped} pairs were finished already (--overwrite makes them again)")
         predictor = build_predictor(checkpoints, device, precision, config.tta)
+        work = describe(predictor.models, precision, loader.num_workers)
+        print0(f"{work}; {sum(gather(len(loader)))} batches of {config.test_batch_size} pairs")
         compile_if_asked(predictor, config.compile, loader)
-        yield loader, predictor, writer
+        names = [checkpoint.path.name for checkpoint in checkpoints]
+        chosen = epochs_chosen(checkpoints, [pair.id for pair in pairs])
+        made_with = {"checkpoints": names, "epoch_choice": chosen}
+        made_with |= conditions(predictor, precision)
+        yield Work(loader, predictor, writer, made_with)
 
 
 @contextmanager

@@ -1,17 +1,15 @@
 """A training run on disk: its name, best and latest checkpoint, options, log, and how to resume it.
 
-OUTDIR/models holds ``<model>_<backbone>_<score>.pth`` and ``…_latest.pth``, OUTDIR/logs/<run> holds
-``options.json``, ``metrics.csv`` and TensorBoard's files.
+OUTDIR/models holds ``<model>_<backbone>_<score>.pth``, or ``<name>_<score>.pth``, and
+``…_latest.pth``; OUTDIR/logs/<run> holds ``options.json``, ``metrics.csv`` and TensorBoard's files.
 """
 
-import csv
-import io
+import re
 import secrets
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +22,7 @@ from engine.predict import mask_set
 from models.checkpoint import Checkpoint, open_checkpoint
 from utils.dist import broadcast, gather, is_main, print0
 from utils.errors import CheckpointError, OptionError, UserError
-from utils.files import file_state, remove_leftovers, write_json, write_text
+from utils.files import file_state, remove_leftovers, write_csv, write_json
 from utils.tensor_files import save_checkpoint
 
 
@@ -55,11 +53,13 @@ class Run:
             "split": split,
             "labelled_dates": task.labelled_dates,
             "mask_set": masks[1],
+            "pseudo_labels": config.use_pseudo_label,
+            "name": config.name,
         }
-        if is_main():
-            # Not "_*": hrnet_w18 would take what a run of hrnet_w18_small is writing just now.
-            for name in ("latest", "[-0-9]*"):
-                remove_leftovers(self.folder, names=f"{self.prefix}_{name}.pth")
+        if is_main() and not config.dry_run:
+            # Not "_.*": hrnet_w18 would take what a run of hrnet_w18_small is writing just now.
+            names = rf"{re.escape(self.prefix)}_(latest|-?[0-9]+\.[0-9]{{2}}(-[0-9]+)?)\.pth"
+            remove_leftovers(self.folder, names=names)
         self.saved = self._find_saved(config.resume)
         own_name = f"{self.prefix}_{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
         self.name = self.saved.info["run"] if self.saved else broadcast(own_name)
@@ -100,9 +100,8 @@ class Run:
     def start_log(self, config: TrainConfig) -> None:
         """Write down the options, and open TensorBoard's file where it is wanted."""
         if is_main():
-            values = asdict(config) | {"data_root": config.data_root.resolve()}
-            values |= {"mask_set": self.masks[1]} if self.masks[0] else {}
-            write_json(self._log_folder / "options.json", values)
+            pinned = {"mask_set": self.masks[1]} if self.masks[0] else {}
+            write_json(self._log_folder / "options.json", config.to_dict() | pinned)
             if config.tensorboard:
                 _silence_writer_thread()
                 with _named_errors(self._log_folder):
@@ -117,11 +116,8 @@ class Run:
         """Write the rows of all epochs so far; ``epoch`` is a number, the rest are scalars."""
         if not is_main():
             return
-        text = io.StringIO()
-        writer = csv.DictWriter(text, fieldnames=list(rows[-1]), extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(rows)
-        write_text(self._log_folder / "metrics.csv", text.getvalue())
+        # An epoch that was not validated has no scores: its cells stay empty.
+        write_csv(self._log_folder / "metrics.csv", rows)
         if self.tensorboard:
             with _named_errors(self._log_folder):
                 for name, value in rows[-1].items():
@@ -182,7 +178,7 @@ class Run:
 
 def run_prefix(config: TrainConfig) -> str:
     """Return what the names of a run's files begin with; runs that share it replace each other."""
-    return f"{config.model}_{config.backbone}"
+    return config.name or f"{config.model}_{config.backbone}"
 
 
 def check_resumable(

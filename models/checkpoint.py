@@ -115,9 +115,12 @@ OF_RUN = {
     "split": (ABSENT, {"protocol": str, "train": [str], "val": [str]}),
     "labelled_dates": (ABSENT, {str: [int]}),
     "mask_set": (ABSENT, str),
+    "pseudo_labels": (ABSENT, bool),
     "run": (ABSENT, _is_file_name),
+    "name": (ABSENT, None, _is_file_name),
     "epoch": (ABSENT, _is_count),
     "metrics": (ABSENT, _are_scores),
+    "scored_with": (ABSENT, {str: (int, str)}),
 }
 TO_RESUME = {
     **{key: OF_RUN[key][1] for key in ("classes", "split", "run", "epoch", "metrics")},
@@ -129,6 +132,7 @@ TO_RESUME = {
         "best": (None, _are_scores),
         "rows": [{"epoch": int}],
         "rng": [{"cpu": torch.Tensor}],
+        "threads": (ABSENT, _is_count),
     },
     "options": {str: (None, bool, int, float, str, [(int, float, str)])},
     "best_file": (None, _is_file_name),

@@ -24,7 +24,7 @@ import torch.distributed.run as torchrun
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-from utils.cli import STARTED
+from utils.cli import STARTED, WHY_THREADS
 from utils.errors import (
     EXIT_INTERRUPTED,
     EXIT_PREEMPTED,
@@ -34,6 +34,7 @@ from utils.errors import (
     UserError,
 )
 from utils.files import exclusive
+from utils.machine import choose_threads, processes_here
 from utils.signals import heeded_signals, when_gone
 
 LAUNCHED = "SCD_LAUNCHED"  # set for processes that `launch` started: its process number
@@ -163,19 +164,28 @@ def _own_gpu(local_rank: int) -> torch.device:
 
 
 def run_script(
-    script: str, argv: list[str], nproc: int | None, device: str, work: Callable[[torch.device], T]
+    script: str,
+    argv: list[str],
+    nproc: int | None,
+    threads: int | None,
+    device: str,
+    work: Callable[[torch.device], T],
 ) -> T | None:
     """Do a script's work in as many processes as there should be.
 
     Under torchrun, or in a process that `launch` started, it is this one; else ``nproc``, and
-    without that one per visible GPU. Returns what ``work`` returns; None when processes of their
-    own did it.
+    without that one per visible GPU. Each computes in ``threads``, or as `choose_threads` says.
+    Returns what ``work`` returns; None when processes of their own did it.
     """
     gpus = torch.cuda.device_count() if device in ("auto", "cuda") else 0
-    processes = nproc or max(1, gpus)
+    processes = processes_here() if "RANK" in os.environ else nproc or max(1, gpus)
+    if not threads:
+        threads, why = choose_threads(torch.get_num_threads(), processes)
+        os.environ.setdefault(WHY_THREADS, why)
     if processes > 1 and "RANK" not in os.environ:
-        launch(script, argv, processes)
+        launch(script, argv, processes, threads)
         return None
+    torch.set_num_threads(threads)
     with joined(device) as own:
         return work(own)
 
@@ -235,8 +245,8 @@ def _saying_who_is_missing() -> Iterator[None]:
         done.set()
 
 
-def launch(script: str, argv: list[str], processes: int) -> None:
-    """Run a script in several processes on this machine, as torchrun does.
+def launch(script: str, argv: list[str], processes: int, threads: int) -> None:
+    """Run a script in several processes of some threads on this machine, as torchrun does.
 
     When one of them fails the others are ended.
 
@@ -245,8 +255,9 @@ def launch(script: str, argv: list[str], processes: int) -> None:
         InterruptionError: a signal ended the processes.
         PeerError: a process was killed, or failed otherwise.
     """
+    before = dict(os.environ)
     os.environ |= {LAUNCHED: str(os.getpid()), STARTED: repr(start_time())}
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    os.environ["OMP_NUM_THREADS"] = str(threads)
     for name in ("torch.distributed.elastic", *logging.root.manager.loggerDict):
         if name.startswith("torch.distributed"):  # some of them have a level of their own
             logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -264,7 +275,8 @@ def launch(script: str, argv: list[str], processes: int) -> None:
             message = _reported_failure(Path(folder)) or f"ended by {error.sigval.name}"
             raise InterruptionError(message, status) from None
         finally:
-            del os.environ[LAUNCHED], os.environ[STARTED]
+            os.environ.clear()
+            os.environ.update(before)
 
 
 def _first_failure(error: ChildFailedError) -> UserError:

@@ -1,6 +1,8 @@
 """Files that are whole or absent: written under a temporary name, then renamed."""
 
+import csv
 import errno
+import io
 import json
 import os
 import re
@@ -9,7 +11,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -18,8 +20,8 @@ from filelock import FileLock, Timeout
 
 from utils.errors import UserError
 
-# What `tempfile.mkstemp` makes of the prefix and suffix that `atomic_path` gives it.
-_TEMPORARY_NAME = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp")
+# With which a formula begins, or what some programs make one of (OWASP, "CSV Injection").
+FORMULA = tuple("=+-@\t\r\n＝＋－＠")
 # The mask can only be read by setting it, which threads that write files must not do at once.
 _UMASK_LOCK = threading.Lock()
 LOCK = ".lock"  # in a folder that one program at a time may write
@@ -128,14 +130,15 @@ def _read_owner(lock: Path) -> str:
     return "another program"
 
 
-def remove_leftovers(folder: Path, age_s: float = 0, names: str = "*") -> None:
+def remove_leftovers(folder: Path, age_s: float = 0, names: str = ".+") -> None:
     """Remove temporary files of `atomic_path` that a killed program has left in a folder, if any.
 
-    ``names`` is a pattern of what was to be written. Files younger than ``age_s`` seconds another
-    program may be writing just now, where no lock keeps it away.
+    ``names`` is a regular expression of what was to be written. Files younger than ``age_s``
+    seconds another program may be writing just now, where no lock keeps it away.
     """
-    found = folder.glob(f".{names}.*.tmp")
-    leftovers = [path for path in found if _TEMPORARY_NAME.fullmatch(path.name)]
+    # What `tempfile.mkstemp` makes of the prefix and suffix that `atomic_path` gives it.
+    temporary = re.compile(rf"\.{names}\.[a-z0-9_]{{8}}\.tmp")
+    leftovers = [path for path in folder.glob(".*.tmp") if temporary.fullmatch(path.name)]
     if not leftovers:
         return
     with suppress(OSError):  # a folder to read only
@@ -166,9 +169,25 @@ def file_state(path: Path) -> tuple[int, int]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a small text file atomically (UTF-8)."""
+    """Write a small text file atomically (UTF-8; names that are none are escaped)."""
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows as CSV, atomically, in the columns of the longest, the last of equals.
+
+    Where others have no value the cell is empty. Text that a spreadsheet would run as a formula
+    gets an apostrophe.
+    """
+    names, text = list(max(reversed(rows), key=len)), io.StringIO()
+    table = (names, *([row.get(name, "") for name in names] for row in rows))
+    csv.writer(text).writerows(map(_safe_cell, row) for row in table)
+    write_text(path, text.getvalue())
+
+
+def _safe_cell(value: Any) -> Any:
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
 
 
 def write_json(path: Path, value: Any) -> None:

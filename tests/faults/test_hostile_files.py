@@ -16,7 +16,7 @@ from datasets.images import image_size, read_bands
 from datasets.labels import read_label
 from tests.helpers.faults import assert_one_line, run_script
 from tests.helpers.runs import keys, options, read_masks, train_options
-from utils.errors import DataError
+from utils.errors import DataError, OptionError
 
 # --- hostile images -------------------------------------------------------------------------
 
@@ -94,6 +94,14 @@ def test_names_of_a_data_set_stay_inside_outdir(fcn_run, sample_root, tmp_path):
         for folder in (outdir / "masks", root)
     )
     assert masks == images
+
+
+def test_masks_go_through_no_link_into_a_data_set(sample_root, tmp_path):
+    link = tmp_path / "masks" / "train" / "im1"
+    link.parent.mkdir(parents=True)
+    link.symlink_to(sample_root / "train" / "im1")
+    with pytest.raises(OptionError, match="im1 lies in a data set"):
+        label.main(options(sample_root, tmp_path))
 
 
 @pytest.mark.parametrize("line", ["../../../etc/passwd", "..", "/", ".", "train/../../x.png"])

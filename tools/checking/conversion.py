@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from datasets.classes import CLASSES_FILE, ClassList
+from datasets.classes import CLASSES_FILE, STANDARD, ClassList, Preset
 from datasets.images import open_image, read_header, read_raster
 from datasets.labels import COLOR_DISTANCE, NEAR_COLORS, inspect_label
-from datasets.pairs import Pair
+from datasets.pairs import CHANGE_FOLDER, SPLIT_FOLDERS, Pair
 from tools.checking.class_map import ClassMap
 from tools.checking.findings import Entry
 from tools.checking.inspection import scan_names
@@ -22,7 +22,7 @@ from utils.parallel import ParallelMap
 from utils.pictures import save_change_mask, save_image, save_mask, to_rgb
 from utils.text import progress
 
-BROKEN_NAMES = ("no-partner", "partner-case", "same-stem")
+BROKEN_NAMES = ("no-partner", "partner-case", "partner-form", "same-stem", "unread-pair")
 OTHER_SIZE = "its files differ in size"
 
 
@@ -30,7 +30,8 @@ OTHER_SIZE = "its files differ in size"
 class Rules:
     """How labels are converted, as the options of that name of tools/check_data.py say.
 
-    ``classes`` is the list of the copy, and without a ``class_map`` that of the source too.
+    ``classes`` is the list of the copy. Without a ``class_map`` it has all classes of the source,
+    whose list is ``source`` where that is another one.
     """
 
     classes: ClassList
@@ -38,6 +39,8 @@ class Rules:
     color_distance: int = COLOR_DISTANCE
     unchanged_where_equal: bool = False
     resolve_disagreement: bool = False
+    preset: Preset = STANDARD  # of the source
+    source: ClassList | None = None
 
 
 def convert_dataset(
@@ -56,10 +59,15 @@ def convert_dataset(
     """
     root, out = Path(root), Path(out)
     _require_apart(root, out)
-    pairs, _, found = scan_names(root)
+    pairs, _, found = scan_names(root, preset=rules.preset)
     left_out = [entry for kind, entry in found if kind in BROKEN_NAMES]
-    uncertain = {(file.split("/")[0], Path(file).stem) for e in left_out for file in e.files}
-    pairs = [pair for pair in pairs if tuple(pair.id.split("/")) not in uncertain]
+    uncertain = set()
+    for file in (file for entry in left_out for file in entry.files):
+        first, stem = file.split("/")[0], rules.preset.stem(Path(file))
+        # Without split folders any split may have it.
+        places = (first,) if first in SPLIT_FOLDERS else SPLIT_FOLDERS
+        uncertain |= {f"{place}/{stem}" for place in places}
+    pairs = [pair for pair in pairs if pair.id not in uncertain]
     files = digest_files(file for pair in pairs for file in pair.files)
     record = {"tool": "check_data.py", "source": f"{root.resolve()} {files}", **vars(rules)}
     if not goes_on(out, record):
@@ -81,13 +89,16 @@ def convert_pair(pair: Pair, out: Path, rules: Rules) -> str:
     """Write one pair below ``out``; return why it was left out, or an empty text."""
     folder = out / pair.id.split("/")[0]
     images = {"im1": pair.image1, "im2": pair.image2}
-    labels = {k: folder / p.parent.name / f"{pair.name}.png" for k, p in pair.labels.items()}
+    names = {key: CHANGE_FOLDER if key == "change_mask" else key for key in pair.labels}
+    labels = {key: folder / name / f"{pair.name}.png" for key, name in names.items()}
     try:
         plain, copies = {}, {}
         for name, path in images.items():
             header = read_header(path)
-            is_plain = header.bits == 8 and header.bands in (1, 3) and header.format != "PNG"
-            suffix = ".png" if is_plain or header.format == "PNG" else path.suffix.lower()
+            is_png = header.format == "PNG"
+            is_plain = header.bits == 8 and header.bands in (1, 3)
+            is_plain = is_plain and not (header.masked or is_png)
+            suffix = ".png" if is_plain or is_png else path.suffix.lower()
             (plain if is_plain else copies)[folder / name / f"{pair.name}{suffix}"] = path
         if all(path.exists() for path in (*plain, *copies, *labels.values())):
             return ""
@@ -123,15 +134,27 @@ def _require_empty(out: Path) -> None:
 
 
 def _convert_labels(pair: Pair, rules: Rules) -> dict[str, np.ndarray]:
-    labels = {}
+    labels, coded = {}, rules.preset.coded
+    if coded and pair.labels.keys() != coded.keys():
+        raise ValueError(f"{len(pair.labels)} of {len(coded)} label folders; unpack all of them")
     for key, path in pair.labels.items():
         try:
-            labels[key] = _decode_label(open_image(path), rules)
+            labels[key] = (
+                _decode_coded(path, *coded[key], rules)
+                if coded
+                else _decode_label(open_image(path), rules)
+            )
         except ValueError as error:
             raise ValueError(f"{path.parent.name}/{path.name}: {error}") from error
-    first, *_, last = list(labels.values()) * 2
-    if first.shape != last.shape:
+    if len({label.shape for label in labels.values()}) > 1:
         raise ValueError(OTHER_SIZE)
+    if coded and "change_mask" in labels:
+        changed = labels.pop("change_mask") > 0
+        labels = {key: label * changed for key, label in labels.items()}
+    if rules.source and not rules.class_map:
+        order = np.array([rules.classes.names.index(name) for name in rules.source.names])
+        labels = {key: order[label] for key, label in labels.items()}
+    first, *_, last = list(labels.values()) * 2
     unchanged = np.zeros(first.shape, dtype=bool)
     if rules.unchanged_where_equal:
         if len(pair.labelled_dates) < 2 or rules.classes.is_binary:
@@ -152,7 +175,7 @@ def _decode_label(image: Image.Image, rules: Rules) -> np.ndarray:
     """Return a label of any format as (H, W) uint8 indices, or raise ValueError."""
     if rules.class_map is not None:
         return rules.class_map.apply(image, rules.color_distance)
-    reading = inspect_label(image, rules.classes, rules.color_distance)
+    reading = inspect_label(image, rules.source or rules.classes, rules.color_distance)
     if reading.mask is not None:
         return reading.mask
     values = np.asarray(image)
@@ -160,3 +183,16 @@ def _decode_label(image: Image.Image, rules: Rules) -> np.ndarray:
         return values.astype(np.uint8)
     remedy = "raise --color-distance" if reading.format == NEAR_COLORS else "give a --class-map"
     raise ValueError(f"{reading.format}, {reading.detail}; {remedy}")
+
+
+def _decode_coded(path: Path, band: int, codes: str, rules: Rules) -> np.ndarray:
+    """Return a label of a public set with codes of its own as (H, W) uint8 indices."""
+    values = np.atleast_3d(np.asarray(open_image(path)))  # of a palette the indices
+    if values.shape[-1] <= band:
+        raise ValueError(f"{values.shape[-1]} bands, but the data set is published with more")
+    values = values[..., band]
+    lookup = np.array(list(map(int, codes)) or range(len(rules.source.names)), np.uint8)
+    foreign = values[~np.isin(values, range(len(lookup)))]
+    if foreign.size:
+        raise ValueError(f"value {foreign[0]}, but codes up to {len(lookup) - 1} are published")
+    return lookup[values.astype(np.uint8)]

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from datasets.classes import find_preset
 from datasets.pairs import split_pairs
 from datasets.splits import SplitOptions, parse_k_fold
 from engine.metrics import RANKS, Metrics, titles
@@ -112,13 +113,9 @@ def find_run_folders(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
         if (path / METRICS_FILE).is_file():
             folders = [path]
         runs = [folder for folder in folders if (folder / METRICS_FILE).is_file()]
-        if not runs:
-            raise OptionError(
-                f"{given}: no run with a {METRICS_FILE} in it; name outdir or outdir/logs/<run>, "
-                "and let train.py finish an epoch first"
-            )
         found += sorted(runs, key=lambda run: run.name[-20:])  # by the time that ends the name
         empty += [folder for folder in folders if (folder / OPTIONS_FILE).is_file()]
+        empty += [] if runs else [path]
     found = list(dict.fromkeys(found))
     return found, [child for child in empty if child not in found]
 
@@ -189,7 +186,9 @@ def _split_of_options(options: dict[str, Any]) -> RunSplit:
     """Divide the data set as the options say; where it is gone, only lists are certain."""
     with contextlib.suppress(UserError):
         if options.get("data_root"):
-            split = split_pairs(Path(options["data_root"]), SplitOptions.from_options(options))[0]
+            root = Path(options["data_root"])
+            preset = find_preset(options.get("preset"), root)
+            split = split_pairs(root, SplitOptions.from_options(options), preset)[0]
             known_from = "options and the data as they are now"
             return RunSplit(split.protocol, split.val, known_from, split.train)
     protocol = options.get("split") or ("lists" if options.get("val_list") else UNKNOWN)

@@ -1,5 +1,6 @@
 """Files that are whole or absent, and pictures written so."""
 
+import csv
 import errno
 import os
 import signal
@@ -15,7 +16,15 @@ from datasets.bands import RGB
 from datasets.images import read_bands
 from tests.helpers.processes import REPO
 from utils.errors import DataError, UserError
-from utils.files import atomic_path, exclusive, holder, read_text, remove_leftovers, write_text
+from utils.files import (
+    atomic_path,
+    exclusive,
+    holder,
+    read_text,
+    remove_leftovers,
+    write_csv,
+    write_text,
+)
 from utils.pictures import save_image
 
 
@@ -112,6 +121,18 @@ def test_image_round_trip(tmp_path, shape):
     save_image(tmp_path / "new" / "a.png", array)
     expected = array if array.ndim == 3 else np.dstack([array] * 3)
     assert np.array_equal(read_bands(tmp_path / "new" / "a.png", RGB), expected)
+
+
+def test_no_cell_of_a_csv_file_is_a_formula(tmp_path):
+    texts = ["=1+1", "+a", "-a", "@a", "\t=a", "\r=a", "＝a"]
+    plain = ["a=b", "a,b", 'a"b', "a\nb", "", -1.5, -2, None, "\udcff"]
+    write_csv(tmp_path / "a.csv", [{"=old": 0}, *({"=name": cell} for cell in [*texts, *plain])])
+    with open(tmp_path / "a.csv", encoding="utf-8", newline="") as file:
+        found = [cell for (cell,) in csv.reader(file)]
+    assert found[:2] == ["'=name", ""]
+    assert found[2:] == [f"'{text}" for text in texts] + [
+        *("a=b", "a,b", 'a"b', "a\nb", "", "-1.5", "-2", "", r"\udcff")
+    ]
 
 
 def test_special_files_are_named_and_not_waited_for(tmp_path):
