@@ -26,7 +26,7 @@ from models.checkpoint import Checkpoint
 from utils import dist
 from utils.dist import broadcast, is_main, print0
 from utils.errors import OptionError
-from utils.files import LOCK, holder
+from utils.locks import LOCK, holder
 from utils.text import plural
 
 

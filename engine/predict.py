@@ -39,7 +39,8 @@ from engine.runtime import (
 )
 from utils import dist
 from utils.dist import broadcast, gather, is_main, print0, sole_writer
-from utils.files import LOCK, file_state, read_text, remove_leftovers, write_json
+from utils.files import file_state, read_text, remove_leftovers, write_json
+from utils.locks import LOCK
 from utils.pictures import read_note, save_change_mask, save_mask
 from utils.text import plural
 

@@ -100,8 +100,7 @@ class Run:
     def start_log(self, config: TrainConfig) -> None:
         """Write down the options, and open TensorBoard's file where it is wanted."""
         if is_main():
-            pinned = {"mask_set": self.masks[1]} if self.masks[0] else {}
-            write_json(self._log_folder / "options.json", config.to_dict() | pinned)
+            write_json(self._log_folder / "options.json", config.to_dict())
             if config.tensorboard:
                 _silence_writer_thread()
                 with _named_errors(self._log_folder):

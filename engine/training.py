@@ -39,7 +39,7 @@ from utils.errors import (
     DataError,
     InterruptionError,
 )
-from utils.files import LOCK
+from utils.locks import LOCK
 from utils.signals import StopRequest
 from utils.text import progress
 

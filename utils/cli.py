@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TextIO, TypeVar
 
 from utils.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError, first_line, one_line
+from utils.files import read_text
 from utils.machine import first_look
 
 Config = TypeVar("Config")
@@ -131,7 +132,7 @@ def _read_options(parser: Parser, config_class: type) -> Iterator[str]:
     What is null, or counts for one start alone, is left out.
     """
     try:
-        content = json.loads(parser.source.read_text(encoding="utf-8-sig"))
+        content = json.loads(read_text(parser.source))
     except (OSError, ValueError) as error:
         parser.error(f"cannot be read as JSON ({getattr(error, 'strerror', None) or error})")
     if not isinstance(content, dict):

@@ -33,7 +33,7 @@ from utils.errors import (
     OptionError,
     UserError,
 )
-from utils.files import exclusive
+from utils.locks import exclusive
 from utils.machine import choose_threads, processes_here
 from utils.signals import heeded_signals, when_gone
 

@@ -13,15 +13,8 @@ import numpy as np
 from datasets.images import open_image
 from datasets.pairs import UNFINISHED
 from utils.errors import OptionError
-from utils.files import (
-    LOCK,
-    exclusive,
-    file_state,
-    holder,
-    read_text,
-    remove_leftovers,
-    write_json,
-)
+from utils.files import file_state, read_text, remove_leftovers, write_json
+from utils.locks import LOCK, exclusive, holder
 
 SPLITS = ("train", "val")
 FOLDERS = ("im1", "im2", "label1", "label2", "label", "truth1", "truth2")

@@ -18,7 +18,7 @@ from engine.run import Run
 from tests.helpers.runs import PREFIX, train_options
 from utils import cli
 from utils.errors import OptionError, UserError
-from utils.files import exclusive
+from utils.locks import exclusive
 
 TASK = Task(SECOND_CLASSES)
 KEY = {"tta": True, "min_confidence": 0.1}

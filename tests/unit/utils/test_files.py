@@ -16,15 +16,8 @@ from datasets.bands import RGB
 from datasets.images import read_bands
 from tests.helpers.processes import REPO
 from utils.errors import DataError, UserError
-from utils.files import (
-    atomic_path,
-    exclusive,
-    holder,
-    read_text,
-    remove_leftovers,
-    write_csv,
-    write_text,
-)
+from utils.files import atomic_path, read_text, remove_leftovers, write_csv, write_text
+from utils.locks import exclusive, holder
 from utils.pictures import save_image
 
 
