@@ -24,7 +24,7 @@ from datasets.pairs import IMAGE_FOLDERS, Pair, pseudo_mask
 from datasets.task import Task
 from utils import dist
 from utils.errors import OptionError
-from utils.files import atomic_path, remove_leftovers, write_text
+from utils.files import atomic_path, read_text, remove_leftovers, write_text
 from utils.text import progress
 
 FORMAT = 4
@@ -60,7 +60,7 @@ class CachedReader:
         self._paths = paths
         self._entries = {}
         for number, path in enumerate(paths):
-            index = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+            index = json.loads(read_text(path.with_suffix(".json")))
             self._entries |= {name: (number, *entry) for name, entry in index["entries"].items()}
         self._bytes: dict[int, np.ndarray] = {}
 
@@ -168,14 +168,16 @@ def _key(files: Files, classes: ClassList, bands: Bands) -> str:
             state = path.stat()
         except OSError as error:
             raise OptionError(f"{path}: cannot be cached ({error.strerror})") from error
-        digest.update(f"{path}\0{state.st_size}\0{state.st_mtime_ns}\n".encode())
+        # The last time no program can set: archives and object stores set the other one.
+        times = f"{state.st_mtime_ns}\0{state.st_ctime_ns}"
+        digest.update(f"{path}\0{state.st_size}\0{times}\n".encode())
     return digest.hexdigest()[:20]
 
 
 def _write_cache(path: Path, files: Files, classes: ClassList, bands: Bands) -> None:
     """Decode files into one, unless that is there."""
     with contextlib.suppress(OSError, ValueError, KeyError):
-        index = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        index = json.loads(read_text(path.with_suffix(".json")))
         if path.stat().st_size == index["bytes"]:
             return
     entries, total = _layout(files, bands)

@@ -282,7 +282,7 @@ def _require_whole_numbers(path: Path, header: Header) -> None:
 def _identify(path: Path) -> tuple[str, bytes]:
     """Return the format of a file by its content, and the bytes at its start."""
     if not path.is_file():
-        raise DataError(f"{path}: no such file")
+        raise DataError(f"{path}: no such file, or no regular one")
     with _named_errors(path), open(path, "rb") as file:
         start = file.read(_PNG_BITS_AT + 1)
     kind = next((kind for magic, kind in _STARTS.items() if start.startswith(magic)), None)

@@ -16,6 +16,7 @@ from datasets.images import read_header, read_masked, require_bands
 from datasets.pairs import Pair
 from utils import dist
 from utils.errors import DataError
+from utils.files import read_text
 from utils.text import progress
 
 MEASURED_PAIRS = 100  # of a training run without given statistics
@@ -98,7 +99,7 @@ def read_statistics(path: Path, bands: Bands) -> Imagery:
     a DataError if it says nothing of a chosen band, or is of another depth.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(path))
         content = content.get(REPORT_KEY, content)
         if content is None:
             raise DataError(

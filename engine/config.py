@@ -4,7 +4,7 @@ An option is one field: default, help text, check, and whether a resumed run mus
 """
 
 import argparse
-import os
+import re
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,16 @@ from datasets.splits import (
 from utils import cli
 from utils.cli import option, options
 from utils.errors import OptionError
+from utils.machine import usable_cores
 
 REPO = Path(__file__).resolve().parents[1]
 DATA_ROOT = REPO / "data" / "dataset"
 OUTDIR = REPO / "outdir"
 MODELS = ("fcn", "pspnet")  # the keys of models.heads.HEADS, which imports torch
+PRESETS = (  # the keys of datasets.classes.PRESETS, which imports numpy
+    *("second", "second-changemamba-order", "landsat-scd", "hi-ucd", "hrscd"),
+    *("levir-cd", "whu-cd", "s2looking"),
+)
 DATA = "data: Scores compare only between runs of the same data and split."
 SPEED, ENSEMBLE, RESTART, RUN = "speed", "ensemble", "restart", "run"
 BANDS, MODEL, TRAINING, VALIDATION = "bands", "model", "training", "validation"
@@ -44,11 +49,14 @@ def band_numbers(text: str) -> tuple[int, ...]:
     return numbers
 
 
-def usable_cores() -> int:
-    """Return this process's share of the cores, 8 at the most."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    own = (cores or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return max(1, min(8, own))
+def run_name(text: str) -> str:
+    """Parse the name of a run, which begins the names of its files."""
+    if not re.fullmatch(r"\w[\w.+-]{,99}", text) or text.endswith("_latest"):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no name: up to 100 letters, digits and . _ + -, a letter or digit first, "
+            "not _latest at the end"
+        )
+    return text
 
 
 # fmt: off
@@ -60,6 +68,9 @@ class DataConfig:
         DATA_ROOT,
         "folder with train/{im1,im2,label1,label2} or, for change alone, train/{im1,im2,label}, "
         "val/…", metavar="DIR", shown="data/dataset")
+    preset: str | None = option(
+        None, "a public data set: read its classes and folders as they are published",
+        choices=PRESETS, shown="the layout above, classes of ROOT/classes.json")
 
 
 @options(DATA)
@@ -150,6 +161,9 @@ class TrainingOptions:
     crop_size: int | None = option(
         None, "train on random squares of this side", cli.positive_int, metavar="PIXELS",
         shown="whole images, all of one size", fixed=True)
+    crops_per_image: int = option(
+        1, "--crop-size: squares of every image in an epoch, for few and large images",
+        cli.positive_int, fixed=True)
     use_pseudo_label: bool = option(
         False, "train semantics on OUTDIR/masks/train, which label.py writes", fixed=True)
     pseudo_label_root: Path | None = option(
@@ -160,7 +174,13 @@ class TrainingOptions:
         metavar="STEPS", shown="after each epoch, and when Ctrl-C or a signal asks the run to end")
     resume: str | None = option(
         None, "go on from this checkpoint, or from this model's latest in OUTDIR/models, if any",
-        nargs="?", const="auto", metavar="FILE")
+        nargs="?", const="auto", metavar="FILE", once=True)
+    name: str | None = option(
+        None, "begins the names of the run's files, so that several runs of one model can share "
+        "OUTDIR", run_name, metavar="NAME", shown="<model>_<backbone>", fixed=True)
+    dry_run: bool = option(
+        False, "check options and data, build the model, estimate the memory, and write nothing",
+        once=True)
     accumulate: int = option(
         1,
         "split each batch into N parts that go through the model one after the other, where memory "
@@ -180,9 +200,11 @@ class TrainingOptions:
 class ValidationOptions:
     """How train.py validates."""
 
+    val_every: int = option(
+        1, "validate every N epochs, and after the last", cli.positive_int)
     val_batch_size: int = option(16, "pairs read at a time", cli.positive_int)
     tta: bool = option(False, "average six flipped and turned views", fixed=True)
-    load_from: Path | None = option(None, "evaluate this checkpoint and return")
+    load_from: Path | None = option(None, "evaluate this checkpoint and return", once=True)
     save_mask: bool = option(
         False, "write the best model's validation masks to OUTDIR/masks/val/{im1,im2}")
 
@@ -193,7 +215,8 @@ class EnsembleOptions:
 
     checkpoints: tuple[Path, ...] | None = option(
         None, "checkpoints, of this project or of the published implementation", nargs="+",
-        shown="the best of every run in OUTDIR/models")
+        shown="the best of every run in OUTDIR/models; of runs with and without pseudo labels "
+        "test.py takes the former alone, label.py the latter")
     test_batch_size: int = option(16, "pairs read at a time", cli.positive_int)
     compile: str = option(
         "auto",
@@ -209,6 +232,9 @@ class EnsembleOptions:
 class RunOptions:
     """Where to write and what to run on."""
 
+    config: Path | None = option(
+        None, "JSON of options by name, such as an earlier run's options.json; options given here "
+        "win, and it resumes, evaluates and debugs nothing", once=True)
     outdir: Path = option(OUTDIR, "where models, logs and masks go", metavar="DIR", shown="outdir")
     device: str = option(
         "auto", "auto, cpu, cuda, cuda:1, mps", metavar="NAME",
@@ -222,7 +248,11 @@ class RunOptions:
     nproc: int | None = option(
         None, "processes on this machine", cli.positive_int,
         shown="one per visible GPU, 1 without; torchrun decides by itself")
-    debug: bool = option(False, "show the traceback of an error")
+    threads: int | None = option(
+        None, "threads that each process computes with; on a CPU their number decides last digits",
+        cli.positive_int,
+        shown="OMP_NUM_THREADS, else the cores, or the container's share, that others leave")
+    debug: bool = option(False, "show the traceback of an error", once=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -252,6 +282,8 @@ class TrainConfig(RunOptions, ValidationOptions, TrainingOptions, ModelOptions, 
         super().__post_init__()
         if self.pseudo_label_root and not self.use_pseudo_label:
             raise OptionError("--pseudo-label-root needs --use-pseudo-label")
+        if self.crops_per_image > 1 and not self.crop_size:
+            raise OptionError("--crops-per-image needs --crop-size")
         if self.compile and self.checkpoint_activations:
             raise OptionError(
                 "--compile and --checkpoint-activations: compiled code chooses by itself which "
@@ -261,9 +293,14 @@ class TrainConfig(RunOptions, ValidationOptions, TrainingOptions, ModelOptions, 
                 "--load-from: the checkpoint knows its bands and statistics; leave out --bands and "
                 "--band-statistics")
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return all options as plain values, as ``--config`` reads them anywhere."""
+        return {field.name: _plain(getattr(self, field.name)) for field in fields(self)}
+
     def fixed_options(self) -> dict[str, Any]:
-        """Return the options that a resumed run must share, as plain values."""
-        return {name: _plain(getattr(self, name)) for name in FIXED_OPTIONS}
+        """Return those that a resumed run must share."""
+        values = self.to_dict()
+        return {name: values[name] for name in FIXED_OPTIONS}
 
 
 FIXED_OPTIONS = tuple(field.name for field in fields(TrainConfig) if cli.is_fixed(field))
@@ -302,9 +339,9 @@ class TestConfig(RunOptions, EnsembleOptions, SplitConfig, DataConfig):
 
     split: str = option(
         "test",
-        "test: ROOT/val, the challenge's test set; val: the validation pairs of a training without "
-        "--split; a protocol: its validation pairs", choices=("test", "val", *PROTOCOLS),
-        group=DATA)
+        "test: ROOT/test, or without one ROOT/val, the challenge's test set; val: the validation "
+        "pairs of a training without --split; a protocol: its validation pairs",
+        choices=("test", "val", *PROTOCOLS), group=DATA)
     tta: bool = option(False, "average six flipped and turned views")
     time_limit: float | None = option(
         None, "drop views when the whole script would take longer (the challenge allowed 400 s)",

@@ -5,11 +5,11 @@ from typing import Any
 
 import torch
 
-from datasets.classes import IGNORED
+from datasets.classes import IGNORED, find_preset
 from datasets.pairs import index_voted_pairs, split_pairs
 from datasets.task import load_task
 from engine.config import LabelConfig
-from engine.predict import Job, MaskWriter, open_work
+from engine.predict import Job, open_work
 from engine.predictor import Predictor
 from utils.dist import all_sum, print0
 from utils.text import progress, table
@@ -20,24 +20,24 @@ OPTIONS = ("vote", "min_confidence", "tta", "compile")  # that decide the masks
 
 def label(config: LabelConfig, device: torch.device) -> "Coverage":
     """Write pseudo masks for ROOT/train as one of the processes; return what was labelled."""
-    task = load_task(config.data_root)
-    pairs = index_voted_pairs(config.data_root, task)
+    preset = find_preset(config.preset, config.data_root)
+    task = load_task(config.data_root, preset)
+    pairs = index_voted_pairs(config.data_root, task, preset)
     # The masks are for a student that validates on these.
-    split, _, _ = split_pairs(config.data_root, config.split_options)
+    split, _, _ = split_pairs(config.data_root, config.split_options, preset)
     folder = config.outdir / "masks" / "train"
-    job = Job("labelling", task, pairs, split.val, folder, OPTIONS)
-    loader, predictor = open_work(config, device, job)
+    job = Job("labelling", task, pairs, split.val, folder, OPTIONS, by_students=False)
     coverage = Coverage(task.num_classes)
-    for index in loader.batch_sampler.skipped:
-        labels, (mask1, _) = loader.dataset.labels(index), job.read_masks(index)
-        coverage.update(labels["label1"], labels["label2"], mask1)
-    with MaskWriter(folder, task) as writer:
+    with open_work(config, device, job) as (loader, predictor, writer, _):
+        for index in loader.batch_sampler.skipped:
+            labels, (mask1, _) = loader.dataset.labels(index), job.read_masks(index)
+            coverage.update(labels["label1"], labels["label2"], mask1)
         for batch in progress(loader, "label"):
             label1, label2 = batch["label1"], batch["label2"]
             vote = vote_batch(config, predictor, batch, task.num_classes).cpu()
             coverage.update(label1, label2, vote)
             writer.write(batch["name"], merge_labels(label1, vote), merge_labels(label2, vote))
-    coverage.labelled, coverage.voted = all_sum(coverage.labelled), all_sum(coverage.voted)
+        coverage.labelled, coverage.voted = all_sum(coverage.labelled), all_sum(coverage.voted)
     print0(f"{coverage.table(task.classes.names)}\npseudo masks: {folder}")
     return coverage
 

@@ -44,11 +44,15 @@ class _Scores:
         return values
 
     def to_row(self, class_names: Sequence[str]) -> dict[str, float]:
-        """Return one number per name, a class's IoU as ``iou_<class>``."""
+        """Return one number per name, a class's IoU as ``iou_<class>``.
+
+        That of a class called *changed* is ``class_iou_changed``: a score has the shorter name.
+        """
         values, suffix = self.to_dict(), date_suffix(self.date)
         ious = values.pop(f"class_iou{suffix}", [])
         for name, iou in zip(class_names[1:], ious[1:], strict=bool(ious)):
-            values[f"iou_{name}{suffix}"] = iou
+            column = f"iou_{name}{suffix}"
+            values[f"class_{column}" if column in values else column] = iou
         return values
 
 
@@ -133,10 +137,17 @@ def details(metrics: AnyMetrics, class_names: Iterable[str]) -> str:
     line = titles(type(metrics), "line")
     rest = {name: title for name, title in titles(type(metrics)).items() if name not in line}
     lines = [summary(metrics), _percent(metrics, rest)]
-    if isinstance(metrics, Metrics):
-        ious = zip(class_names, metrics.class_iou, strict=True)
-        lines.append("IoU: " + ", ".join(f"{name} {100 * iou:.1f}" for name, iou in ious))
+    ious = named_ious(metrics, class_names)
+    if ious:
+        lines.append("IoU: " + ", ".join(f"{name} {100 * iou:.1f}" for name, iou in ious.items()))
     return "\n".join(lines)
+
+
+def named_ious(metrics: AnyMetrics, class_names: Iterable[str]) -> dict[str, float]:
+    """Return the IoU of *unchanged* and of each class, by name; nothing without classes."""
+    if not isinstance(metrics, Metrics):
+        return {}
+    return dict(zip(class_names, metrics.class_iou, strict=True))
 
 
 def _percent(metrics: AnyMetrics, chosen: Mapping[str, str]) -> str:

@@ -1,6 +1,7 @@
 """Mixed precision, the backend switches that speed depends on, and predictors made for speed."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -10,12 +11,17 @@ from torch.utils.data import DataLoader
 from datasets.bands import union
 from datasets.loaders import is_one_size
 from engine.predictor import IDENTITY, VIEWS, Predictor
+from models.change_detector import ChangeDetector
 from models.checkpoint import Checkpoint
 from models.fold import fold_batch_norm
+from utils import dist
+from utils.cli import WHY_THREADS
 from utils.dist import gather, print0
 from utils.errors import OptionError, first_line
 from utils.parallel import keep_freed_memory
+from utils.text import plural
 
+TITLES = {"off": "float32"}  # of number formats; the others are called by their names
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 EXAMPLE_SIDE = 64  # of the images that folding watches; large enough for every backbone
 MIN_PAIRS_TO_COMPILE = 500  # of a process; compiling takes minutes (`docs/performance.md`)
@@ -30,6 +36,7 @@ class Precision:
 
     def __init__(self, name: str, device: torch.device) -> None:
         self.name, self.dtype, self._device_type = name, DTYPES.get(name), device.type
+        self.title = TITLES.get(name, name)
         self.scaler = torch.amp.GradScaler(device.type, enabled=name == "fp16")
 
     def autocast(self) -> AbstractContextManager:
@@ -77,19 +84,53 @@ def build_predictor(
     `engine.ensemble.bands_to_read` tells. ``tta`` averages the six views instead of one.
     """
     bands = union([checkpoint.config.imagery.bands for checkpoint in checkpoints])
-    models = []
-    for checkpoint in checkpoints:
-        model = checkpoint.build(device)
+    models = [build_folded(checkpoint, device, precision)[0] for checkpoint in checkpoints]
+    for model in models:
         model.read_from(bands)
-        shape = (1, checkpoint.config.in_channels, EXAMPLE_SIDE, EXAMPLE_SIDE)
-        fold_batch_norm(model, *(torch.rand(shape, device=device) for _ in range(2)))
-        for module in model.modules():
-            # Stored as computed, instead of converted at every pass. Only plain convolutions:
-            # others may compute their weights, which float32 is for.
-            if precision.dtype and type(module) is nn.Conv2d:
-                module.to(precision.dtype)
-        models.append(model)
     return Predictor(models, VIEWS if tta else IDENTITY, precision.autocast)
+
+
+def build_folded(
+    checkpoint: Checkpoint, device: torch.device, precision: Precision
+) -> tuple[ChangeDetector, list[tuple[str, str]]]:
+    """Build a model as all scores and masks are made with it; return also what `refold` takes."""
+    model = checkpoint.build(device)
+    example = torch.zeros(1, checkpoint.config.in_channels, EXAMPLE_SIDE, EXAMPLE_SIDE)
+    folded = fold_batch_norm(model, *[example.to(device)] * 2)
+    for module in model.modules():
+        # Stored as computed, instead of converted at every pass. Only plain convolutions:
+        # others may compute their weights, which float32 is for.
+        if precision.dtype and type(module) is nn.Conv2d:
+            module.to(precision.dtype)
+    return model, folded
+
+
+def describe(models: Sequence[nn.Module], precision: Precision, readers: int) -> str:
+    """Return how large models are and what each process works with, for a script's start."""
+    parameters = sum(p.numel() for model in models for p in model.parameters())
+    why = os.environ.get(WHY_THREADS)
+    threads = plural(torch.get_num_threads(), "thread") + (f" ({why})" if why else "")
+    each = " each" if dist.size() > 1 else ""
+    return (
+        f"{parameters / 1e6:.1f} M parameters, {precision.title}, {threads}, "
+        f"{plural(readers, 'reader')}{each}"
+    )
+
+
+def conditions(predictor: Predictor, precision: Precision) -> dict[str, str | int]:
+    """Return what the last digits of scores depend on, beside weights and pairs."""
+    return {
+        "precision": precision.title,
+        "views": len(predictor.views),
+        "threads": torch.get_num_threads(),
+        "device": predictor.device.type,
+    }
+
+
+def in_words(values: Mapping[str, str | int]) -> str:
+    """Return `conditions` for a line of text."""
+    counted = [plural(values[f"{name}s"], name) for name in ("view", "thread")]
+    return ", ".join([values["precision"], *counted, values["device"]])
 
 
 def compile_if_asked(predictor: Predictor, mode: str, loader: DataLoader) -> None:

@@ -1,6 +1,11 @@
 """Everything that changes while a model trains, and its way to a checkpoint and back."""
 
+import copy
+import math
+import os
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,21 +14,28 @@ from timm.layers import convert_sync_batchnorm
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from datasets.images import image_size
 from datasets.statistics import find_imagery
 from datasets.task import Task
 from engine.config import TrainConfig
 from engine.data import TrainingData
 from engine.metrics import AnyMetrics, metrics_from_dict
+from engine.predictor import CPU_PIXELS_PER_PASS, IDENTITY, VIEWS, Predictor
 from engine.run import Run
-from engine.runtime import choose_precision
-from models.change_detector import ChangeDetector, ModelConfig, build_model
+from engine.runtime import build_folded, choose_precision, conditions, describe
+from models.change_detector import SIZE_MULTIPLE, ChangeDetector, ModelConfig, build_model
 from models.checkpoint import Checkpoint
+from models.fold import refold
+from models.footprint import Footprint, measure_footprint
 from models.losses import ChangeCriterion, default_class_weights
 from models.recompute import checkpoint_activations
 from models.weights import start_model
 from utils import dist
+from utils.cli import WHY_THREADS
 from utils.dist import gather, print0
 from utils.errors import CheckpointError, NumericalError, OptionError, first_line
+from utils.machine import available_memory, processes_here, usable_cores
+from utils.text import plural
 
 POLY_POWER = 0.9  # lr · (1 − step / steps)^0.9 after every step, as published
 OVERFLOWS_TO_REPORT = 4  # halvings of the loss scale within one epoch
@@ -57,11 +69,14 @@ class TrainState:
             if dist.size() > 1
             else model
         )
-        self.epoch, self.validated = 0, True  # that runs or ran last; whether it is validated
+        self.epoch, self.validated = 0, True  # that runs or ran last; whether it is at its end
         self.step, self.part = 0, 0  # optimiser steps done in it, and batches of the next step
         self.best: AnyMetrics | None = None
-        self.rows: list[dict[str, Any]] = []  # of metrics.csv, one per validated epoch
+        self.rows: list[dict[str, Any]] = []  # of metrics.csv, one per epoch
         self.losses = LossReader()
+        self.scored_with: dict[str, str | int] = {}
+        self.footprint: Footprint | None = None
+        self._predictor: Predictor | None = None
 
     @classmethod
     def build(
@@ -81,11 +96,14 @@ class TrainState:
         model.to(device=device, memory_format=torch.channels_last)
         if config.checkpoint_activations:
             checkpoint_activations(model)
+        criterion = ChangeCriterion(model_config.num_classes, weights).to(device)
+        autocast = choose_precision(config.amp, device).autocast
+        footprint = measure_footprint(model, criterion, autocast)
         if config.compile:
             model.compile(dynamic=False)
-        criterion = ChangeCriterion(model_config.num_classes, weights).to(device)
         steps = config.epochs * (len(data.train_loader) // config.accumulate)
         state = cls(config, model, criterion, steps)
+        state.footprint = footprint
         if saved:
             saved.fill(model)
             try:
@@ -95,12 +113,67 @@ class TrainState:
                     f"{saved.path}: its training state does not fit this run "
                     f"({first_line(error)}); start anew or resume from another file"
                 ) from error
+            state.scored_with = saved.info.get("scored_with", {})
+            if device.type == "cpu":
+                _keep_threads(saved.info["training"].get("threads"), config.threads)
             place = f"in epoch {state.epoch} of {config.epochs}, after step {state.step}"
             finished = state.validated and state.epoch >= config.epochs
             print0(f"resuming {run.name} {'(finished already)' if finished else place}")
             if run.best is None:
                 state.best = None
         return state
+
+    def announce(self, config: TrainConfig, data: TrainingData) -> None:
+        """Say what is trained with what and how long, and warn where memory will not do."""
+        loader, accumulate = data.train_loader, config.accumulate
+        size = f"{config.model} {config.backbone}{' lightweight' * config.lightweight}"
+        work = describe([self.model], self.precision, loader.num_workers)
+        pairs = loader.batch_size * accumulate * dist.size()
+        steps = f"{config.epochs} × {len(loader) // accumulate} steps of {pairs} pairs"
+        print0(f"{size}, {work}; {steps}")
+        self._check_memory(config, data)
+
+    def _check_memory(self, config: TrainConfig, data: TrainingData) -> None:
+        """Say how much memory the run will take, and warn where that is more than is free."""
+        loader, (fixed, per_pixel, per_predicted_pixel) = data.train_loader, self.footprint
+        side, pairs = config.crop_size, loader.batch_size
+        area = side**2 if side else math.prod(image_size(loader.dataset.pairs[0].image1))
+        training, validation = fixed + per_pixel * pairs * area, 0.0
+        if self.device.type == "cuda":  # where passes of validation are as large as memory allows
+            free, _ = torch.cuda.mem_get_info(self.device)
+        else:
+            free = (available_memory() or math.inf) / processes_here()
+            largest = max(map(math.prod, data.val_loader.batch_sampler.sizes))
+            at_once = max(largest, min(CPU_PIXELS_PER_PASS, largest * config.val_batch_size))
+            validation = fixed + per_predicted_pixel * at_once
+        need = f"about {max(training, validation) / 1e9:.1f} GB of memory"
+        need += f"{' each' if dist.size() > 1 else ''}, {free / 1e9:.1f} GB free"
+        if max(training, validation) <= free:
+            print0(need)
+            return
+        remedies = "smaller validation images"
+        if training > free:
+            remedies = self._remedies(config, pairs, area, (free - fixed) / per_pixel)
+        print0(f"warning: {need}; it would fit with {remedies}")
+
+    def _remedies(self, config: TrainConfig, pairs: int, area: int, pixels: float) -> str:
+        """Return the options that make a pass of ``pairs`` fit where so many ``pixels`` do."""
+        found, fitting = [], pixels / area
+        if not config.compile and not config.checkpoint_activations:
+            with suppress(OptionError):  # unknown for this backbone
+                twin = copy.deepcopy(self.model)
+                checkpoint_activations(twin)
+                less = measure_footprint(twin, self.criterion, self.precision.autocast)
+                if pairs * less.per_pixel <= fitting * self.footprint.per_pixel:
+                    found.append("--checkpoint-activations")
+        least = 2 if config.model == "pspnet" else 1
+        if fitting >= least:
+            parts = [n for n in range(2, pairs // least + 1) if pairs % n == 0]
+            fewest = [n for n in parts if pairs / n <= fitting][:1]
+            found += [f"--accumulate {config.accumulate * n}" for n in fewest]
+            found.append(f"--batch-size {config.batch_size // pairs * int(fitting)}")
+        side = int(max(0.0, pixels / pairs) ** 0.5) // SIZE_MULTIPLE * SIZE_MULTIPLE
+        return " or ".join(found + [f"--crop-size {side}"] * (side > 0)) or "a smaller backbone"
 
     def begin_epoch(self) -> tuple[int, int]:
         """Go to the next epoch, or stay in a begun one; return it and its batches that are done."""
@@ -130,24 +203,36 @@ class TrainState:
         if dist.size() > 1:  # all validate with the running statistics that process 0 saves
             for buffer in self.model.buffers():
                 torch.distributed.broadcast(buffer, src=0)
-        self.model.eval()
         return means
+
+    def predictor(self, tta: bool) -> Predictor:
+        """Return what predicts with the weights as they are, folded as in label.py and test.py."""
+        if self._predictor is None:
+            weights = Checkpoint(Path(), self.model.config, self.model.state_dict(), {})
+            with torch.random.fork_rng(devices=[]):  # training draws from it as well
+                folded, self._names = build_folded(weights, self.device, self.precision)
+            views = VIEWS if tta else IDENTITY
+            self._predictor = Predictor([folded], views, self.precision.autocast)
+        else:
+            refold(*self._predictor.models, self._names, self.model)
+        return self._predictor
 
     def end_epoch(
         self,
-        scores: AnyMetrics,
+        scores: AnyMetrics | None,
         losses: dict[str, float],
         class_names: Sequence[str],
         seconds: dict[str, float],
     ) -> bool:
-        """Add an epoch's row of metrics.csv; tell whether its scores rank best so far."""
+        """Add an epoch's row of metrics.csv; tell whether its scores, if any, rank best so far."""
         row = {"epoch": self.epoch} | {f"loss_{name}": value for name, value in losses.items()}
-        row |= scores.to_row(class_names) | {"lr": self.optimizer.param_groups[0]["lr"]} | seconds
-        self.rows.append(row)
+        row |= scores.to_row(class_names) if scores else {}
+        self.rows.append(row | {"lr": self.optimizer.param_groups[0]["lr"]} | seconds)
         self.validated = True
-        if self.best is not None and scores.rank <= self.best.rank:
+        if not scores or (self.best is not None and scores.rank <= self.best.rank):
             return False
         self.best = scores
+        self.scored_with = conditions(self._predictor, self.precision)
         return True
 
     def weights_and_scores(self) -> dict[str, Any]:
@@ -156,6 +241,7 @@ class TrainState:
             "model": self.model.state_dict(),
             "epoch": self.epoch,
             "metrics": self.best.to_dict() if self.best else {},
+            "scored_with": self.scored_with,
         }
 
     def to_dict(self) -> dict[str, Any]:
@@ -179,6 +265,7 @@ class TrainState:
             "best": self.best.to_dict() if self.best else None,
             "rows": self.rows,
             "rng": gather(rng),
+            "threads": torch.get_num_threads(),
         }
         return self.weights_and_scores() | {"training": training}
 
@@ -266,6 +353,17 @@ class LossReader:
         self._waiting.clear()
 
 
+def _keep_threads(threads: int | None, asked: int | None) -> None:
+    """Take the threads of the run to resume, or say that last digits will differ."""
+    if threads in (None, torch.get_num_threads()):
+        return
+    if asked or usable_cores(most=threads) < threads:
+        print0(f"note: the run to resume had {plural(threads, 'thread')}; last digits differ")
+    else:
+        torch.set_num_threads(threads)
+        os.environ[WHY_THREADS] = "as the run to resume had"
+
+
 def _class_weights(config: TrainConfig, task: Task) -> tuple[float, ...] | None:
     names = task.classes.names[1:]
     weights = config.class_weights or default_class_weights(names, config.use_pseudo_label)
@@ -296,7 +394,8 @@ def _model_config(config: TrainConfig, data: TrainingData, saved: Checkpoint | N
             print0("--band-statistics is left alone: the run to resume has statistics of its own")
         imagery = saved.config.imagery
     else:
-        imagery = find_imagery(bands, data.statistics, data.train_loader.dataset.pairs)
+        pairs = list(dict.fromkeys(data.train_loader.dataset.pairs))
+        imagery = find_imagery(bands, data.statistics, pairs)
     return ModelConfig(
         config.model, config.backbone, config.lightweight, classes, len(bands.numbers), imagery
     )

@@ -114,12 +114,16 @@ OF_RUN = {
     "classes": (ABSENT, {"names": [str], "colors": [[int]]}),
     "split": (ABSENT, {"protocol": str, "train": [str], "val": [str]}),
     "labelled_dates": (ABSENT, {str: [int]}),
+    "mask_set": (ABSENT, str),
+    "pseudo_labels": (ABSENT, bool),
     "run": (ABSENT, _is_file_name),
+    "name": (ABSENT, None, _is_file_name),
     "epoch": (ABSENT, _is_count),
     "metrics": (ABSENT, _are_scores),
+    "scored_with": (ABSENT, {str: (int, str)}),
 }
 TO_RESUME = {
-    **{key: form[1] for key, form in OF_RUN.items() if key != "labelled_dates"},
+    **{key: OF_RUN[key][1] for key in ("classes", "split", "run", "epoch", "metrics")},
     "training": {
         "optimizer": {"state": dict, "param_groups": [dict]},
         **{"scheduler": dict, "scaler": dict},
@@ -128,6 +132,7 @@ TO_RESUME = {
         "best": (None, _are_scores),
         "rows": [{"epoch": int}],
         "rng": [{"cpu": torch.Tensor}],
+        "threads": (ABSENT, _is_count),
     },
     "options": {str: (None, bool, int, float, str, [(int, float, str)])},
     "best_file": (None, _is_file_name),

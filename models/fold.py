@@ -15,8 +15,10 @@ _PROPERTIES = ("shape", "ndim", "dtype", "device")
 _READS_OF_SHAPE = {Tensor.size, Tensor.dim, *(getattr(Tensor, p).__get__ for p in _PROPERTIES)}
 
 
-def fold_batch_norm(model: nn.Module, *example: Tensor) -> int:
-    """Fold every batch norm that directly follows a convolution, in place; return how many.
+def fold_batch_norm(model: nn.Module, *example: Tensor) -> list[tuple[str, str]]:
+    """Fold every batch norm that directly follows a convolution, in place.
+
+    Returns the names of all such convolutions and batch norms, for `refold`.
 
     The pairs are found by running the model, in eval mode, once on ``example`` and watching which
     convolution's output each batch norm receives, so that any architecture works, traceable or not.
@@ -32,19 +34,37 @@ def fold_batch_norm(model: nn.Module, *example: Tensor) -> int:
         elif isinstance(module, nn.BatchNorm2d) and module.track_running_stats:
             norms[id(module.running_mean), id(module.weight)].append(name)
     feeding = [reader for found in readers.of_weight.values() for reader in set(found)]
-    folded = 0
+    folded = []
     for weight, found in readers.of_weight.items():
         names = (convs[weight], norms[found[0]] if found else [])
         only = len(set(found)) == 1 and feeding.count(found[0]) == 1
         if not only or [len(each) for each in names] != [1, 1]:
             continue
-        conv, norm = (model.get_submodule(name) for [name] in names)
-        statistics = (norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
-        conv.weight, conv.bias = fuse_conv_bn_weights(conv.weight, conv.bias, *statistics)
+        [conv_name], [norm_name] = names
+        conv, norm = model.get_submodule(conv_name), model.get_submodule(norm_name)
+        conv.weight, conv.bias = _fused(conv, norm)
         # timm's batch norms may carry their activation with them.
-        model.set_submodule(names[1][0], getattr(norm, "act", None) or nn.Identity())
-        folded += 1
+        model.set_submodule(norm_name, getattr(norm, "act", None) or nn.Identity())
+        folded.append((conv_name, norm_name))
     return folded
+
+
+def refold(folded: nn.Module, names: list[tuple[str, str]], model: nn.Module) -> None:
+    """Give a folded model, ``names`` are what `fold_batch_norm` returned, the weights of its like.
+
+    They become what folding anew would make of them, in the folded model's number format.
+    """
+    known = folded.state_dict()
+    values = {name: value for name, value in model.state_dict().items() if name in known}
+    for conv, norm in names:
+        fused = _fused(model.get_submodule(conv), model.get_submodule(norm))
+        values |= dict(zip((f"{conv}.weight", f"{conv}.bias"), fused, strict=True))
+    folded.load_state_dict(values)
+
+
+def _fused(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[nn.Parameter, nn.Parameter]:
+    statistics = (norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
+    return fuse_conv_bn_weights(conv.weight, conv.bias, *statistics)
 
 
 class _Readers(TorchFunctionMode):

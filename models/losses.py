@@ -53,9 +53,10 @@ class ChangeCriterion(nn.Module):
 def default_class_weights(
     class_names: Sequence[str], pseudo_labels: bool
 ) -> tuple[float, ...] | None:
-    """Return the published weights, of SECOND's classes and ground truth; None for ones."""
-    published = tuple(class_names) == SECOND_CLASS_NAMES and not pseudo_labels
-    return SECOND_CLASS_WEIGHTS if published else None
+    """Return the published weights, for ground truth of SECOND's classes; None for ones."""
+    weights = dict(zip(SECOND_CLASS_NAMES, SECOND_CLASS_WEIGHTS, strict=True))
+    published = set(class_names) == weights.keys() and not pseudo_labels
+    return tuple(weights[name] for name in class_names) if published else None
 
 
 def semantic_loss(

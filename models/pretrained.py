@@ -6,12 +6,15 @@ from typing import Any
 
 import timm
 import torch
+from huggingface_hub import constants
+from huggingface_hub.utils import get_session
 from torch import nn
 
 from utils.errors import CheckpointError, first_line
 from utils.tensor_files import read_state_dict
 
 SUFFIXES = (".pth", ".safetensors")
+HUB_LIMIT_S = 10
 
 
 def find_pretrained(backbone: str, folder: Path) -> dict[str, torch.Tensor]:
@@ -22,14 +25,28 @@ def find_pretrained(backbone: str, folder: Path) -> dict[str, torch.Tensor]:
     for path in (Path(folder) / f"{backbone}{suffix}" for suffix in SUFFIXES):
         if path.exists():
             return read_state_dict(path)
+    unreachable, offline = _why_unreachable(), constants.HF_HUB_OFFLINE
     try:
+        # The client would try for a minute; what it fetched earlier it finds without a network.
+        constants.HF_HUB_OFFLINE = bool(unreachable)
         return timm.create_model(backbone, pretrained=True).state_dict()
     except Exception as error:  # the hub client's errors share no base class
         raise CheckpointError(
             f"--pretrained: no file {Path(folder) / backbone}.pth (or .safetensors), and timm's "
-            f"weights could not be fetched ({first_line(error)}); put the ImageNet weights of "
-            f"{backbone} at that path, or train without --pretrained"
+            f"weights could not be fetched ({unreachable or first_line(error)}); put the ImageNet "
+            f"weights of {backbone} at that path, or train without --pretrained"
         ) from error
+    finally:
+        constants.HF_HUB_OFFLINE = offline
+
+
+def _why_unreachable() -> str:
+    """Ask the hub for a sign of life; return why there is none, or nothing."""
+    try:
+        get_session().head(constants.ENDPOINT, timeout=HUB_LIMIT_S)
+    except Exception as error:
+        return f"{constants.ENDPOINT}: {first_line(error)}"
+    return ""
 
 
 def load_timm_backbone(

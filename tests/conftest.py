@@ -1,6 +1,7 @@
 """Generated pairs and finished runs that the tests share; those of a session are read only."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -156,4 +157,5 @@ def custom_run(custom_root, tmp_path_factory) -> Path:
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
     # The networks of the tests are tiny: a second thread costs more than it gives.
+    os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)

@@ -5,37 +5,55 @@ import contextlib
 import dataclasses
 import difflib
 import importlib
+import json
 import math
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TextIO, TypeVar
 
 from utils.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError, first_line, one_line
+from utils.machine import first_look
 
 Config = TypeVar("Config")
+# Control characters but tab and line feed, line separators, and what changes the direction of text.
+_UNSAFE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 STARTED = "SCD_STARTED"  # in the environment: the `time.time` at which the user started the script
+# In the environment: the `time.time` at which the user started the script, and in a few words what
+# lowered the number of threads, if anything.
+STARTED, WHY_THREADS = "SCD_STARTED", "SCD_WHY_THREADS"
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that answers a mistake with one line, and with the option that was meant."""
+    """A parser that answers a mistake with one line, and with the option that was meant.
+
+    ``source`` is the file that the options are read from, where it is no command line.
+    """
+
+    source: Path | None = None
 
     def parse_args(self, *arguments: Any) -> argparse.Namespace:  # noqa: D102
         args, unknown = self.parse_known_args(*arguments)
         if unknown:
-            known = [name for action in self._actions for name in action.option_strings]
-            name = unknown[0].split("=")[0]
-            close = difflib.get_close_matches(name, known, n=1)
-            self.error(f"unknown option {name}" + (f"; did you mean {close[0]}?" if close else ""))
+            self.refuse(unknown[0].split("=")[0])
         return args
 
+    def refuse(self, name: str) -> NoReturn:
+        """End with a line about an option that is not known, and with the one that was meant."""
+        known = [name for action in self._actions for name in action.option_strings]
+        close = difflib.get_close_matches(name, known, n=1)
+        self.error(f"unknown option {name}" + (f"; did you mean {close[0]}?" if close else ""))
+
     def error(self, message: str) -> NoReturn:  # noqa: D102
-        self.exit(EXIT_USER_ERROR, f"{self.prog}: error: {message} (--help lists all options)\n")
+        where = f"{self.source}: " if self.source else ""
+        line = f"{self.prog}: error: {where}{message} (--help lists all options)"
+        self.exit(EXIT_USER_ERROR, " ".join(line.split()) + "\n")
 
 
 def make_parser(description: str, epilog: str = "") -> Parser:
@@ -63,7 +81,8 @@ def option(default: Any, about: str, kind: Callable | None = None, **settings: A
 
     ``kind`` parses the value, and names it by `METAVARS`; a path needs none. ``settings`` are those
     of ``add_argument``, and ``shown``, the default in words; ``fixed``, whether a resumed run must
-    share the value; ``group``, another one than the class's.
+    share the value; ``once``, whether `parse` leaves it out of a ``--config``; ``group``, another
+    one than the class's.
     """
     own = {"group": settings.pop("group")} if "group" in settings else {}
     metadata = {"about": about, "kind": kind, "settings": settings, **own}
@@ -97,14 +116,61 @@ def parse(config_class: type[Config], argv: Sequence[str], about: str = "") -> C
         if title not in groups:
             groups[title] = parser.add_argument_group(title, note or None)
         _add(groups[title], field)
-    return config_class(**vars(parser.parse_args(argv)))
+    args = parser.parse_args(argv)
+    if args.config:
+        parser.source = args.config
+        known = parser.parse_args(list(_read_options(parser, config_class)))
+        parser.source = None
+        args = parser.parse_args(argv, known)
+    return config_class(**vars(args))
+
+
+def _read_options(parser: Parser, config_class: type) -> Iterator[str]:
+    """Yield the options in the parser's file, JSON of their values by name, as arguments.
+
+    What is null, or counts for one start alone, is left out.
+    """
+    try:
+        content = json.loads(parser.source.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
+        parser.error(f"cannot be read as JSON ({getattr(error, 'strerror', None) or error})")
+    if not isinstance(content, dict):
+        parser.error('not options; expected {"name": value, …}')
+    by_name = {field.name: field for field in dataclasses.fields(config_class)}
+    for name, value in content.items():
+        option_name = f"--{name.replace('_', '-')}"
+        if name not in by_name:
+            parser.refuse(option_name)
+        settings = by_name[name].metadata["settings"]
+        if value is None or settings.get("once"):
+            continue
+        parts = value if isinstance(value, list) else [value]
+        if not _may_be(value, parts, by_name[name]):
+            parser.error(f"{json.dumps(value)} is no value of {option_name}")
+        if isinstance(value, bool):
+            yield option_name if value else option_name.replace("--", "--no-", 1)
+        elif settings.get("nargs") == "+":
+            yield from (option_name, *map(str, parts))
+        else:  # a list of one ends with a comma: "4" are the first four bands
+            end = "," if isinstance(value, list) and len(parts) == 1 else ""
+            yield f"{option_name}={','.join(map(str, parts))}{end}"
+
+
+def _may_be(value: Any, parts: list, field: dataclasses.Field) -> bool:
+    """Tell whether a value of JSON is of the kind that an option takes."""
+    of_parts = "tuple" in str(field.type)
+    if isinstance(field.default, bool) or isinstance(value, bool):
+        return isinstance(field.default, bool) and isinstance(value, bool)
+    plain = all(isinstance(part, str | int | float) for part in parts)
+    return plain and bool(parts) and of_parts == isinstance(value, list)
 
 
 def _add(
     group: argparse.ArgumentParser | argparse._ArgumentGroup, field: dataclasses.Field
 ) -> None:
     settings, kind = dict(field.metadata["settings"]), field.metadata["kind"]
-    settings.pop("fixed", None)
+    for name in ("fixed", "once"):
+        settings.pop(name, None)
     about, shown = field.metadata["about"], settings.pop("shown", None)
     if isinstance(field.default, bool):
         settings["action"] = argparse.BooleanOptionalAction if field.default else "store_true"
@@ -117,8 +183,13 @@ def _add(
         settings = {"type": kind, "metavar": METAVARS.get(kind), **settings}
     if shown is not None:
         about = f"{about} (default: {shown})"
-    name = f"--{field.name.replace('_', '-')}"
-    group.add_argument(name, default=field.default, help=about, **settings)
+    name = field.name.replace("_", "-")
+    group.add_argument(f"--{name}", default=field.default, help=about, **settings)
+    if settings.get("action") == "store_true":  # takes back what --config says
+        group.add_argument(
+            f"--no-{name}", action="store_false", dest=field.name, default=field.default,
+            help=argparse.SUPPRESS,
+        )  # fmt: skip
 
 
 def start(
@@ -131,6 +202,7 @@ def start(
     processes of their own did the work.
     """
     os.environ.setdefault(STARTED, repr(time.time()))  # before imports that take seconds
+    first_look()
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         config = parse(config_class, arguments, about)
@@ -140,9 +212,11 @@ def start(
         def work(device: Any) -> Any:  # not in a process that only starts others
             return getattr(importlib.import_module(module), function)(config, device)
 
-        return dist.run_script(script, arguments, config.nproc, config.device, work)
+        processes = (config.nproc, config.threads, config.device)
+        return dist.run_script(script, arguments, *processes, work)
     finally:
-        os.environ.pop(STARTED, None)
+        for name in (STARTED, WHY_THREADS):
+            os.environ.pop(name, None)
 
 
 def run(main: Callable[[], object]) -> None:
@@ -152,7 +226,8 @@ def run(main: Callable[[], object]) -> None:
     state because a scheduler asked it to end, and 137 for a run of several processes one of which
     was killed. With ``--debug`` on the command line the traceback is shown instead.
     """
-    sys.stdout = _Unbreakable(sys.stdout)
+    _open_missing_streams()
+    sys.stdout, sys.stderr = _SafeStream(sys.stdout), _SafeStream(sys.stderr)
     try:
         main()
     except KeyboardInterrupt:
@@ -170,15 +245,40 @@ def run(main: Callable[[], object]) -> None:
         _end_readers()
 
 
-class _Unbreakable:
-    """Standard output whose reader may go away, as ``| head`` does: the work is not ended by it."""
+def _open_missing_streams() -> None:
+    """Open the standard streams that the caller has closed.
+
+    Else a file that is opened later takes the place of one, and what libraries print goes into it.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # takes the lowest number
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w" if number else "r"))  # noqa: SIM115
+
+
+def escape_unsafe(text: str) -> str:
+    """Return a text in which what would steer a terminal is shown as an escape."""
+    return _UNSAFE.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+class _SafeStream:
+    """A stream whose reader may go away, as ``| head`` does, without ending the work.
+
+    Names of files and classes come from anywhere: what would steer a terminal, or turn around the
+    text that follows, is shown as an escape, and so is what the stream cannot encode.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
+        with contextlib.suppress(OSError, AttributeError):
+            stream.reconfigure(errors="backslashreplace")
 
     def write(self, text: str) -> int:
         with contextlib.suppress(OSError):
-            return self._stream.write(text)
+            self._stream.write(escape_unsafe(text))
         return len(text)
 
     def flush(self) -> None:
@@ -206,6 +306,12 @@ def _known_failure(error: Exception) -> str | None:
             f"out of memory ({first_line(error)}); use a smaller batch (--batch-size, "
             "--val-batch-size, --test-batch-size), and in training --accumulate, "
             "--checkpoint-activations or a smaller --crop-size"
+        )
+    if "</torch_" in str(error) or "DataLoader worker (pid" in str(error):
+        return (
+            "a reader process was ended, as happens where memory, or shared memory (/dev/shm), "
+            "runs out; use fewer --workers, or --workers 0, or give a container more with docker "
+            "run --shm-size 8g or --ipc=host"
         )
     if str(error).startswith("DataLoader timed out"):
         return (
@@ -254,7 +360,7 @@ fraction = _number(float, lambda value: 0 <= value <= 1, "a number from 0 to 1")
 
 def weight_list(text: str) -> tuple[float, ...]:
     """Parse comma-separated positive weights, such as ``2,1,2,2,1,1``."""
-    return tuple(positive_float(part) for part in text.split(","))
+    return tuple(positive_float(part) for part in text.removesuffix(",").split(","))
 
 
 METAVARS = {positive_int: "N", natural: "N", seed: "N"}

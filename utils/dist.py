@@ -8,7 +8,9 @@ import json
 import logging
 import os
 import signal
+import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,7 +24,7 @@ import torch.distributed.run as torchrun
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-from utils.cli import STARTED
+from utils.cli import STARTED, WHY_THREADS
 from utils.errors import (
     EXIT_INTERRUPTED,
     EXIT_PREEMPTED,
@@ -31,11 +33,14 @@ from utils.errors import (
     OptionError,
     UserError,
 )
+from utils.files import exclusive
+from utils.machine import choose_threads, processes_here
 from utils.signals import heeded_signals, when_gone
 
 LAUNCHED = "SCD_LAUNCHED"  # set for processes that `launch` started: its process number
 T = TypeVar("T")
 TIMEOUT = timedelta(minutes=30)
+SILENT_S, AGAIN_S = 10, 60  # of waiting for partners until a word, and the next
 GRACE_S = 30  # what a process has between a signal and its end by force
 PEER_GRACE_S = 3  # by then the process that failed has ended, and the launcher knows the cause
 
@@ -112,6 +117,14 @@ def barrier() -> None:
     any_rank(False)
 
 
+@contextmanager
+def sole_writer(lock: Path, what: str) -> Iterator[None]:
+    """Be the one run that writes ``what``, by `exclusive`; every process must call it."""
+    with exclusive(lock, what) if is_main() else contextlib.nullcontext():
+        yield
+        barrier()  # what the others write is written
+
+
 def start_time() -> float:
     """Return the `time.time` at which the user started the script."""
     return float(os.environ.get(STARTED, time.time()))
@@ -151,19 +164,28 @@ def _own_gpu(local_rank: int) -> torch.device:
 
 
 def run_script(
-    script: str, argv: list[str], nproc: int | None, device: str, work: Callable[[torch.device], T]
+    script: str,
+    argv: list[str],
+    nproc: int | None,
+    threads: int | None,
+    device: str,
+    work: Callable[[torch.device], T],
 ) -> T | None:
     """Do a script's work in as many processes as there should be.
 
     Under torchrun, or in a process that `launch` started, it is this one; else ``nproc``, and
-    without that one per visible GPU. Returns what ``work`` returns; None when processes of their
-    own did it.
+    without that one per visible GPU. Each computes in ``threads``, or as `choose_threads` says.
+    Returns what ``work`` returns; None when processes of their own did it.
     """
     gpus = torch.cuda.device_count() if device in ("auto", "cuda") else 0
-    processes = nproc or max(1, gpus)
+    processes = processes_here() if "RANK" in os.environ else nproc or max(1, gpus)
+    if not threads:
+        threads, why = choose_threads(torch.get_num_threads(), processes)
+        os.environ.setdefault(WHY_THREADS, why)
     if processes > 1 and "RANK" not in os.environ:
-        launch(script, argv, processes)
+        launch(script, argv, processes, threads)
         return None
+    torch.set_num_threads(threads)
     with joined(device) as own:
         return work(own)
 
@@ -184,7 +206,8 @@ def joined(device: str) -> Iterator[torch.device]:
     # Numbers and objects go from host to host over gloo, without waiting for the GPUs' work.
     backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
     try:
-        dist.init_process_group(backend, timeout=TIMEOUT)
+        with _saying_who_is_missing():
+            dist.init_process_group(backend, timeout=TIMEOUT)
         yield chosen
     except RuntimeError as error:
         if not isinstance(error, dist.DistError) and "gloo/" not in str(error):
@@ -199,8 +222,31 @@ def joined(device: str) -> Iterator[torch.device]:
     dist.destroy_process_group()
 
 
-def launch(script: str, argv: list[str], processes: int) -> None:
-    """Run a script in several processes on this machine, as torchrun does.
+@contextmanager
+def _saying_who_is_missing() -> Iterator[None]:
+    """Say from time to time, while the block lasts, what this process waits for."""
+    done, own = threading.Event(), os.environ
+
+    def say() -> None:
+        pause_s = SILENT_S
+        while not done.wait(pause_s):
+            print(
+                f"process {own['RANK']} of {own.get('WORLD_SIZE')}, counted from 0, waits for the "
+                f"others at {own.get('MASTER_ADDR')}:{own.get('MASTER_PORT')}",
+                file=sys.stderr,
+                flush=True,
+            )
+            pause_s = AGAIN_S
+
+    threading.Thread(target=say, daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()
+
+
+def launch(script: str, argv: list[str], processes: int, threads: int) -> None:
+    """Run a script in several processes of some threads on this machine, as torchrun does.
 
     When one of them fails the others are ended.
 
@@ -209,8 +255,9 @@ def launch(script: str, argv: list[str], processes: int) -> None:
         InterruptionError: a signal ended the processes.
         PeerError: a process was killed, or failed otherwise.
     """
+    before = dict(os.environ)
     os.environ |= {LAUNCHED: str(os.getpid()), STARTED: repr(start_time())}
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    os.environ["OMP_NUM_THREADS"] = str(threads)
     for name in ("torch.distributed.elastic", *logging.root.manager.loggerDict):
         if name.startswith("torch.distributed"):  # some of them have a level of their own
             logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -228,7 +275,8 @@ def launch(script: str, argv: list[str], processes: int) -> None:
             message = _reported_failure(Path(folder)) or f"ended by {error.sigval.name}"
             raise InterruptionError(message, status) from None
         finally:
-            del os.environ[LAUNCHED], os.environ[STARTED]
+            os.environ.clear()
+            os.environ.update(before)
 
 
 def _first_failure(error: ChildFailedError) -> UserError:

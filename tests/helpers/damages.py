@@ -63,9 +63,9 @@ def write_classes(root: Path, *more: tuple[str, tuple[int, int, int]]) -> None:
     (root / "classes.json").write_text(text)
 
 
-def rename_pair(root: Path, old: str, new: str) -> None:
+def rename_pair(root: Path, old: str, new: str, split: str = "train") -> None:
     for folder in FOLDERS:
-        (root / "train" / folder / f"{old}.png").rename(root / "train" / folder / f"{new}.png")
+        (root / split / folder / f"{old}.png").rename(root / split / folder / f"{new}.png")
 
 
 def repaint(kind: str, files: list[str], change):
@@ -149,6 +149,40 @@ def names_alike(root):
 def same_stem(root):
     Image.open(root / "train/im1/00002.png").save(root / "train/im1/00002.bmp")
     return {"same-stem": ["train/im1/00002.bmp", "train/im1/00002.png"]}
+
+
+def other_form(root):
+    rename_pair(root, "00006", "caf\u00e9")
+    (root / "train/im2/caf\u00e9.png").rename(root / "train/im2/cafe\u0301.png")
+    others = [f"train/{folder}/caf\u00e9.png" for folder in ("im1", "label1", "label2")]
+    return {"partner-form": ["train/im2/cafe\u0301.png", *others]}
+
+
+def unread_format(root):
+    files = [f"train/{folder}/more.webp" for folder in ("im1", "im2")]
+    for name in files:
+        Image.new("RGB", (64, 64)).save(root / name)
+    return {"unread-pair": files, "ignored-files": files}
+
+
+def other_order(root):
+    """Index labels in ChangeMamba's order, with the shares that SECOND's changed pixels have."""
+    rng, shares = np.random.default_rng(0), (0.215, 0.371, 0.045, 0.01, 0.351, 0.008)
+    for path in root.glob("*/label1/*.png"):
+        changed = (read(path) != 255).any(axis=-1)
+        date1, date2 = 1 + rng.choice(6, (2, *changed.shape), p=shares)
+        while (date1 == date2).any():
+            other = 1 + rng.choice(6, changed.shape, p=shares)
+            date2 = np.where(date1 == date2, other, date2)
+        write(path, (date1 * changed).astype(np.uint8))
+        write(path.parents[1] / "label2" / path.name, (date2 * changed).astype(np.uint8))
+    return {"class-order": []}
+
+
+def copies_apart(root):
+    for split, name in (("train", "tile"), ("val", "tilerotate90")):
+        rename_pair(root, "00003", name, split)
+    return {"leak-copies": ["tile", "tilerotate90"]}
 
 
 def foreign_file(root):
@@ -347,7 +381,8 @@ def grey_date(root):
 
 DAMAGES = [
     truncate, replace_by_text, remove_partner, remove_label, rename_partner, names_alike, same_stem,
-    foreign_file, no_labels, labels_of_one_date, change_masks_in_train, other_size_in_pair,
+    foreign_file, other_form, unread_format, other_order, copies_apart,
+    no_labels, labels_of_one_date, change_masks_in_train, other_size_in_pair,
     other_size, sixteen_bits, too_few_bands, values_with_a_fraction, grey_image, blank, same_dates,
     smear_labels, binary_labels, black_and_white_label, foreign_values, foreign_colors,
     contradicting_palette, sixteen_bit_label, one_index_label, disagree, same_class,

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from datasets.bands import RGB
-from datasets.classes import ClassList
+from datasets.classes import ClassList, suspect_order
 from datasets.images import DTYPES, lacks_bands, places_apart
 from datasets.labels import (
     BINARY,
@@ -33,6 +33,10 @@ KINDS: dict[str, tuple[str, str, str]] = {
         "add the missing files, or remove these"),
     "partner-case": (ERROR, "partners whose names differ in case",
         "rename them alike"),
+    "partner-form": (ERROR, "partners whose names are spelled in two forms of Unicode",
+        "rename one: an accent is composed in one and decomposed in the other"),
+    "unread-pair": (ERROR, "pairs in formats that are not read",
+        "save them as PNG, JPEG, BMP, TIFF or NPY, or move them elsewhere"),
     "name-case": (WARNING, "names that differ only in case; Windows and macOS keep one of them",
         "rename one"),
     "same-stem": (ERROR, "names that occur twice with different suffixes",
@@ -50,7 +54,7 @@ KINDS: dict[str, tuple[str, str, str]] = {
     "mixed-sizes": (WARNING, "images of several sizes in one split",
         "train with --crop-size N, at most the smallest side"),
     "bit-depth": (ERROR, "images whose values are not whole numbers of 8 or 16 bits",
-        "save them as uint8 or uint16 with the range that suits the sensor"),
+        "save all with one scale, as gdal_translate -ot UInt16 -scale LOW HIGH 0 65535 does"),
     "mixed-depth": (ERROR, "images of 8 and of 16 bits in one data set",
         "save all of one depth, with one scale"),
     "band-count": (ERROR, "images without some of the chosen bands (1, 2, 3 without --bands)",
@@ -97,6 +101,10 @@ KINDS: dict[str, tuple[str, str, str]] = {
         "check the masks: 0 where nothing changed, else 255 (or 1); remove pairs without any 0"),
     "class-missing": (WARNING, "classes that no training label contains",
         "take them out of classes.json, or add pairs that show them"),
+    "class-order": (WARNING, "class shares that speak for another order of the classes",
+        "look at the labels before you train"),
+    "leak-copies": (ERROR, "augmented copies of one tile, trained on and held out",
+        "keep a tile and its copies on one side"),
     "leak-exact": (ERROR, "the same image in two splits: scores on it are worthless",
         "remove the pairs from one of the splits"),
     "leak-near": (WARNING, "almost the same image in two splits",
@@ -267,6 +275,11 @@ def set_entries(
         elif split == "train":
             for index in np.flatnonzero(counts[1:] == 0) + 1:
                 yield "class-missing", Entry((), f"{classes.names[index]}, index {index}")
+    if labelled and not classes.is_binary:
+        total = sum(report.transitions for report in labelled)
+        order = suspect_order(classes, total.sum(axis=0) + total.sum(axis=1))
+        if order:
+            yield "class-order", Entry((), order)
     yield from _mixtures(reports)
 
 

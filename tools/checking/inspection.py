@@ -8,15 +8,20 @@ from typing import Any
 import numpy as np
 
 from datasets.bands import RGB
-from datasets.classes import ClassList
+from datasets.classes import STANDARD, ClassList, Preset
 from datasets.labels import COLOR_DISTANCE
 from datasets.pairs import Pair
-from datasets.splits import AS_THE_DATA_SUGGESTS, SplitOptions
+from datasets.splits import AS_THE_DATA_SUGGESTS, Split, SplitOptions, divided_copies
 from datasets.statistics import statistics_to_dict
 from tools.checking.duplicates import MAX_HAMMING, find_copies
 from tools.checking.findings import Entry, Finding, collect, pair_entries, set_entries
 from tools.checking.pair_report import PairReport, inspect_pair, sum_images
-from tools.checking.scan import UNUSED, assign_splits, differing_label_entries, scan_dataset
+from tools.checking.scan import (
+    UNUSED,
+    assign_splits,
+    differing_label_entries,
+    scan_dataset,
+)
 from utils.parallel import ParallelMap
 from utils.text import progress
 
@@ -30,6 +35,7 @@ class CheckOptions:
     color_distance: int = COLOR_DISTANCE
     hash_distance: int = MAX_HAMMING
     workers: int = 1
+    preset: Preset = STANDARD
 
 
 USUAL = CheckOptions()
@@ -94,7 +100,7 @@ class Report:
 
 
 def scan_names(
-    root: Path, split: SplitOptions = AS_THE_DATA_SUGGESTS
+    root: Path, split: SplitOptions = AS_THE_DATA_SUGGESTS, preset: Preset = STANDARD
 ) -> tuple[list[Pair], dict[str, str], list[tuple[str, Entry]]]:
     """Return a data set's complete pairs, the split of each by its id, and what names are wrong.
 
@@ -102,17 +108,21 @@ def scan_names(
         DataError: there is no pair below ``root``, or the split does not fit.
         OptionError: the split asks for labels in ROOT/val that are not there.
     """
-    scans = scan_dataset(root)
+    scans = scan_dataset(root, preset)
     found = [item for scan in scans.values() for item in scan.found]
-    found += differing_label_entries(root, scans, split)
+    found += differing_label_entries(root, scans, split, preset)
     pairs = [pair for scan in scans.values() for pair in scan.pairs]
-    return pairs, assign_splits(scans, split), found
+    split_of = assign_splits(scans, split)
+    train = tuple(name for name, split in split_of.items() if split == "train")
+    rest = tuple(name for name, split in split_of.items() if split not in ("train", UNUSED))
+    copies = divided_copies(Split("", train, rest))
+    return pairs, split_of, found + [("leak-copies", Entry(names)) for names in copies]
 
 
 def inspect_dataset(root: Path, classes: ClassList, options: CheckOptions = USUAL) -> Report:
     """Look at every file of a data set; `scan_names` may raise, nothing in the files does."""
     root = Path(root)
-    pairs, split_of, found = scan_names(root, options.split)
+    pairs, split_of, found = scan_names(root, options.split, options.preset)
     how = {"color_distance": options.color_distance, "bands": options.bands}
     work = partial(inspect_pair, classes=classes, **how)
     reads = ParallelMap(work, pairs, options.workers)

@@ -1,5 +1,6 @@
 """Masks on disk that are to be compared: labels and predictions, paired by name and counted."""
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -51,6 +52,14 @@ def find_classes(path: Path | None, label: Path) -> tuple[ClassList, str]:
     if is_mask_folder(label):
         return CHANGE_CLASSES, "the labels are change masks"
     return SECOND_CLASSES, "SECOND's"
+
+
+def epoch_choice(folder: Path) -> str:
+    """Return on which pairs the epoch was chosen that predicted a folder, where test.py tells."""
+    with suppress(OSError, ValueError, AttributeError):
+        told = json.loads((folder / "metrics.json").read_text("utf-8"))
+        return str(told.get("epoch_choice", ""))
+    return ""
 
 
 def find_jobs(
@@ -161,7 +170,7 @@ class MaskCounter:
             return count_change(predictions[0], labels[0])
         pair = count_pair(*predictions, *labels, self.classes.num_classes)
         in_label, in_prediction, _ = pair.one_sided
-        if in_label:
+        if in_label and label != prediction:  # a report without labels has predictions alone
             raise _disagreement(label, in_label, "the labels or leave the pair out with --names")
         if in_prediction and self.one_sided == "error":
             remedy = "the masks or choose a rule with --one-sided"

@@ -172,6 +172,20 @@ def test_kappa_of_chance_is_zero_and_of_agreement_one():
     assert compute_metrics(torch.zeros(3, 3)).kappa == 0
 
 
+@pytest.mark.parametrize("date", [None, 1])
+def test_no_class_takes_the_column_of_a_score(date):
+    counts = torch.arange(1.0, 17).view(4, 4)
+    metrics = compute_metrics(counts, date)
+    row = metrics.to_row(("none", "changed", "unchanged", "water"))
+    assert (row["iou_changed"], row["iou_unchanged"]) == (
+        metrics.iou_changed,
+        metrics.iou_unchanged,
+    )
+    prefix, suffix = ("iou", "_date1") if date else ("class_iou", "")
+    ious = [row[f"{name}{suffix}"] for name in (f"{prefix}_changed", f"{prefix}_unchanged")]
+    assert (*ious, row[f"iou_water{suffix}"]) == metrics.class_iou[1:]
+
+
 def test_metrics_go_to_plain_values_and_back():
     metrics = compute_metrics(count(*random_maps()))
     plain = metrics.to_dict()

@@ -38,8 +38,8 @@ def test_folding_keeps_the_outputs(backbone):
     model = with_statistics(small_model(backbone=backbone))
     images = pair(1, 3, 64, 96)
     expected = model(*images)
-    assert fold_batch_norm(model, *pair(1, 3, 64, 64, seed=1)) > 0
-    assert fold_batch_norm(model, *images) == 0
+    assert fold_batch_norm(model, *pair(1, 3, 64, 64, seed=1))
+    assert not fold_batch_norm(model, *images)
     assert_close(model(*images), expected)
 
 
@@ -51,7 +51,7 @@ def test_hrnets_and_heads_fold_completely(head, lightweight):
     norms = sum(isinstance(m, nn.BatchNorm2d) for m in model.modules())
     images = pair(1, 3, 64, 64)
     expected = model(*images)
-    assert fold_batch_norm(model, *images) == norms
+    assert len(fold_batch_norm(model, *images)) == norms
     assert not any(isinstance(m, nn.BatchNorm2d) for m in model.modules())
     assert_close(model(*images), expected)
 
@@ -107,7 +107,7 @@ def test_what_cannot_be_folded_is_left_alone(kind):
         model.alias = model.norms[0]
     image, _ = pair(1, 3, 8, 8)
     expected = model(image)
-    assert fold_batch_norm(model, image) == 0
+    assert not fold_batch_norm(model, image)
     assert torch.equal(model(image), expected)
 
 
@@ -117,7 +117,7 @@ def test_what_cannot_be_folded_is_left_alone(kind):
 @torch.no_grad()
 def test_a_convolution_whose_output_is_returned_is_left_alone(wrap):
     model = with_statistics(Joined(residual(lambda f, norm: wrap(norm(f), f))))
-    assert fold_batch_norm(model, pair(1, 3, 8, 8)[0]) == 0
+    assert not fold_batch_norm(model, pair(1, 3, 8, 8)[0])
 
 
 @pytest.mark.parametrize(
@@ -140,6 +140,6 @@ def test_what_folds_keeps_its_output(layers, folded):
     model = with_statistics(nn.Sequential(*layers))
     image, _ = pair(2, 3, 17, 23)
     expected = model(image)
-    assert fold_batch_norm(model, image) == folded
+    assert len(fold_batch_norm(model, image)) == folded
     assert_close((model(image),), (expected,))
     assert isinstance(model[-1], nn.SiLU) == isinstance(layers[-1], BatchNormAct2d)

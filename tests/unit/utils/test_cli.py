@@ -1,8 +1,12 @@
 """Options of the scripts, and the way errors are shown."""
 
+import io
+import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +14,7 @@ import torch
 import label
 import test as predict
 import train
-from engine.config import REPO
+from engine.config import REPO, LabelConfig, TrainConfig
 from utils import cli
 from utils.errors import DataError, OptionError, UserError, one_line
 
@@ -61,6 +65,10 @@ finally:
         (train, ["--crop-size", "1.5"]),
         (train, ["--seed", str(2**70)]),
         (train, ["--light"]),
+        (train, ["--threads", "0"]),
+        (train, ["--crops-per-image", "2"]),
+        (train, ["--name", "../a"]),
+        (train, ["--name", "a_latest"]),
         (train, ["--compile", "--checkpoint-activations"]),
         (train, ["--pseudo-label-root", "masks"]),
         (label, ["--vote", "loud"]),
@@ -152,3 +160,99 @@ def test_other_errors_are_not_hidden(monkeypatch, capsys):
         ended(raising(ZeroDivisionError()), monkeypatch, capsys)
     cli.run(lambda: 3)
     assert capsys.readouterr() == ("", "")
+
+
+def printed(text: str, encoding: str) -> bytes:
+    raw = io.BytesIO()
+    stream = cli._SafeStream(io.TextIOWrapper(raw, encoding=encoding))
+    print(text, file=stream, flush=True)
+    return raw.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("a\x1b[2J\x07\r\x7f\x9b", r"a\x1b[2J\x07\r\x7f\x9b"),
+        ("\u202egnp.exe\u2066\u200f\u061c\u2028", r"\u202egnp.exe\u2066\u200f\u061c\u2028"),
+        ("a\tb\n→ ü 中 \u200d", "a\tb\n→ ü 中 \u200d"),
+        ("\udcff", r"\udcff"),  # a byte of a file name that is no UTF-8
+    ],
+)
+def test_no_name_steers_the_terminal(name, shown):
+    assert printed(name, "utf-8") == f"{shown}\n".encode()
+    assert printed(name, "ascii") == f"{shown}\n".encode("ascii", "backslashreplace")
+
+
+@pytest.mark.parametrize(
+    "streams", [">&- 2>&- <&-", ">/dev/full 2>/dev/full", "| true", "2>&1 | true"]
+)
+def test_work_goes_on_where_nothing_can_be_printed(streams, tmp_path):
+    code = """
+import sys
+from utils import cli
+def main():
+    for line in range(20000):
+        print(line, flush=line % 2)
+    print("said", file=sys.stderr, flush=True)
+    with open(sys.argv[1], "w") as file:
+        file.write(str(file.fileno() > 2))
+    raise cli.UserError("no")
+cli.run(main)
+"""
+    command = f'{{ "$0" -c "$1" "$2"; echo $? >"$3"; }} {streams}'
+    out, status = tmp_path / "out", tmp_path / "status"
+    argv = ["sh", "-c", command, sys.executable, code, str(out), str(status)]
+    subprocess.run(argv, check=False, cwd=REPO, timeout=60)
+    assert (out.read_text(), status.read_text()) == ("True", "2\n")
+
+
+# --- --config -------------------------------------------------------------------------------
+
+
+def write_json(path, text):
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def test_options_come_from_a_file_and_the_command_line_wins(tmp_path):
+    given = {
+        "model": "fcn", "epochs": 3, "lr": 0.5, "bands": (4,), "class_weights": (2.0,),
+        "tta": True, "tensorboard": False, "crop_size": 64, "val_list": tmp_path / "a.txt",
+    }  # fmt: skip
+    wanted = TrainConfig(**given)
+    once = {"resume": "auto", "load_from": "a.pth", "debug": True, "dry_run": True}
+    path = write_json(tmp_path / "a.json", json.dumps(wanted.to_dict() | once))
+    assert cli.parse(TrainConfig, ["--config", path]) == replace(wanted, config=Path(path))
+    argv = ["--epochs", "5", "--config", path, "--no-tta", "--bands", "2"]
+    found = cli.parse(TrainConfig, argv)
+    assert (found.epochs, found.tta, found.bands, found.lr) == (5, False, (1, 2), 0.5)
+    text = '{"checkpoints": ["a.pth", "b.pth"], "tta": false}'
+    found = cli.parse(LabelConfig, ["--config", write_json(tmp_path / "b.json", text)])
+    assert [str(p) for p in found.checkpoints] == ["a.pth", "b.pth"] and found.tta is False
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"epoch": 3}', "unknown option --epoch; did you mean --epochs?"),
+        ('{"epoch": null}', "unknown option --epoch; did you mean --epochs?"),
+        ('{"epochs": "ten"}', "argument --epochs: 'ten' is not a whole number"),
+        ('{"epochs": [1, 2]}', "[1, 2] is no value of --epochs"),
+        ('{"epochs": true}', "true is no value of --epochs"),
+        ('{"tta": "yes"}', '"yes" is no value of --tta'),
+        ('{"bands": 3.5}', "3.5 is no value of --bands"),
+        ('{"model": {"a": 1}}', "is no value of --model"),
+        ('{"model": "unet"}', "argument --model: invalid choice: 'unet'"),
+        ("[1]", "not options"),
+        ('{"epochs": ', "cannot be read as JSON"),
+        (None, "cannot be read as JSON (No such file or directory)"),
+    ],
+)
+def test_mistakes_in_a_file_of_options_are_one_line(text, said, tmp_path, capsys):
+    path = tmp_path / "a.json"
+    if text is not None:
+        write_json(path, text)
+    with pytest.raises(SystemExit):
+        cli.parse(TrainConfig, ["--config", str(path)])
+    [line] = capsys.readouterr().err.splitlines()
+    assert f"error: {path}: " in line and said in line
