@@ -363,11 +363,11 @@ def _opened_by_gdal(
                 tag = _exif_orientation(image)
         masked = has_alpha or any(MaskFlags.all_valid not in f for f in file.mask_flag_enums)
         size, place = _upright_size(file.height, file.width, tag), None
-        matrix = np.reshape((*file.transform[:6], 0, 0, 1), (3, 3)).astype(np.float64)
+        affine = file.transform[:6]
         # Whether a tag turns the place as well, programs do not agree.
-        if tag == 1 and np.any(matrix != np.eye(3)) and np.linalg.det(matrix):
+        if tag == 1 and affine != (1, 0, 0, 0, 1, 0) and not file.transform.is_degenerate:
             crs = file.crs.to_wkt() if file.crs else ""
-            place = Place(crs, matrix)
+            place = Place(crs, np.array([affine[:3], affine[3:], (0, 0, 1)], dtype=np.float64))
         header = Header(*size, bands, dtype, kind, mode, masked, tag, place)
         _require_sensible(path, header)
         yield file, header, colors
