@@ -18,20 +18,22 @@ import numpy as np
 
 from datasets.bands import RGB, Bands
 from datasets.classes import ClassList
-from datasets.images import image_size, read_bands
+from datasets.images import fill_gaps, read_header, read_masked
 from datasets.labels import read_label
 from datasets.pairs import IMAGE_FOLDERS, Pair, pseudo_mask
 from datasets.task import Task
 from utils import dist
 from utils.errors import OptionError
-from utils.files import atomic_path, remove_leftovers, write_text
+from utils.files import atomic_path, read_text, remove_leftovers, write_text
 from utils.text import progress
 
-FORMAT = 3
+FORMAT = 4
 LEFTOVER_AGE_S = 86400  # another program may be writing the same cache for hours
 THREADS = 2  # the decoders leave the interpreter lock free
+VALID = "\0valid"  # behind the path of an image, the entry of its pixels that have data
 SHARED_MEMORY = Path("/dev/shm")
 Files = Sequence[tuple[Path, bool]]  # what is decoded, and whether it is an image
+MaskedImage = tuple[np.ndarray, np.ndarray | None]  # values, and which pixels have data
 
 
 @dataclass(frozen=True)
@@ -41,9 +43,10 @@ class FileReader:
     classes: ClassList
     bands: Bands = RGB
 
-    def image(self, path: Path) -> np.ndarray:
-        """Return (H, W, bands) uint8 or uint16."""
-        return read_bands(path, self.bands)
+    def image(self, path: Path) -> MaskedImage:
+        """Return (H, W, bands) uint8 or uint16, with gaps filled, and what `read_masked` does."""
+        values, valid = read_masked(path, self.bands)
+        return fill_gaps(values, valid), valid
 
     def label(self, path: Path) -> np.ndarray:
         """Return (H, W) uint8 class indices."""
@@ -57,19 +60,26 @@ class CachedReader:
         self._paths = paths
         self._entries = {}
         for number, path in enumerate(paths):
-            index = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+            index = json.loads(read_text(path.with_suffix(".json")))
             self._entries |= {name: (number, *entry) for name, entry in index["entries"].items()}
         self._bytes: dict[int, np.ndarray] = {}
 
-    def image(self, path: Path) -> np.ndarray:
-        """Return what `FileReader` does; a private view, writing to it changes no file."""
-        number, offset, shape, dtype = self._entries[str(path)]
+    def image(self, path: Path) -> MaskedImage:
+        """Return what `FileReader` does; private views, writing to them changes no file."""
+        name, valid = f"{path}{VALID}", None
+        if name in self._entries and not self._read(name).all():
+            valid = self._read(name)
+        return self._read(str(path)), valid
+
+    def label(self, path: Path) -> np.ndarray:
+        """Return what `FileReader` does; a private view, as of an image."""
+        return self._read(str(path))
+
+    def _read(self, name: str) -> np.ndarray:
+        number, *entry = self._entries[name]
         if number not in self._bytes:
             self._bytes[number] = np.memmap(self._paths[number], dtype=np.uint8, mode="c")
-        end = offset + int(np.prod(shape)) * np.dtype(dtype).itemsize
-        return self._bytes[number][offset:end].view(dtype).reshape(shape)
-
-    label = image
+        return _view(self._bytes[number], *entry)
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_bytes": {}}  # each process maps the files by itself
@@ -158,14 +168,16 @@ def _key(files: Files, classes: ClassList, bands: Bands) -> str:
             state = path.stat()
         except OSError as error:
             raise OptionError(f"{path}: cannot be cached ({error.strerror})") from error
-        digest.update(f"{path}\0{state.st_size}\0{state.st_mtime_ns}\n".encode())
+        # The last time no program can set: archives and object stores set the other one.
+        times = f"{state.st_mtime_ns}\0{state.st_ctime_ns}"
+        digest.update(f"{path}\0{state.st_size}\0{times}\n".encode())
     return digest.hexdigest()[:20]
 
 
 def _write_cache(path: Path, files: Files, classes: ClassList, bands: Bands) -> None:
     """Decode files into one, unless that is there."""
     with contextlib.suppress(OSError, ValueError, KeyError):
-        index = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        index = json.loads(read_text(path.with_suffix(".json")))
         if path.stat().st_size == index["bytes"]:
             return
     entries, total = _layout(files, bands)
@@ -185,9 +197,10 @@ def _write_cache(path: Path, files: Files, classes: ClassList, bands: Bands) -> 
 
         def decode(item: tuple[Path, bool]) -> None:
             file, is_image = item
-            array = reader.image(file) if is_image else reader.label(file)
-            offset, shape, dtype = entries[str(file)]
-            store[offset : offset + array.nbytes].view(dtype).reshape(shape)[:] = array
+            values, valid = reader.image(file) if is_image else (reader.label(file), None)
+            _view(store, *entries[str(file)])[:] = values
+            if f"{file}{VALID}" in entries:
+                _view(store, *entries[f"{file}{VALID}"])[:] = True if valid is None else valid
 
         with ThreadPoolExecutor(THREADS) as pool:
             for _ in progress(pool.map(decode, files), "cache", unit="file", total=len(files)):
@@ -196,14 +209,24 @@ def _write_cache(path: Path, files: Files, classes: ClassList, bands: Bands) -> 
     write_text(path.with_suffix(".json"), json.dumps({"bytes": total, "entries": entries}))
 
 
+def _view(store: np.ndarray, offset: int, shape: Sequence[int], dtype: str) -> np.ndarray:
+    end = offset + int(np.prod(shape)) * np.dtype(dtype).itemsize
+    return store[offset:end].view(dtype).reshape(shape)
+
+
 def _layout(files: Files, bands: Bands) -> tuple[dict[str, tuple[int, tuple, str]], int]:
     """Return offset, shape and type of each file's array, and the bytes of all."""
     entries, offset, itemsize = {}, 0, np.dtype(bands.dtype).itemsize
     for path, is_image in files:
-        shape, dtype = image_size(path), "uint8"
+        header = read_header(path)
+        size = (header.height, header.width)
+        arrays = {str(path): (size, "uint8")}
         if is_image:
-            shape, dtype = (*shape, len(bands.numbers)), bands.dtype
-        entries[str(path)] = (offset, shape, dtype)
-        offset += int(np.prod(shape)) * np.dtype(dtype).itemsize
-        offset += offset % itemsize  # 16-bit values start at even places
+            arrays = {str(path): ((*size, len(bands.numbers)), bands.dtype)}
+        if is_image and header.masked:
+            arrays[f"{path}{VALID}"] = (size, "bool")
+        for name, (shape, dtype) in arrays.items():
+            entries[name] = (offset, shape, dtype)
+            offset += int(np.prod(shape)) * np.dtype(dtype).itemsize
+            offset += offset % itemsize  # 16-bit values start at even places
     return entries, offset

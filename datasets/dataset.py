@@ -9,7 +9,8 @@ import torch
 from torch.utils.data import Dataset
 
 from datasets.cache import CachedReader, FileReader
-from datasets.images import image_size
+from datasets.classes import IGNORED
+from datasets.images import read_header, valid_in_all
 from datasets.pairs import Pair, pseudo_mask
 from datasets.task import Task
 from utils.errors import DataError
@@ -24,6 +25,8 @@ class ChangeDetectionDataset(Dataset):
     A sample holds ``name`` (str), ``image1/image2`` (bands, H, W) uint8 or uint16 and, where the
     pair has labels, ``label1/label2`` (H, W) uint8 (0 = unlabelled, 1..C) and ``change_mask``
     (H, W) uint8 (1 = changed). A date without labels has no key, of change masks neither has.
+    Pixels without data at either date are `IGNORED` in all of them, and True in ``ignored`` (H, W),
+    which only untransformed samples with such pixels have; their images are filled.
     Masks under ``pseudo_label_root`` replace the labels, but never ``change_mask``. ``seed``,
     `set_epoch` and the index decide every draw of ``transform``. A DataError for missing pseudo
     masks; when a sample is read, for files that cannot be decoded or do not fit each other.
@@ -59,17 +62,21 @@ class ChangeDetectionDataset(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         pair = self.pairs[index]
-        image1, image2 = self.reader.image(pair.image1), self.reader.image(pair.image2)
+        (image1, valid1), (image2, valid2) = map(self.reader.image, (pair.image1, pair.image2))
         size = image1.shape[:2]
         require_size(pair.image2, image2.shape[:2], pair.image1, size)
+        valid = valid_in_all((valid1, valid2))
         sample = {"name": pair.name, "image1": image1, "image2": image2}
         if pair.labels:
-            sample |= self._read_labels(pair, size)
+            sample |= self._read_labels(pair, size, valid)
             for key, path in self._pseudo_masks(pair).items():
-                sample[key] = self.reader.label(path)
-                require_size(path, sample[key].shape, pair.image1, size)
+                mask = self.reader.label(path)
+                require_size(path, mask.shape, pair.image1, size)
+                sample[key] = _ignore(mask, valid)
         if self.transform is not None:
             sample = self.transform(sample, (self.seed, int(self._epoch[0]), index))
+        elif valid is not None:
+            sample["ignored"] = ~valid
         tensors = {key: torch.from_numpy(sample[key]) for key in sample if key != "name"}
         for key in ("image1", "image2"):
             tensors[key] = tensors[key].permute(2, 0, 1)
@@ -78,10 +85,18 @@ class ChangeDetectionDataset(Dataset):
     def labels(self, index: int) -> dict[str, torch.Tensor]:
         """Return the labels of a pair as `__getitem__` does, without reading its images."""
         pair = self.pairs[index]
-        labels = self._read_labels(pair, image_size(pair.image1)) if pair.labels else {}
+        if not pair.labels:
+            return {}
+        headers = {path: read_header(path) for path in (pair.image1, pair.image2)}
+        masked = [path for path, header in headers.items() if header.masked]
+        valid = valid_in_all(self.reader.image(path)[1] for path in masked)
+        size = headers[pair.image1].height, headers[pair.image1].width
+        labels = self._read_labels(pair, size, valid)
         return {key: torch.from_numpy(label) for key, label in labels.items()}
 
-    def _read_labels(self, pair: Pair, size: Size) -> dict[str, np.ndarray]:
+    def _read_labels(
+        self, pair: Pair, size: Size, valid: np.ndarray | None
+    ) -> dict[str, np.ndarray]:
         if pair.change_mask and not self.task.is_binary:
             raise DataError(
                 f"{pair.change_mask}: a change mask, but the class list names "
@@ -90,6 +105,7 @@ class ChangeDetectionDataset(Dataset):
         labels = {key: self.reader.label(path) for key, path in pair.labels.items()}
         for key, label in labels.items():
             require_size(pair.labels[key], label.shape, pair.image1, size)
+            labels[key] = _ignore(label, valid)
         first, *_, last = [label > 0 for label in labels.values()] * 2
         disagreeing = int((first != last).sum())
         if disagreeing:
@@ -97,11 +113,16 @@ class ChangeDetectionDataset(Dataset):
                 f"{pair.label1} and {pair.label2}: disagree on what changed in {disagreeing} "
                 "pixels (0 in one, a class in the other); correct the masks or remove the pair"
             )
-        return {**({} if self.task.is_binary else labels), "change_mask": first.astype(np.uint8)}
+        change_mask = _ignore(first.astype(np.uint8), valid)
+        return {**({} if self.task.is_binary else labels), "change_mask": change_mask}
 
     def _pseudo_masks(self, pair: Pair) -> dict[str, Path]:
         keys = {} if self.pseudo_label_root is None else {"label1": "im1", "label2": "im2"}
         return {k: pseudo_mask(self.pseudo_label_root, folder, pair) for k, folder in keys.items()}
+
+
+def _ignore(label: np.ndarray, valid: np.ndarray | None) -> np.ndarray:
+    return label if valid is None else np.where(valid, label, np.uint8(IGNORED))
 
 
 def require_size(

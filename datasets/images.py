@@ -1,15 +1,22 @@
-"""The one reader of rasters, images and labels alike: what a file holds decides, not its name."""
+"""The one reader of rasters, images and labels alike: what a file holds decides, not its name.
 
+All come upright, as viewers show them: the orientation tag of JPEG, PNG and TIFF is applied. GDAL
+ignores it, but labels are drawn on, and tiles cut from, what people see.
+"""
+
+import struct
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import rasterio
-from PIL import Image
-from rasterio.enums import ColorInterp
+from PIL import Image, ImageOps
+from PIL.ExifTags import Base
+from rasterio.crs import CRS
+from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.io import DatasetReader
 
 from datasets.bands import MAX_BANDS, RGB, Bands
@@ -24,6 +31,11 @@ MAX_VALUES = 8 * (Image.MAX_IMAGE_PIXELS or 2**27)
 _STARTS = dict.fromkeys((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), "TIFF")
 _STARTS |= {b"\x89PNG\r\n\x1a\n": "PNG", b"\xff\xd8\xff": "JPEG", b"BM": "BMP", b"\x93NUMPY": "NPY"}
 _PNG_BITS_AT = 24  # the byte of a PNG that tells its bits per channel
+_EXIF_KEYS = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}  # of Pillow's info
+# By orientation tag, as EXIF and TIFF define it: transpose, then reverse rows, then columns.
+_UPRIGHT = {2: (0, 0, 1), 3: (0, 1, 1), 4: (0, 1, 0), 5: (1, 0, 0), 6: (1, 0, 1), 7: (1, 1, 1)}
+_UPRIGHT |= {8: (1, 1, 0)}
+MAX_SHIFT = 0.5  # pixels by which the corners of two dates may lie apart
 _READ_AS = {"1": "L", "L": "L", "LA": "LA", "RGBA": "RGBA"}  # by Pillow's mode; others as RGB
 # No look around for files that belong to a raster.
 _GDAL_OPTIONS = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_PAM_ENABLED": "NO"}
@@ -36,6 +48,8 @@ class Header:
     """What a raster says of itself; its type may not be supported, its Pillow mode be empty.
 
     ``bands`` are values per pixel: 3 for palettes and other colour spaces, which are read as RGB.
+    ``height`` and ``width`` are upright. ``masked`` tells that the file may name pixels without
+    data: by a nodata value, a mask, or alpha. ``place`` is where it says that it lies.
     """
 
     height: int
@@ -44,6 +58,9 @@ class Header:
     dtype: str
     format: str
     mode: str = ""
+    masked: bool = False
+    orientation: int = 1
+    place: "Place | None" = None
 
     @property
     def bits(self) -> int:
@@ -61,10 +78,48 @@ class Header:
         return self.dtype == "uint8" and (self.bands in (1, 3) or self.has_alpha)
 
 
+@dataclass(frozen=True, eq=False)
+class Place:
+    """Where a raster lies: its coordinate system as WKT, or "", and what takes (column, row, 1)
+    there, (3, 3) float64.
+    """
+
+    crs: str
+    matrix: np.ndarray
+
+    def __str__(self) -> str:
+        (width, _, left), (_, height, top), _ = self.matrix.tolist()
+        name = self.crs.split('"')[1] if '"' in self.crs else "no coordinate system"
+        return f"{name}, pixels of {width:g} × {height:g} from {left:.10g}, {top:.10g}"
+
+
+@dataclass(frozen=True)
+class _Raster:
+    """An open file: ``decode`` returns its values, and ``mask`` takes them and band numbers and
+    returns (H, W), 0 where none of the bands has data, else the type's top; None for no mask.
+    """
+
+    header: Header
+    decode: Callable[[], np.ndarray]
+    mask: Callable[[np.ndarray, Sequence[int]], np.ndarray | None] = lambda *_: None
+
+    def read(self, numbers: Sequence[int]) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return `read_raster` and which pixels have data in some bands, as `read_masked`."""
+        header, values, valid = self.header, self.decode(), None
+        if header.masked:
+            alpha_is_left = header.has_alpha and _serves_as_rgb(header, numbers)
+            there = [number for number in numbers if number <= header.bands - alpha_is_left]
+            mask = self.mask(values, there)
+            # Infrared may be called alpha; what is more than a mask is none.
+            if mask is not None and np.isin(mask, (0, np.iinfo(mask.dtype).max)).all():
+                valid = None if mask.all() else _upright(mask > 0, header.orientation)
+        return _upright(values, header.orientation), valid
+
+
 def read_header(path: Path) -> Header:
     """Read size, bands and type, undecoded; a DataError if missing, unknown or oversized."""
-    with _opened(path) as (header, _):
-        return header
+    with _opened(path) as raster:
+        return raster.header
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -73,32 +128,93 @@ def image_size(path: Path) -> tuple[int, int]:
     return header.height, header.width
 
 
+def common_size(image1: Path, image2: Path) -> tuple[int, int]:
+    """Return `image_size` of a pair's first date; a DataError if they lie at different places."""
+    header = read_header(image1)
+    if header.place:  # of most data sets, half the files need not be opened
+        apart = places_apart(header, read_header(image2))
+        if apart:
+            raise DataError(f"{image2} and {image1}: {apart}; warp the pair to one grid")
+    return header.height, header.width
+
+
+def places_apart(header: Header, other: Header) -> str:
+    """Say how far another raster lies from one; "" if at most `MAX_SHIFT` or if one says nothing.
+
+    The sides of both may have different numbers of pixels.
+    """
+    if not header.place or not other.place:
+        return ""
+    said = f"on the map they differ, {other.place} beside {header.place}"
+    crs, other_crs = header.place.crs, other.place.crs
+    if crs and other_crs and crs != other_crs and CRS.from_wkt(crs) != CRS.from_wkt(other_crs):
+        return said
+    # The corners of the other as shares of this one's sides.
+    scale, other_scale = (np.diag([h.width, h.height, 1]) for h in (header, other))
+    there, matrix = np.linalg.inv(header.place.matrix @ scale), other.place.matrix @ other_scale
+    corners = np.array([[0, 1, 0, 1], [0, 0, 1, 1], [1, 1, 1, 1]])
+    shift = np.abs(scale @ (there @ matrix @ corners - corners)).max()
+    return f"{said}: up to {shift:.1f} pixels apart" if shift > MAX_SHIFT else ""
+
+
 def read_raster(path: Path) -> np.ndarray:
     """Read (H, W, bands) uint8 or uint16 as in the file, but palettes as RGB; else a DataError."""
-    with _opened(path) as (header, decode):
-        _require_whole_numbers(path, header)
-        return decode()
+    return read_all(path)[0]
 
 
-def read_bands(path: Path, bands: Bands = RGB) -> np.ndarray:
+def read_all(
+    path: Path, numbers: Sequence[int] = RGB.numbers
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return `read_raster` and which pixels have data, as `read_masked`, in some of its bands."""
+    with _opened(path) as raster:
+        _require_whole_numbers(path, raster.header)
+        return raster.read(numbers)
+
+
+def read_masked(path: Path, bands: Bands = RGB) -> tuple[np.ndarray, np.ndarray | None]:
     """Read (H, W, len(bands.numbers)) of the bands' depth; a DataError where they are not there.
 
-    As three bands of 8 bits serve grey and palette images too; alpha is left out.
+    As three bands of 8 bits serve grey and palette images too; alpha is left out. Beside them come
+    the pixels that have data, (H, W) bool, in at least one of the bands; None for all.
+
+    Not data is what the file itself calls so: its nodata value in all chosen bands, its mask, or
+    alpha that holds nothing but 0 and the top of its type and is not chosen itself.
     """
-    with _opened(path) as (header, decode):
-        require_bands(path, header, bands)
-        values = decode()
+    with _opened(path) as raster:
+        require_bands(path, raster.header, bands)
+        values, valid = raster.read(bands.numbers)
     chosen = [number - 1 for number in bands.numbers]
     if bands == RGB:
         values = to_rgb(values)
     elif chosen != list(range(values.shape[-1])):
         values = values[..., chosen]
-    return np.ascontiguousarray(values)
+    return np.ascontiguousarray(values), valid
+
+
+def read_bands(path: Path, bands: Bands = RGB) -> np.ndarray:
+    """Read the values alone that `read_masked` returns, those without data as in the file."""
+    return read_masked(path, bands)[0]
+
+
+def valid_in_all(masks: Iterable[np.ndarray | None]) -> np.ndarray | None:
+    """Return where all of some images have data, of what `read_masked` says of each."""
+    masks = [valid for valid in masks if valid is not None]
+    return np.logical_and.reduce(masks) if masks else None
+
+
+def fill_gaps(values: np.ndarray, valid: np.ndarray | None) -> np.ndarray:
+    """Give pixels without data the mean of each band, so that convolutions see no edge there.
+
+    (H, W, bands), changed in place, and (H, W) bool or None; all are 0 where none has data.
+    """
+    if valid is not None:
+        values[~valid] = values[valid].mean(axis=0).round() if valid.any() else 0
+    return values
 
 
 def read_picture(path: Path, numbers: Sequence[int] = RGB.numbers) -> np.ndarray:
     """Read (H, W, 3) uint8 to look at: the first three of the bands named that the file has."""
-    values = read_raster(path)
+    values = fill_gaps(*read_all(path, numbers))
     shown = [number - 1 for number in numbers if number <= values.shape[-1]]
     return np.ascontiguousarray(to_rgb(values[..., shown[:3] or [0]]))
 
@@ -114,7 +230,9 @@ def open_image(path: Path) -> Image.Image:
     else:
         with _named_errors(path):
             image = Image.open(path, formats=(kind,))
-            image.load()
+            tag = _exif_orientation(image)
+            _load(image, tag)
+            ImageOps.exif_transpose(image, in_place=True)
         if kind == "PNG" and start[_PNG_BITS_AT] in (2, 4) and image.mode == "L":
             step = 255 // (2 ** start[_PNG_BITS_AT] - 1)
             image = image.point([value // step for value in range(256)])
@@ -146,8 +264,11 @@ def require_bands(path: Path, header: Header, bands: Bands) -> None:
 
 def lacks_bands(header: Header, numbers: Sequence[int]) -> bool:
     """Tell whether a file lacks one of some bands; what serves as 8-bit RGB has three."""
-    serves = tuple(numbers) == RGB.numbers and header.is_rgb
-    return max(numbers) > header.bands and not serves
+    return max(numbers) > header.bands and not _serves_as_rgb(header, numbers)
+
+
+def _serves_as_rgb(header: Header, numbers: Sequence[int]) -> bool:
+    return tuple(numbers) == RGB.numbers and header.is_rgb
 
 
 def _require_whole_numbers(path: Path, header: Header) -> None:
@@ -161,7 +282,7 @@ def _require_whole_numbers(path: Path, header: Header) -> None:
 def _identify(path: Path) -> tuple[str, bytes]:
     """Return the format of a file by its content, and the bytes at its start."""
     if not path.is_file():
-        raise DataError(f"{path}: no such file")
+        raise DataError(f"{path}: no such file, or no regular one")
     with _named_errors(path), open(path, "rb") as file:
         start = file.read(_PNG_BITS_AT + 1)
     kind = next((kind for magic, kind in _STARTS.items() if start.startswith(magic)), None)
@@ -173,23 +294,42 @@ def _identify(path: Path) -> tuple[str, bytes]:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[tuple[Header, Callable[[], np.ndarray]]]:
-    """Open a raster: its header, and what decodes all of it as `read_raster` returns it."""
+def _opened(path: Path) -> Iterator[_Raster]:
     kind, start = _identify(path)
     if kind == "NPY":
         yield _open_array(path)
     elif kind == "TIFF" or (kind == "PNG" and start[_PNG_BITS_AT] == 16):
         with _opened_by_gdal(path, kind) as (file, header, colors):
-            yield header, lambda: _read_all(file, colors)
+
+            def mask(values: np.ndarray, numbers: Sequence[int]) -> np.ndarray | None:
+                chosen = [number for number in numbers if number <= file.count] or [1]
+                flags = file.mask_flag_enums[chosen[0] - 1]
+                if MaskFlags.alpha not in flags and MaskFlags.all_valid not in flags:
+                    return np.uint8(255) * (file.read_masks(chosen) > 0).any(axis=0)
+                alpha = file.colorinterp[-1] == ColorInterp.alpha and file.count not in chosen
+                return values[..., -1] if alpha else None
+
+            yield _Raster(header, lambda: _read_all(file, colors), mask)
     else:  # the quickest way for what nearly all data sets hold
         with _named_errors(path), Image.open(path, formats=(kind,)) as image:
             mode = _READ_AS.get(image.mode, "RGB")
-            shape = (image.height, image.width, len(mode))
+            shape, tag = (image.height, image.width, len(mode)), _exif_orientation(image)
 
             def decode() -> np.ndarray:
+                _load(image, tag)
                 return np.array(image if image.mode == mode else image.convert(mode)).reshape(shape)
 
-            yield Header(*shape, "uint8", kind, image.mode), decode
+            def alpha(values: np.ndarray, numbers: Sequence[int]) -> np.ndarray | None:
+                if mode in ("LA", "RGBA"):
+                    return None if shape[2] in numbers else values[..., -1]
+                if kind == "PNG" and start[_PNG_BITS_AT] in (2, 4) and image.mode == "L":
+                    image.info["transparency"] *= 255 // (2 ** start[_PNG_BITS_AT] - 1)
+                return np.asarray(image.convert("RGBA"))[..., -1]
+
+            masked = mode in ("LA", "RGBA") or "transparency" in image.info
+            size = _upright_size(*shape[:2], tag)
+            header = Header(*size, shape[2], "uint8", kind, image.mode, masked, tag)
+            yield _Raster(header, decode, alpha)
 
 
 @contextmanager
@@ -208,14 +348,69 @@ def _opened_by_gdal(
         dtype, bands, colors = file.dtypes[0], file.count, None
         has_alpha = file.colorinterp[-1] == ColorInterp.alpha
         mode = {2: "LA" * has_alpha, 3: "RGB", 4: "RGBA" * has_alpha}.get(bands, "")
-        if file.colorinterp[0] == ColorInterp.palette and dtype == "uint8":
+        is_palette = file.colorinterp[0] == ColorInterp.palette and dtype == "uint8"
+        if is_palette and bands > 1 and "MINISWHITE" not in file.tags(ns="IMAGE_STRUCTURE"):
+            raise _undecodable(path, "a palette beside other bands, save colours as RGB")
+        if is_palette and bands == 1:
             colors, mode = _lookup_table(file)
             bands = colors.shape[1]
         elif bands == 1:
             mode = {"uint8": "L", "uint16": "I;16"}.get(dtype, "F" if "f" in dtype else "I")
-        header = Header(file.height, file.width, bands, dtype, kind, mode)
+        if kind == "TIFF":
+            tag = _tiff_orientation(path)
+        else:
+            with Image.open(path, formats=(kind,)) as image:
+                tag = _exif_orientation(image)
+        masked = has_alpha or any(MaskFlags.all_valid not in f for f in file.mask_flag_enums)
+        size, place = _upright_size(file.height, file.width, tag), None
+        matrix = np.reshape((*file.transform[:6], 0, 0, 1), (3, 3)).astype(np.float64)
+        # Whether a tag turns the place as well, programs do not agree.
+        if tag == 1 and np.any(matrix != np.eye(3)) and np.linalg.det(matrix):
+            crs = file.crs.to_wkt() if file.crs else ""
+            place = Place(crs, matrix)
+        header = Header(*size, bands, dtype, kind, mode, masked, tag, place)
         _require_sensible(path, header)
         yield file, header, colors
+
+
+def _load(image: Image.Image, tag: int) -> None:
+    image.load()
+    if _exif_orientation(image) != tag:  # headers are read without it
+        raise ValueError("an orientation tag behind the pixels, save it anew")
+
+
+def _exif_orientation(image: Image.Image) -> int:
+    """Return the tag of an open JPEG or PNG; 1 for none."""
+    if image.info.keys().isdisjoint(_EXIF_KEYS):
+        return 1
+    tag = Image.Image.getexif(image).get(Base.Orientation)  # PNG's own decodes all pixels first
+    return tag if tag in _UPRIGHT else 1
+
+
+def _tiff_orientation(path: Path) -> int:
+    with open(path, "rb") as file:
+        start = file.read(16)
+        order, big = "<" if start[:1] == b"I" else ">", 43 in start[2:4]
+        (offset,) = struct.unpack_from(f"{order}{'Q' if big else 'L'}", start, 8 if big else 4)
+        file.seek(offset)
+        (count,) = struct.unpack(f"{order}{'Q' if big else 'H'}", file.read(8 if big else 2))
+        tags = file.read(min(count, 2**16) * (20 if big else 12))
+    # Number, type, count and value of each tag.
+    for number, _, _, tag in struct.iter_unpack(f"{order}HH{'QH6x' if big else 'LH2x'}", tags):
+        if number == Base.Orientation and tag in _UPRIGHT:
+            return tag
+    return 1
+
+
+def _upright(values: np.ndarray, tag: int) -> np.ndarray:
+    """Turn (H, W, …) as an orientation tag says."""
+    transpose, rows, columns = _UPRIGHT.get(tag, (0, 0, 0))
+    values = values.swapaxes(0, 1) if transpose else values
+    return np.ascontiguousarray(values[:: -1 if rows else 1, :: -1 if columns else 1])
+
+
+def _upright_size(height: int, width: int, tag: int) -> tuple[int, int]:
+    return (width, height) if _UPRIGHT.get(tag, (0,))[0] else (height, width)
 
 
 def _lookup_table(file: DatasetReader) -> tuple[np.ndarray, str]:
@@ -240,18 +435,18 @@ def _read_all(file: DatasetReader, colors: np.ndarray | None) -> np.ndarray:
 def _to_picture(file: DatasetReader, header: Header, colors: np.ndarray | None) -> Image.Image:
     """Return a TIFF as Pillow would, in its own bits."""
     if header.mode == "P":
-        image = Image.fromarray(file.read(1))
+        image = Image.fromarray(_upright(file.read(1), header.orientation))
         image.putpalette(colors.tobytes())
         return image
     if header.mode == "" or (header.bands > 1 and header.dtype != "uint8"):
         raise ValueError(f"{header.bands} bands of {header.dtype} are no picture")
-    values = _read_all(file, colors)
+    values = _upright(_read_all(file, colors), header.orientation)
     types = {"1": bool, "I": np.int32, "F": np.float32}
     values = values.astype(types.get(header.mode, values.dtype))
     return Image.fromarray(values if header.bands > 1 else values[..., 0])
 
 
-def _open_array(path: Path) -> tuple[Header, Callable[[], np.ndarray]]:
+def _open_array(path: Path) -> _Raster:
     """Open a NumPy file: (H, W) or (H, W, bands), with nothing in it that could run."""
     with _named_errors(path), open(path, "rb") as file:
         major, _ = np.lib.format.read_magic(file)
@@ -273,7 +468,7 @@ def _open_array(path: Path) -> tuple[Header, Callable[[], np.ndarray]]:
         values = np.memmap(path, dtype, mode="r", offset=start, shape=shape, order=order)
         return np.array(values, dtype=header.dtype, order="C")
 
-    return header, decode
+    return _Raster(header, decode)
 
 
 def _require_sensible(path: Path, header: Header) -> None:

@@ -1,18 +1,23 @@
 """Loaders: batches of a process's share, in an order that a resumed run takes up again."""
 
+import os
+import shutil
 import signal
 from collections.abc import Collection, Iterator, Sequence, Sized
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, DistributedSampler, Sampler
+from torch.utils.data import DataLoader, DistributedSampler, Sampler, get_worker_info
 
+from datasets.cache import SHARED_MEMORY
 from datasets.dataset import ChangeDetectionDataset, require_size
-from datasets.images import image_size
+from datasets.images import common_size
 from utils import dist
 from utils.errors import DataError
 from utils.signals import STOP_SIGNALS
 
+PREFETCHED = 2  # batches that wait, per reader
+SPARE = 0.1  # of shared memory, for what else is there
 READER_LIMIT_S = 600  # one that fork left locked (CPython issue 112275) would never answer
 
 
@@ -95,9 +100,48 @@ def evaluation_loader(
     """Return `SameSizeBatches`, each pair once over all processes: every batch is what a single one
     would make of it, so that results do not depend on their number.
     """
-    sizes = [image_size(pair.image1) for pair in dataset.pairs]
+    sizes = [common_size(pair.image1, pair.image2) for pair in dataset.pairs]
     batches = SameSizeBatches(sizes, batch_size, skip, dist.rank(), dist.size())
     return DataLoader(dataset, batch_sampler=batches, **_worker_options(workers, pin_memory))
+
+
+def fit_shared_memory(*loaders: DataLoader) -> None:
+    """Take readers away where their batches have no room in shared memory, and say so.
+
+    Call it when caches are built and no batch has been read. Each reader may hold the batches that
+    wait and one more, the program one of each loader; so do all processes of this machine.
+    """
+    wanted = max(loader.num_workers for loader in loaders)
+    if not wanted or not SHARED_MEMORY.is_dir():
+        return
+    free = shutil.disk_usage(SHARED_MEMORY).free
+    batches = sum(map(_batch_bytes, loaders)) * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    readers = wanted
+    while readers and (readers * (PREFETCHED + 1) + 1) * batches > free * (1 - SPARE):
+        readers -= 1
+    if readers == wanted:
+        return
+    dist.print0(
+        f"warning: {SHARED_MEMORY} has {free / 1e6:.0f} MB free, too little for the batches of "
+        f"{wanted} reader processes: starting {readers}; give a container more, as docker run "
+        "--shm-size 8g or --ipc=host does"
+    )
+    for loader in loaders:
+        loader.num_workers = readers
+        loader.timeout = READER_LIMIT_S if readers else 0
+
+
+def _batch_bytes(loader: DataLoader) -> int:
+    """Return the size of a loader's largest batch."""
+    dataset, sampler = loader.dataset, loader.batch_sampler
+    image, _ = dataset.reader.image(dataset.pairs[0].image1)
+    sizes, pairs = [image.shape[:2]], loader.batch_size
+    if isinstance(sampler, SameSizeBatches):
+        sizes, pairs = sampler.sizes, max(map(len, sampler.batches), default=0)
+    elif dataset.transform and dataset.transform.crop_size:
+        sizes = [(dataset.transform.crop_size,) * 2]
+    of_pixel = 2 * image.shape[2] * image.itemsize + 4  # images, labels, what changed, gaps
+    return pairs * max(height * width for height, width in sizes) * of_pixel
 
 
 def set_epoch(loader: DataLoader, epoch: int, skip_batches: int = 0) -> None:
@@ -114,6 +158,9 @@ def is_one_size(loader: DataLoader) -> bool:
 
 def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Stack samples; images become (N, bands, H, W) in channels-last memory, names a list."""
+    if any("ignored" in sample for sample in samples):
+        all_valid = torch.zeros(samples[0]["image1"].shape[1:], dtype=torch.bool)
+        samples = [{"ignored": all_valid, **sample} for sample in samples]
     batch: dict[str, Any] = {"name": [sample["name"] for sample in samples]}
     for key in samples[0]:
         if key in ("image1", "image2"):
@@ -121,6 +168,9 @@ def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
             batch[key] = stacked.permute(0, 3, 1, 2)
         elif key != "name":
             batch[key] = torch.stack([sample[key] for sample in samples])
+        # In a queue's thread, as torch does it, full shared memory would lose the batch silently.
+        if key != "name" and get_worker_info() is not None:
+            batch[key].share_memory_()
     return batch
 
 
@@ -130,6 +180,7 @@ def _worker_options(workers: int, pin_memory: bool) -> dict:
         "collate_fn": collate,
         "pin_memory": pin_memory,
         "persistent_workers": workers > 0,
+        "prefetch_factor": PREFETCHED if workers else None,
         "timeout": READER_LIMIT_S if workers else 0,
         "worker_init_fn": _leave_signals_to_main,
         # Without one of its own, a loader draws from the generator that dropout draws from, and a
@@ -148,8 +199,8 @@ def _leave_signals_to_main(_worker: int) -> None:
 
 def _check_training_sizes(dataset: ChangeDetectionDataset) -> None:
     crop = dataset.transform.crop_size if dataset.transform else None
-    paths = dict.fromkeys(pair.image1 for pair in dataset.pairs)
-    sizes = {path: image_size(path) for path in paths}
+    pairs = dict.fromkeys((pair.image1, pair.image2) for pair in dataset.pairs)
+    sizes = {paths[0]: common_size(*paths) for paths in pairs}
     first, expected = next(iter(sizes.items()))
     for path, size in sizes.items():
         if crop and min(size) < crop:

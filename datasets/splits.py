@@ -2,12 +2,14 @@
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from utils.errors import DataError, OptionError
+from utils.files import read_text
 
 # Every protocol, and the options that are its own.
 PROTOCOLS = {
@@ -20,6 +22,8 @@ VAL_FRACTION, FOLDS, SPLIT_SEED = 0.1, 5, 0  # where random and k-fold are asked
 PUBLISHED_STEP = 10
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"})  # masks as well
 RASTER_SUFFIXES = IMAGE_SUFFIXES | {".npy"}
+# How Landsat-SCD calls the copies of a tile that it was augmented with.
+_COPY = re.compile(r"(CropResize|Zhe[dD]ang|rotate)\d+$")
 _K_FOLD = re.compile(r"k-fold\(k=(\d+), fold=(\d+), seed=(\d+)\)")
 
 
@@ -111,16 +115,40 @@ def parse_k_fold(protocol: str) -> tuple[str, int, int] | None:
 
 
 def divide(ids: Sequence[str], options: SplitOptions, protocol: str) -> Split:
-    """Divide ids ``train/<stem>``, but not by ``folders``; a DataError if they do not fit."""
+    """Divide ids ``train/<stem>``, but not by ``folders``; a DataError if they do not fit.
+
+    A tile and its augmented copies stay on one side, which lists have to see to themselves.
+    """
     given = {name: value for name, value in asdict(options).items() if value is not None}
     seed = given.get("split_seed", SPLIT_SEED)
     if protocol == "lists":
         return from_lists(ids, options.train_list, options.val_list)
+    tiles = _tiles(ids)
     if protocol == "random":
-        return random_fraction(ids, given.get("val_fraction", VAL_FRACTION), seed)
-    if protocol == "k-fold":
-        return k_fold(ids, given.get("folds", FOLDS), options.fold, seed)
-    return every_10th(ids)
+        split = random_fraction(list(tiles), given.get("val_fraction", VAL_FRACTION), seed)
+    elif protocol == "k-fold":
+        split = k_fold(list(tiles), given.get("folds", FOLDS), options.fold, seed)
+    else:
+        split = every_10th(list(tiles))
+    sides = (sorted(i for t in tiles_of for i in tiles[t]) for tiles_of in (split.train, split.val))
+    return Split(split.protocol, *map(tuple, sides))
+
+
+def divided_copies(split: Split) -> list[tuple[str, str]]:
+    """Return a training and a validation name of each tile with copies on both sides."""
+    train, val = (
+        _tiles(name.rpartition("/")[2] for name in ids) for ids in (split.train, split.val)
+    )
+    both = ((tile, train[tile] + val[tile]) for tile in train if tile in val)
+    return [(names[0], names[-1]) for tile, names in both if set(names) != {tile}]
+
+
+def _tiles(names: Iterable[str]) -> dict[str, list[str]]:
+    """Group names by the tile that they are, or are copies of."""
+    tiles: dict[str, list[str]] = {}
+    for name in names:
+        tiles.setdefault(_COPY.sub("", name), []).append(name)
+    return tiles
 
 
 def every_10th(ids: Sequence[str]) -> Split:
@@ -174,7 +202,7 @@ def from_lists(ids: Sequence[str], train_list: Path | None, val_list: Path) -> S
 def read_lines(path: Path) -> list[str]:
     """Return the lines of a text file that are not blank; a DataError if there are none."""
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
+        text = read_text(path)
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read ({error}); expected one name a line") from error
     lines = [line.strip() for line in text.split("\n") if line.strip()]
@@ -186,10 +214,14 @@ def read_lines(path: Path) -> list[str]:
 def choose_named(path: Path, lines: Sequence[str], known: Mapping[str, str], no: str) -> list[str]:
     """Return the ``known`` that a list's lines name, in order; a DataError if none or twice."""
     chosen = []
+    # An accent may be written in two ways.
+    known = {unicodedata.normalize("NFC", name): value for name, value in known.items()} | known
     for line in lines:
         name, suffix = Path(line).name, Path(line).suffix
         if name not in known and suffix.lower() in RASTER_SUFFIXES:  # others are part of the name
             name = Path(line).stem
+        if name not in known:
+            name = unicodedata.normalize("NFC", name)
         if name not in known:
             raise DataError(f"{path}: {line!r} {no}; correct the list")
         chosen.append(known[name])

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from datasets.bands import RGB, RGB_IMAGERY, Bands, Imagery
-from datasets.images import read_bands, read_header, require_bands
+from datasets.images import read_header, read_masked, require_bands
 from datasets.pairs import Pair
 from utils import dist
 from utils.errors import DataError
+from utils.files import read_text
 from utils.text import progress
 
 MEASURED_PAIRS = 100  # of a training run without given statistics
@@ -36,17 +37,18 @@ class BandSums:
 
     def mean(self) -> list[float]:
         """Return the mean of each band, in the images' own units."""
-        return [total / self.pixels for total in self.sums]
+        return [total / max(1, self.pixels) for total in self.sums]
 
     def std(self) -> list[float]:
         """Return the standard deviation of each band, over all pixels."""
         bands = zip(self.sums, self.squares, strict=True)
-        return [math.sqrt(self.pixels * square - sum_**2) / self.pixels for sum_, square in bands]
+        pixels = max(1, self.pixels)
+        return [math.sqrt(pixels * square - sum_**2) / pixels for sum_, square in bands]
 
 
-def sum_bands(image: np.ndarray) -> BandSums:
-    """Sum up (H, W, bands) uint8 or uint16."""
-    values = image.reshape(-1, image.shape[-1])
+def sum_bands(image: np.ndarray, valid: np.ndarray | None = None) -> BandSums:
+    """Sum up (H, W, bands) uint8 or uint16, where ``valid``, (H, W) bool, holds; None for all."""
+    values = image.reshape(-1, image.shape[-1]) if valid is None else image[valid]
     sums, squares = [], []
     for band in values.T:
         counts = np.bincount(band).astype(object if len(values) >= 2**31 else np.int64)
@@ -86,7 +88,8 @@ def measured_pairs(pairs: Sequence[Pair]) -> Sequence[Pair]:
 def measure(pairs: Sequence[Pair], bands: Bands) -> Imagery:
     """Measure both dates of `measured_pairs`; a DataError if a band has one value everywhere."""
     paths = [path for pair in measured_pairs(pairs) for path in (pair.image1, pair.image2)]
-    total = reduce(add, (sum_bands(read_bands(path, bands)) for path in progress(paths, "bands")))
+    sums = (sum_bands(*read_masked(path, bands)) for path in progress(paths, "bands"))
+    total = reduce(add, sums)
     _require_contrast(total.std(), bands, pairs[0].image1.parent)
     return Imagery(bands, tuple(total.mean()), tuple(total.std()))
 
@@ -96,7 +99,7 @@ def read_statistics(path: Path, bands: Bands) -> Imagery:
     a DataError if it says nothing of a chosen band, or is of another depth.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(path))
         content = content.get(REPORT_KEY, content)
         if content is None:
             raise DataError(

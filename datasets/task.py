@@ -4,7 +4,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from datasets.classes import CHANGE_CLASSES, CLASSES_FILE, SECOND_CLASSES, ClassList, read_classes
+from datasets.classes import (
+    CHANGE_CLASSES,
+    CLASSES_FILE,
+    SECOND_CLASSES,
+    STANDARD,
+    ClassList,
+    Preset,
+    read_classes,
+)
 from datasets.images import open_image
 from datasets.labels import WHITE, grey_levels
 from datasets.pairs import SPLIT_FOLDERS, Pair, label_folders
@@ -55,17 +63,29 @@ class Task:
         return None if self.is_binary else self.classes.colors
 
 
-def load_task(root: Path) -> Task:
+def load_task(root: Path, preset: Preset = STANDARD) -> Task:
     """Return what the labels of a data set are, as far as the folder tells; see `load_classes`."""
-    return Task(load_classes(root))
+    return Task(load_classes(root, preset))
 
 
-def load_classes(root: Path) -> ClassList:
-    """Return the class list of ``root/classes.json``, else of change masks, else SECOND's."""
+def load_classes(root: Path, preset: Preset = STANDARD) -> ClassList:
+    """Return the class list of ``root/classes.json``, of a preset, of change masks, or SECOND's.
+
+    A DataError where the file contradicts the preset.
+    """
     path = Path(root) / CLASSES_FILE
-    if path.exists():
-        return read_classes(path)
+    classes = read_classes(path) if path.exists() else preset.classes
+    if preset.classes and classes.names != preset.classes.names:
+        raise DataError(f"{path}: lists other classes than --preset; leave out one of them")
+    if classes:
+        return classes
     return CHANGE_CLASSES if find_change_masks(Path(root)) else SECOND_CLASSES
+
+
+def says_classes(root: Path, preset: Preset = STANDARD) -> bool:
+    """Tell whether a data set shows in any way what its labels are."""
+    labelled = any(label_folders(Path(root) / name, preset) for name in SPLIT_FOLDERS)
+    return labelled or preset.classes is not None or (Path(root) / CLASSES_FILE).exists()
 
 
 def find_change_masks(root: Path) -> str:

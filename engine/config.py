@@ -27,6 +27,10 @@ REPO = Path(__file__).resolve().parents[1]
 DATA_ROOT = REPO / "data" / "dataset"
 OUTDIR = REPO / "outdir"
 MODELS = ("fcn", "pspnet")  # the keys of models.heads.HEADS, which imports torch
+PRESETS = (  # the keys of datasets.classes.PRESETS, which imports numpy
+    *("second", "second-changemamba-order", "landsat-scd", "hi-ucd", "hrscd"),
+    *("levir-cd", "whu-cd", "s2looking"),
+)
 DATA = "data: Scores compare only between runs of the same data and split."
 SPEED, ENSEMBLE, RESTART, RUN = "speed", "ensemble", "restart", "run"
 BANDS, MODEL, TRAINING, VALIDATION = "bands", "model", "training", "validation"
@@ -64,6 +68,9 @@ class DataConfig:
         DATA_ROOT,
         "folder with train/{im1,im2,label1,label2} or, for change alone, train/{im1,im2,label}, "
         "val/…", metavar="DIR", shown="data/dataset")
+    preset: str | None = option(
+        None, "a public data set: read its classes and folders as they are published",
+        choices=PRESETS, shown="the layout above, classes of ROOT/classes.json")
 
 
 @options(DATA)
@@ -208,7 +215,8 @@ class EnsembleOptions:
 
     checkpoints: tuple[Path, ...] | None = option(
         None, "checkpoints, of this project or of the published implementation", nargs="+",
-        shown="the best of every run in OUTDIR/models")
+        shown="the best of every run in OUTDIR/models; of runs with and without pseudo labels "
+        "test.py takes the former alone, label.py the latter")
     test_batch_size: int = option(16, "pairs read at a time", cli.positive_int)
     compile: str = option(
         "auto",
@@ -331,9 +339,9 @@ class TestConfig(RunOptions, EnsembleOptions, SplitConfig, DataConfig):
 
     split: str = option(
         "test",
-        "test: ROOT/val, the challenge's test set; val: the validation pairs of a training without "
-        "--split; a protocol: its validation pairs", choices=("test", "val", *PROTOCOLS),
-        group=DATA)
+        "test: ROOT/test, or without one ROOT/val, the challenge's test set; val: the validation "
+        "pairs of a training without --split; a protocol: its validation pairs",
+        choices=("test", "val", *PROTOCOLS), group=DATA)
     tta: bool = option(False, "average six flipped and turned views")
     time_limit: float | None = option(
         None, "drop views when the whole script would take longer (the challenge allowed 400 s)",

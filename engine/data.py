@@ -11,8 +11,9 @@ from torch.utils.data import DataLoader
 from datasets.augment import TrainTransform
 from datasets.bands import RGB, Bands, Imagery
 from datasets.cache import make_reader
+from datasets.classes import find_preset
 from datasets.dataset import ChangeDetectionDataset
-from datasets.loaders import evaluation_loader, training_loader
+from datasets.loaders import evaluation_loader, fit_shared_memory, training_loader
 from datasets.pairs import Pair, split_pairs
 from datasets.quick_check import quick_check
 from datasets.splits import Split
@@ -20,11 +21,13 @@ from datasets.statistics import choose_bands, read_statistics
 from datasets.task import Task, load_task, missing_labels, with_dates
 from engine.config import TrainConfig
 from engine.ensemble import bands_to_read, choose_ensemble
-from engine.predict import unfinished
+from engine.predict import MANIFEST, mask_set, unfinished
 from models.checkpoint import Checkpoint
 from utils import dist
-from utils.dist import is_main, print0
+from utils.dist import broadcast, is_main, print0
 from utils.errors import OptionError
+from utils.files import LOCK, holder
+from utils.text import plural
 
 
 @dataclass
@@ -42,17 +45,24 @@ class TrainingData:
     checkpoint: Checkpoint | None
     val_loader: DataLoader
     train_loader: DataLoader | None = None
+    mask_set: str = ""  # of the pseudo masks at the start, as `mask_set` tells
+
+    @property
+    def masks(self) -> Path | None:
+        """The folder of pseudo masks that are trained on."""
+        return self.train_loader.dataset.pseudo_label_root
 
     @classmethod
     def open(cls, config: TrainConfig, device: torch.device) -> "TrainingData":
         """Find the pairs, look at a few of them, and make the loaders."""
-        task = load_task(config.data_root)
-        split, train_pairs, val_pairs = split_pairs(config.data_root, config.split_options)
+        preset = find_preset(config.preset, config.data_root)
+        task = load_task(config.data_root, preset)
+        split, train_pairs, val_pairs = split_pairs(config.data_root, config.split_options, preset)
         task = with_dates(task, train_pairs, val_pairs)
+        classes = "change masks" if task.is_binary else plural(task.num_classes, "class")
         print0(
-            f"{len(train_pairs)} training and {len(val_pairs)} validation pairs "
-            f"(split {split.protocol}), {task.semantic_classes} classes, "
-            f"{dist.size()} × {device.type}"
+            f"{len(train_pairs)} training and {plural(len(val_pairs), 'validation pair')} "
+            f"(split {split.protocol}), {classes}, {dist.size()} × {device.type}"
         )
         for line in missing_labels(task, train_pairs, val_pairs):
             print0(line)
@@ -82,13 +92,18 @@ class TrainingData:
         data = cls(task, split, bands, statistics, checkpoint, val_loader)
         if not checkpoint:
             data.train_loader = _open_train_loader(config, data, train_pairs, device)
+        loaders = [val_loader] if checkpoint else [val_loader, data.train_loader]
+        fit_shared_memory(*loaders)
         return data
 
 
 def _open_train_loader(
     config: TrainConfig, data: TrainingData, pairs: list[Pair], device: torch.device
 ) -> DataLoader:
-    masks = _find_pseudo_masks(config, data.task, pairs) if config.use_pseudo_label else None
+    masks = None
+    if config.use_pseudo_label:
+        masks = _find_pseudo_masks(config, data.task)
+        data.mask_set = broadcast(is_main() and _require_finished(masks, pairs))
     visits = pairs * config.crops_per_image  # each has draws of its own
     batch_size = _pairs_per_pass(config, len(visits))
     synchronized = device.type == "cuda"  # batch norm sees the pairs of all processes
@@ -109,8 +124,7 @@ def _open_train_loader(
     )
 
 
-def _find_pseudo_masks(config: TrainConfig, task: Task, pairs: list[Pair]) -> Path:
-    """Return the folder of pseudo masks, all of which must be of one run of label.py."""
+def _find_pseudo_masks(config: TrainConfig, task: Task) -> Path:
     if task.is_binary:
         raise OptionError(
             "--use-pseudo-label: pseudo labels are classes, and these labels are change masks "
@@ -119,14 +133,22 @@ def _find_pseudo_masks(config: TrainConfig, task: Task, pairs: list[Pair]) -> Pa
     folder = config.pseudo_label_root or config.outdir / "masks" / "train"
     if not folder.is_dir():
         raise OptionError(f"{folder}: no pseudo masks there; run label.py first")
+    return folder
+
+
+def _require_finished(folder: Path, pairs: list[Pair]) -> str:
+    """Return the `mask_set` of a folder, where all masks are of one run of label.py."""
+    writer, found = holder(folder / LOCK), mask_set(folder)
+    if writer:
+        raise OptionError(f"{folder}: {writer} is writing masks there; wait for its end")
     missing = unfinished(folder, pairs)
     if missing:
         raise OptionError(
             f"{folder}: label.py has not come to its end there, the masks of {len(missing)} of "
-            f"{len(pairs)} pairs are missing or older; run it again, or remove manifest.json to "
-            "take the masks as they are"
+            f"{len(pairs)} pairs are missing or of other work; run it again, or remove "
+            f"{MANIFEST} to take the masks as they are"
         )
-    return folder
+    return found
 
 
 def _pairs_per_pass(config: TrainConfig, pairs: int) -> int:

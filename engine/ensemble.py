@@ -1,10 +1,12 @@
 """Which checkpoints form an ensemble, and whether they may."""
 
+from collections import Counter
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from datasets.bands import RGB, Bands, union
-from datasets.images import read_header, require_bands
+from datasets.classes import SECOND_CLASSES, ClassList
+from datasets.images import DTYPES, read_header, require_bands
 from datasets.task import Task
 from engine.metrics import RANKS
 from models.checkpoint import Checkpoint, open_checkpoint
@@ -14,16 +16,43 @@ from utils.errors import CheckpointError, DataError
 LATEST = "_latest"
 
 
-def choose_ensemble(paths: Sequence[Path] | None, folder: Path, task: Task) -> list[Checkpoint]:
+def choose_ensemble(
+    paths: Sequence[Path] | None, folder: Path, task: Task, students: bool | None = None
+) -> list[Checkpoint]:
     """Open the named checkpoints, or else the best of every run in a folder.
+
+    Of those, ``students`` takes the ones trained with pseudo labels alone, or those without alone,
+    where there are any; checkpoints that do not tell, older or foreign, count as without.
 
     Raises:
         CheckpointError: there is none, one cannot be read, or is of other classes than the data.
     """
     checkpoints = [open_checkpoint(p) for p in paths] if paths else find_best_checkpoints(folder)
+    told = [checkpoint.info.get("pseudo_labels", False) for checkpoint in checkpoints]
+    if not paths and students is not None and len(set(told)) == 2:
+        both = list(zip(checkpoints, told, strict=True))
+        left = ", ".join(checkpoint.path.name for checkpoint, kind in both if kind != students)
+        kind = "without" if students else "with"
+        print0(f"left out, trained {kind} pseudo labels: {left}; --checkpoints takes any")
+        checkpoints = [checkpoint for checkpoint, kind in both if kind == students]
     for checkpoint in checkpoints:
         check_classes(checkpoint, task)
     return checkpoints
+
+
+def task_of_ensemble(paths: Sequence[Path] | None, folder: Path, default: Task) -> Task:
+    """Return the task that checkpoints, chosen as for `choose_ensemble`, were trained for.
+
+    It is for images that say nothing of classes. Foreign checkpoints do not tell: the ``default``.
+    """
+    checkpoints = [open_checkpoint(p) for p in paths] if paths else find_best_checkpoints(folder)
+    for checkpoint in (checkpoint for checkpoint in checkpoints if "classes" in checkpoint.info):
+        try:
+            classes = checkpoint.info["classes"]
+            return Task(ClassList(tuple(classes["names"]), tuple(map(tuple, classes["colors"]))))
+        except (KeyError, ValueError) as error:
+            raise CheckpointError(f"{checkpoint.path}: impossible classes ({error})") from error
+    return default
 
 
 def find_best_checkpoints(folder: Path) -> list[Checkpoint]:
@@ -48,24 +77,29 @@ def find_best_checkpoints(folder: Path) -> list[Checkpoint]:
 
 
 def check_classes(checkpoint: Checkpoint, task: Task) -> None:
-    """Raise a `CheckpointError` unless a checkpoint has these classes, or foreign, as many.
+    """Raise a `CheckpointError` unless a checkpoint has these classes, in this order.
 
-    Of change masks the names mean nothing.
+    Foreign ones must have as many, and SECOND's in SECOND's order. Of change masks the names mean
+    nothing.
     """
     found, wanted = checkpoint.config.num_classes, task.semantic_classes
     if bool(found) != bool(wanted):
         there, here = ("change alone", "classes") if wanted else ("classes", "change masks alone")
-        note = " (a set without labels needs a classes.json of two entries)" if wanted else ""
         raise CheckpointError(
-            f"{checkpoint.path}: predicts {there}, the data set has {here}{note}; leave this "
+            f"{checkpoint.path}: predicts {there}, the data set has {here}; leave this "
             "checkpoint out, check --data-root, or train from it with --pretrain-from"
         )
     names = list(task.classes.names)
-    trained_on = list(checkpoint.info.get("classes", {}).get("names", names))
+    of_second = list(SECOND_CLASSES.names)
+    foreign = of_second if sorted(names) == sorted(of_second) else names
+    trained_on = list(checkpoint.info.get("classes", {}).get("names", foreign))
     if wanted and trained_on != names:
+        remedy = "check --data-root or leave this checkpoint out"
+        if sorted(trained_on) == sorted(names):
+            remedy = "they are in another order: convert the data, as docs/custom_data.md shows"
         raise CheckpointError(
             f"{checkpoint.path}: trained on the classes {', '.join(trained_on)}; the data set has "
-            f"{', '.join(names)}; check --data-root or leave this checkpoint out"
+            f"{', '.join(names)}; {remedy}"
         )
     if found != wanted:
         raise CheckpointError(
@@ -81,8 +115,23 @@ def warn_of_leakage(checkpoints: Sequence[Checkpoint], ids: Collection[str]) -> 
         if seen:
             print0(
                 f"warning: leakage: {checkpoint.path} was trained on {seen} of the {len(ids)} "
-                "validation pairs; scores on them will be too high"
+                "pairs; scores on them will be too high"
             )
+
+
+def epochs_chosen(checkpoints: Sequence[Checkpoint], ids: Collection[str]) -> str:
+    """Say on which pairs the epochs of checkpoints were chosen, seen from those of some ids."""
+    found: Counter[str] = Counter()
+    for checkpoint in checkpoints:
+        val = set(checkpoint.info.get("split", {}).get("val", ()))
+        same = len(val & set(ids))
+        pairs = f"{same} of these pairs" if same < len(ids) else "these pairs"
+        pairs = pairs if same else f"{len(val)} other pairs" if val else "unknown pairs"
+        last = "training" in checkpoint.info
+        found["last epoch, not chosen" if last else f"epoch chosen on {pairs}"] += 1
+    if len(found) == 1:
+        return next(iter(found))
+    return ", ".join(f"{text} ({number} of {len(checkpoints)})" for text, number in found.items())
 
 
 def bands_to_read(checkpoints: Sequence[Checkpoint], image: Path) -> Bands:
@@ -109,6 +158,8 @@ def bands_to_read(checkpoints: Sequence[Checkpoint], image: Path) -> Bands:
         try:
             require_bands(image, header, bands)
         except DataError as error:
+            if header.dtype not in DTYPES:  # no other checkpoint would help
+                raise
             reason = str(error).split("; ", maxsplit=1)[0]
             raise DataError(
                 f"{checkpoint.path} does not fit the data: {reason}; name other --checkpoints, or "
@@ -128,6 +179,7 @@ def describe(checkpoint: Checkpoint) -> str:
     """Return one line about a checkpoint, for the list a script prints before it works."""
     config, info = checkpoint.config, checkpoint.info
     parts = [config.model, config.backbone] + (["lightweight"] if config.lightweight else [])
+    parts += ["pseudo labels"] if info.get("pseudo_labels") else []
     if config.imagery.bands != RGB:
         parts.append(str(config.imagery.bands))
     title, score = _rank(checkpoint)

@@ -5,10 +5,11 @@ from typing import Any
 
 import torch
 
+from datasets.classes import IGNORED, find_preset
 from datasets.pairs import index_voted_pairs, split_pairs
 from datasets.task import load_task
 from engine.config import LabelConfig
-from engine.predict import Job, MaskWriter, open_work
+from engine.predict import Job, open_work
 from engine.predictor import Predictor
 from utils.dist import all_sum, print0
 from utils.text import progress, table
@@ -19,24 +20,24 @@ OPTIONS = ("vote", "min_confidence", "tta", "compile")  # that decide the masks
 
 def label(config: LabelConfig, device: torch.device) -> "Coverage":
     """Write pseudo masks for ROOT/train as one of the processes; return what was labelled."""
-    task = load_task(config.data_root)
-    pairs = index_voted_pairs(config.data_root, task)
+    preset = find_preset(config.preset, config.data_root)
+    task = load_task(config.data_root, preset)
+    pairs = index_voted_pairs(config.data_root, task, preset)
     # The masks are for a student that validates on these.
-    split, _, _ = split_pairs(config.data_root, config.split_options)
+    split, _, _ = split_pairs(config.data_root, config.split_options, preset)
     folder = config.outdir / "masks" / "train"
-    job = Job("labelling", task, pairs, split.val, folder, OPTIONS)
-    loader, predictor, _ = open_work(config, device, job)
+    job = Job("labelling", task, pairs, split.val, folder, OPTIONS, by_students=False)
     coverage = Coverage(task.num_classes)
-    for index in loader.batch_sampler.skipped:
-        labels, (mask1, _) = loader.dataset.labels(index), job.read_masks(index)
-        coverage.update(labels["label1"], labels["label2"], mask1)
-    with MaskWriter(folder, task) as writer:
+    with open_work(config, device, job) as (loader, predictor, writer, _):
+        for index in loader.batch_sampler.skipped:
+            labels, (mask1, _) = loader.dataset.labels(index), job.read_masks(index)
+            coverage.update(labels["label1"], labels["label2"], mask1)
         for batch in progress(loader, "label"):
             label1, label2 = batch["label1"], batch["label2"]
             vote = vote_batch(config, predictor, batch, task.num_classes).cpu()
             coverage.update(label1, label2, vote)
             writer.write(batch["name"], merge_labels(label1, vote), merge_labels(label2, vote))
-    coverage.labelled, coverage.voted = all_sum(coverage.labelled), all_sum(coverage.voted)
+        coverage.labelled, coverage.voted = all_sum(coverage.labelled), all_sum(coverage.voted)
     print0(f"{coverage.table(task.classes.names)}\npseudo masks: {folder}")
     return coverage
 
@@ -87,8 +88,10 @@ def soft_vote(
 
 
 def merge_labels(label: torch.Tensor, vote: torch.Tensor) -> torch.Tensor:
-    """Return the ground truth where it has a class, the vote elsewhere; same shapes, uint8."""
-    return torch.where(label > 0, label, vote)
+    """Return the ground truth where it has a class, else the vote, and 0 where the label is
+    `IGNORED`; same shapes, uint8.
+    """
+    return torch.where(label > 0, label, vote).masked_fill(label == IGNORED, 0)
 
 
 class Coverage:
@@ -104,11 +107,12 @@ class Coverage:
         """Add a batch of (N, H, W) maps; ``vote`` counts where a label is 0."""
         entries = len(self.labelled)
         for label in (label1, label2):
-            self.labelled += torch.bincount(label.flatten().long(), minlength=entries)
+            known = label[label != IGNORED].long()
+            self.labelled += torch.bincount(known, minlength=entries)
             self.voted += torch.bincount(vote[label == 0].long(), minlength=entries)
 
     def table(self, class_names: Sequence[str]) -> str:
-        """Return the counts as text, in percent of all pixels of both dates."""
+        """Return the counts as text, in percent of all pixels with data, of both dates."""
         total = max(1, self.labelled.sum().item())
         counts = torch.stack([self.labelled, self.voted, self.labelled + self.voted])[:, 1:]
         counts = torch.cat([counts, counts.sum(dim=1, keepdim=True)], dim=1)

@@ -44,11 +44,15 @@ class _Scores:
         return values
 
     def to_row(self, class_names: Sequence[str]) -> dict[str, float]:
-        """Return one number per name, a class's IoU as ``iou_<class>``."""
+        """Return one number per name, a class's IoU as ``iou_<class>``.
+
+        That of a class called *changed* is ``class_iou_changed``: a score has the shorter name.
+        """
         values, suffix = self.to_dict(), date_suffix(self.date)
         ious = values.pop(f"class_iou{suffix}", [])
         for name, iou in zip(class_names[1:], ious[1:], strict=bool(ious)):
-            values[f"iou_{name}{suffix}"] = iou
+            column = f"iou_{name}{suffix}"
+            values[f"class_{column}" if column in values else column] = iou
         return values
 
 
@@ -244,12 +248,15 @@ class ConfusionMatrix:
         self.counts = torch.zeros(num_entries, num_entries, dtype=torch.int64, device=device)
 
     def update(self, prediction: torch.Tensor, label: torch.Tensor) -> None:
-        """Add maps of any equal shape, with values 0..K-1; other shapes raise a ValueError."""
+        """Add maps of any equal shape, with values 0..K-1, except where ``label`` is `IGNORED`;
+        other shapes raise a ValueError.
+        """
         if prediction.shape != label.shape:
             raise ValueError(f"prediction {prediction.shape} and label {label.shape} differ")
         size = self.counts.shape[0]
         cells = label.to(self.counts.device).long() * size + prediction.to(self.counts.device)
-        self.counts += torch.bincount(cells.flatten(), minlength=size * size).view(size, size)
+        counts = torch.bincount(cells.flatten(), minlength=size * size)
+        self.counts += counts[: size * size].view(size, size)  # K < 256: ignored ones lie behind
 
 
 class LabelCounts:

@@ -73,6 +73,11 @@ def _row(
     images = [sample["image1"], sample["image2"]]
     predictions = [np.asarray(m[0].cpu()) for m in decode(predictor(*(i[None] for i in images)))]
     labels = [np.asarray(sample[key]) if key in sample else None for key in task.label_keys]
+    if "ignored" in sample:
+        predictions, labels = (
+            [m if m is None else np.where(sample["ignored"], np.uint8(0), m) for m in maps]
+            for maps in (predictions, labels)
+        )
     errors = [
         error_map(prediction, label)
         for prediction, label in zip(predictions, labels, strict=True)

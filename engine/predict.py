@@ -3,12 +3,12 @@
 import hashlib
 import json
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,11 +17,17 @@ from torch.utils.data import DataLoader
 from datasets.cache import FileReader
 from datasets.dataset import ChangeDetectionDataset
 from datasets.labels import read_label
-from datasets.loaders import evaluation_loader
-from datasets.pairs import IMAGE_FOLDERS, Pair
+from datasets.loaders import evaluation_loader, fit_shared_memory
+from datasets.pairs import IMAGE_FOLDERS, Pair, pseudo_mask
 from datasets.task import Task
 from engine.config import LabelConfig, TestConfig
-from engine.ensemble import bands_to_read, choose_ensemble, describe_all, warn_of_leakage
+from engine.ensemble import (
+    bands_to_read,
+    choose_ensemble,
+    describe_all,
+    epochs_chosen,
+    warn_of_leakage,
+)
 from engine.predictor import Predictor
 from engine.runtime import (
     build_predictor,
@@ -32,13 +38,13 @@ from engine.runtime import (
     set_backend_options,
 )
 from utils import dist
-from utils.dist import broadcast, gather, is_main, print0
-from utils.errors import UserError
-from utils.files import remove_leftovers, write_json
-from utils.pictures import save_change_mask, save_mask
+from utils.dist import broadcast, gather, is_main, print0, sole_writer
+from utils.files import LOCK, file_state, read_text, remove_leftovers, write_json
+from utils.pictures import read_note, save_change_mask, save_mask
+from utils.text import plural
 
 MANIFEST = "manifest.json"
-LEFTOVER_AGE_S = 60  # a mask is written within a fraction of a second
+FORMAT = 2  # masks carry a note of their work; before, their times told
 MAX_PENDING = 32  # pairs that wait in memory before the caller has to wait
 
 
@@ -52,6 +58,7 @@ class Job:
     unseen: Sequence[str]  # ids of pairs that no model should have been trained on
     folder: Path  # of the masks
     options: Sequence[str]  # names of those that decide the masks, beside the number format
+    by_students: bool  # whether runs with pseudo labels do it, or those without
 
     def read_masks(self, index: int) -> list[torch.Tensor]:
         """Return the masks of a finished pair, (H, W) uint8, in the order of a model's maps."""
@@ -60,20 +67,28 @@ class Job:
         return [torch.from_numpy(read_label(path, classes)) for path in paths]
 
 
-def open_work(
-    config: LabelConfig | TestConfig, device: torch.device, job: Job
-) -> tuple[DataLoader, Predictor, dict[str, Any]]:
+class Work(NamedTuple):
+    """An ensemble at work; ``made_with`` tells in plain values what its masks are made with."""
+
+    loader: DataLoader
+    predictor: Predictor
+    writer: "MaskWriter"
+    made_with: dict[str, Any]
+
+
+@contextmanager
+def open_work(config: LabelConfig | TestConfig, device: torch.device, job: Job) -> Iterator["Work"]:
     """Open the ensemble and the folder of its masks; every process must call it.
 
     The loader has this process's batches of the pairs that are not finished, and as
-    ``batch_sampler.skipped`` its share of those that are. The third value tells what the masks are
-    made with, as plain values.
+    ``batch_sampler.skipped`` its share of those that are. The text is that of `epochs_chosen`.
     """
     set_backend_options()
     task, pairs = job.task, job.pairs
-    checkpoints = choose_ensemble(config.checkpoints, config.outdir / "models", task)
+    folder = config.outdir / "models"
+    checkpoints = choose_ensemble(config.checkpoints, folder, task, job.by_students)
     print0(
-        f"{job.doing} {len(pairs)} pairs with {len(checkpoints)} models, "
+        f"{job.doing} {plural(len(pairs), 'pair')} with {plural(len(checkpoints), 'model')}, "
         f"{dist.size()} × {device.type}:\n{describe_all(checkpoints)}"
     )
     warn_of_leakage(checkpoints, job.unseen)
@@ -81,92 +96,127 @@ def open_work(
     precision = choose_precision(config.amp, device)
     key = {name: getattr(config, name) for name in job.options} | {
         "precision": precision.name,
-        "classes": task.classes.to_dict(),
-        "checkpoints": [hashlib.sha256(c.path.read_bytes()).hexdigest() for c in checkpoints],
+        "checkpoints": [_digest_of(c.path) for c in checkpoints] if is_main() else [],
         "data": sorted({str(pair.image1.parents[1].resolve()) for pair in pairs}),
     }
-    finished = begin_work(job.folder, task, key, config.overwrite, pairs)
-    loader = evaluation_loader(
-        ChangeDetectionDataset(pairs, task, reader=FileReader(task.classes, bands)),
-        config.test_batch_size,
-        config.reader_workers(device.type),
-        skip=finished,
-        pin_memory=device.type == "cuda",
-    )
-    skipped = sum(gather(len(loader.batch_sampler.skipped)))
-    if skipped:
-        print0(f"{skipped} pairs were finished already (--overwrite makes them again)")
-    predictor = build_predictor(checkpoints, device, precision, config.tta)
-    work = describe(predictor.models, precision, loader.num_workers)
-    print0(f"{work}; {sum(gather(len(loader)))} batches of {config.test_batch_size} pairs")
-    compile_if_asked(predictor, config.compile, loader)
-    names = [checkpoint.path.name for checkpoint in checkpoints]
-    return loader, predictor, {"checkpoints": names} | conditions(predictor, precision)
+    with open_masks(job.folder, task, key, pairs, config.overwrite) as writer:
+        loader = evaluation_loader(
+            ChangeDetectionDataset(pairs, task, reader=FileReader(task.classes, bands)),
+            config.test_batch_size,
+            config.reader_workers(device.type),
+            skip=writer.finished,
+            pin_memory=device.type == "cuda",
+        )
+        fit_shared_memory(loader)
+        skipped = sum(gather(len(loader.batch_sampler.skipped)))
+        if skipped:
+            print0(f"{skipped} pairs were finished already (--overwrite makes them again)")
+        predictor = build_predictor(checkpoints, device, precision, config.tta)
+        work = describe(predictor.models, precision, loader.num_workers)
+        print0(f"{work}; {sum(gather(len(loader)))} batches of {config.test_batch_size} pairs")
+        compile_if_asked(predictor, config.compile, loader)
+        names = [checkpoint.path.name for checkpoint in checkpoints]
+        chosen = epochs_chosen(checkpoints, [pair.id for pair in pairs])
+        made_with = {"checkpoints": names, "epoch_choice": chosen}
+        made_with |= conditions(predictor, precision)
+        yield Work(loader, predictor, writer, made_with)
 
 
-def begin_work(
-    folder: Path, task: Task, key: Mapping[str, Any], overwrite: bool, pairs: Sequence[Pair] = ()
-) -> list[int]:
-    """Go on with the work that a folder holds, or begin another; every process must call it.
+@contextmanager
+def open_masks(
+    folder: Path, task: Task, key: Mapping[str, Any], pairs: Sequence[Pair], overwrite: bool
+) -> Iterator["MaskWriter"]:
+    """Go on with the masks that a folder holds, or begin others; every process must call it.
 
-    The manifest holds the ``key``, plain values that decide all masks alike, and is as old as the
-    work: masks that are older are of earlier work, and those of a pair whose files have changed
-    since are outdated. Process 0 decides for all, as nodes may see another state of a shared
-    folder. Half-written masks of a killed program are removed. Returns indices of finished pairs.
+    No other program may write there meanwhile. The manifest holds the ``key``, plain values that
+    decide all masks alike; each mask carries a digest of it, and one of its pair's files. Process 0
+    decides for all, as nodes may see another state of a shared folder. Half-written masks of a
+    killed program are removed.
     """
-    finished: list[int] = []
-    if is_main():
-        for each in (folder, *(folder / date for date in task.mask_folders)):
-            remove_leftovers(each, LEFTOVER_AGE_S)
-        found = None
-        with suppress(FileNotFoundError, ValueError):  # ValueError: somebody's hand
-            found = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        if overwrite or found != key:
-            write_json(folder / MANIFEST, key)
-        else:
-            start = _started(folder)
-            for index, pair in enumerate(pairs):
-                newest = max(path.stat().st_mtime_ns for path in pair.files)
-                if _finished(folder, task.mask_folders, pair) >= max(start, newest):
-                    finished.append(index)
-    return broadcast(finished)
+    with sole_writer(folder / LOCK, "masks"):
+        notes, finished = broadcast(is_main() and _begin(folder, task, key, pairs, overwrite))
+        with MaskWriter(folder, task, notes, finished) as writer:
+            yield writer
+
+
+def _begin(
+    folder: Path, task: Task, key: Mapping[str, Any], pairs: Sequence[Pair], overwrite: bool
+) -> tuple[dict[str, str], list[int]]:
+    """Return the notes of the masks by pair, and the indices of pairs that are finished."""
+    key = {"format": FORMAT, "classes": task.classes.to_dict(), **key}
+    for each in (folder, *(folder / date for date in task.mask_folders)):
+        remove_leftovers(each)
+    if _read_manifest(folder) != json.loads(json.dumps(key)):
+        write_json(folder / MANIFEST, key)
+    work = mask_set(folder)
+    notes = {p.name: f"{work}-{_digest([file_state(file) for file in p.files])}" for p in pairs}
+    finished = []
+    for index, pair in enumerate(pairs):
+        masks = [folder / date / f"{pair.name}.png" for date in task.mask_folders]
+        if overwrite:
+            for mask in masks:
+                mask.unlink(missing_ok=True)
+        elif all(read_note(mask) == notes[pair.name] for mask in masks):
+            finished.append(index)
+    return notes, finished
+
+
+def mask_set(folder: Path) -> str:
+    """Return what tells the masks of a folder from those of other work; "" without a manifest."""
+    manifest = _read_manifest(folder)
+    return "" if manifest is None else _digest(manifest)
 
 
 def unfinished(folder: Path, pairs: Sequence[Pair]) -> list[Pair]:
-    """Return the pairs whose masks of both dates are missing or older than the manifest.
+    """Return the pairs whose masks of both dates are missing or of other work than the manifest's.
 
     Without a manifest the masks were made elsewhere and are taken as they are: returns nothing.
     """
-    start = _started(folder)
-    return [pair for pair in pairs if start and _finished(folder, IMAGE_FOLDERS, pair) < start]
+    work = mask_set(folder)
+    if not work:
+        return []
+    return [
+        pair
+        for pair in pairs
+        if any(
+            read_note(pseudo_mask(folder, date, pair)).split("-")[0] != work
+            for date in IMAGE_FOLDERS
+        )
+    ]
 
 
-def _started(folder: Path) -> int:
-    return _oldest([folder / MANIFEST])
+def _read_manifest(folder: Path) -> Any:
+    """Return what the manifest holds: None where there is none, "" where it is damaged."""
+    with suppress(FileNotFoundError):
+        try:
+            return json.loads(read_text(folder / MANIFEST))
+        except ValueError:  # somebody's hand
+            return ""
+    return None
 
 
-def _finished(folder: Path, dates: Sequence[str], pair: Pair) -> int:
-    return _oldest([folder / date / f"{pair.name}.png" for date in dates])
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _oldest(paths: Sequence[Path]) -> int:
-    """Return when the first of some files was written, in ns; 0 where one is missing."""
-    try:
-        return min(path.stat().st_mtime_ns for path in paths)
-    except FileNotFoundError:
-        return 0
+def _digest_of(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class MaskWriter:
     """A context that writes PNGs in threads, while the next batch is predicted.
 
     The folder gets ``{im1,im2}/<name>.png`` in the class colours, or ``change/<name>.png`` of 0 and
-    255; no other work may begin there meanwhile. Leaving the context waits for all of them.
+    255, with the ``notes`` of their pairs. Leaving the context waits for all of them. ``finished``
+    are indices of the pairs whose masks are there already.
     """
 
-    def __init__(self, folder: Path, task: Task) -> None:
-        self._folder, self._task = Path(folder), task
-        self._start = _started(self._folder)
+    def __init__(
+        self, folder: Path, task: Task, notes: Mapping[str, str], finished: Sequence[int] = ()
+    ) -> None:
+        self._folder, self._task, self._notes = Path(folder), task, notes
+        self.finished = finished
         self._pool = ThreadPoolExecutor(2)  # zlib leaves the interpreter lock free
         self._pending: deque[Future] = deque()
 
@@ -181,17 +231,12 @@ class MaskWriter:
             self._pending.popleft().result()
 
     def _write_pair(self, name: str, masks: Sequence[np.ndarray]) -> None:
-        if _started(self._folder) != self._start:
-            raise UserError(
-                f"{self._folder}: another program has begun to write its masks there; use another "
-                "--outdir"
-            )
         for folder, mask in zip(self._task.mask_folders, masks, strict=True):
             path = self._folder / folder / f"{name}.png"
             if self._task.palette is None:
-                save_change_mask(path, mask)
+                save_change_mask(path, mask, self._notes[name])
             else:
-                save_mask(path, mask, self._task.palette)
+                save_mask(path, mask, self._task.palette, self._notes[name])
 
     def __enter__(self) -> "MaskWriter":
         return self

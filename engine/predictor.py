@@ -210,12 +210,16 @@ def evaluate(
 ) -> AnyMetrics | None:
     """Predict every pair of a loader; return the scores over all processes, None without labels.
 
-    ``on_batch`` receives each batch's names and predicted maps, (N, H, W) uint8 on the CPU;
+    ``on_batch`` receives each batch's names and predicted maps, (N, H, W) uint8 on the CPU, 0 where
+    pixels are ignored;
     ``counts`` are those of pairs that need no prediction any more.
     """
     counts = counts or LabelCounts(task.num_classes, predictor.device)
     for batch in batches:
         maps = decode(predictor(batch["image1"], batch["image2"]))
+        if "ignored" in batch:
+            ignored = batch["ignored"].to(predictor.device, non_blocking=True)
+            maps = tuple(pred.masked_fill(ignored, 0) for pred in maps)
         counts.update(maps, batch)
         if on_batch is not None:
             on_batch(batch["name"], *(pred.cpu() for pred in maps))

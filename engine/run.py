@@ -4,8 +4,6 @@ OUTDIR/models holds ``<model>_<backbone>_<score>.pth``, or ``<name>_<score>.pth`
 ``…_latest.pth``; OUTDIR/logs/<run> holds ``options.json``, ``metrics.csv`` and TensorBoard's files.
 """
 
-import csv
-import io
 import re
 import secrets
 import threading
@@ -20,10 +18,11 @@ from torch.utils.tensorboard import SummaryWriter
 
 from datasets.task import Task
 from engine.config import TrainConfig
+from engine.predict import mask_set
 from models.checkpoint import Checkpoint, open_checkpoint
 from utils.dist import broadcast, gather, is_main, print0
 from utils.errors import CheckpointError, OptionError, UserError
-from utils.files import remove_leftovers, write_json, write_text
+from utils.files import file_state, remove_leftovers, write_csv, write_json
 from utils.tensor_files import save_checkpoint
 
 
@@ -37,25 +36,35 @@ class Run:
         CheckpointError, OptionError: the file to resume from cannot be used, or is of another run.
     """
 
-    def __init__(self, config: TrainConfig, task: Task, split: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        task: Task,
+        split: dict[str, Any],
+        masks: tuple[Path | None, str] = (None, ""),
+    ) -> None:
         self.folder = config.outdir / "models"
-        self.prefix = config.name or f"{config.model}_{config.backbone}"
+        self.prefix = run_prefix(config)
+        self.masks = masks
         self.latest = self.folder / f"{self.prefix}_latest.pth"
         self.options = config.fixed_options()
         self.identity = {
             "classes": task.classes.to_dict(),
             "split": split,
             "labelled_dates": task.labelled_dates,
+            "mask_set": masks[1],
+            "pseudo_labels": config.use_pseudo_label,
             "name": config.name,
         }
         if is_main() and not config.dry_run:
             # Not "_.*": hrnet_w18 would take what a run of hrnet_w18_small is writing just now.
             names = rf"{re.escape(self.prefix)}_(latest|-?[0-9]+\.[0-9]{{2}}(-[0-9]+)?)\.pth"
-            remove_leftovers(self.folder, 0, names)
+            remove_leftovers(self.folder, names=names)
         self.saved = self._find_saved(config.resume)
         own_name = f"{self.prefix}_{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
         self.name = self.saved.info["run"] if self.saved else broadcast(own_name)
         self.best = self._find_best()
+        self._best_state = file_state(self.best) if self.best and is_main() else None
         self._log_folder = config.outdir / "logs" / self.name
         self.tensorboard: SummaryWriter | None = None
 
@@ -91,7 +100,8 @@ class Run:
     def start_log(self, config: TrainConfig) -> None:
         """Write down the options, and open TensorBoard's file where it is wanted."""
         if is_main():
-            write_json(self._log_folder / "options.json", config.to_dict())
+            pinned = {"mask_set": self.masks[1]} if self.masks[0] else {}
+            write_json(self._log_folder / "options.json", config.to_dict() | pinned)
             if config.tensorboard:
                 _silence_writer_thread()
                 with _named_errors(self._log_folder):
@@ -106,13 +116,8 @@ class Run:
         """Write the rows of all epochs so far; ``epoch`` is a number, the rest are scalars."""
         if not is_main():
             return
-        text = io.StringIO()
         # An epoch that was not validated has no scores: its cells stay empty.
-        names = list(max(rows, key=len))
-        writer = csv.DictWriter(text, fieldnames=names, extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(rows)
-        write_text(self._log_folder / "metrics.csv", text.getvalue())
+        write_csv(self._log_folder / "metrics.csv", rows)
         if self.tensorboard:
             with _named_errors(self._log_folder):
                 for name, value in rows[-1].items():
@@ -125,7 +130,7 @@ class Run:
         if is_main():
             best = self.best.name if self.best else None
             own = {"run": self.name, "options": self.options, "best_file": best}
-            save_checkpoint(self.latest, self.identity | own | state)
+            self._save(self.latest, own | state)
 
     def save_best(self, state: dict[str, Any], rank: float) -> None:
         """Save a new best; this run's older one goes after the newer is safely on disk.
@@ -138,17 +143,42 @@ class Run:
             path = self.folder / f"{stem}.pth"
             while path.exists() and path != self.best and not _is_of(path, self.name):
                 path, number = self.folder / f"{stem}-{number}.pth", number + 1
-            save_checkpoint(path, self.identity | {"run": self.name, **state})
+            self._save(path, {"run": self.name, **state})
             if self.best not in (None, path):
                 self.best.unlink(missing_ok=True)
-            self.best = path
+            self.best, self._best_state = path, file_state(path)
         self.best = broadcast(self.best)
+
+    def lost_best(self) -> bool:
+        """Tell whether the best checkpoint is gone or replaced, and forget it; all must call it."""
+        state = None
+        with suppress(OSError):
+            state = file_state(self.best) if self.best and is_main() else None
+        lost = broadcast(state != self._best_state)
+        if lost:
+            print0(f"warning: {self.best}: removed or replaced; this epoch's takes its place")
+            self.best = self._best_state = None
+        return lost
+
+    def _save(self, path: Path, state: dict[str, Any]) -> None:
+        folder, found = self.masks
+        if folder and mask_set(folder) != found:
+            raise OptionError(
+                f"{folder}: other masks than those that this run began with; what was learnt since "
+                "the last save is left out. Restore them and go on with --resume, or start anew"
+            )
+        save_checkpoint(path, self.identity | state)
 
     def close(self) -> None:
         """Close TensorBoard's file."""
         if self.tensorboard:
             with _named_errors(self._log_folder):
                 self.tensorboard.close()
+
+
+def run_prefix(config: TrainConfig) -> str:
+    """Return what the names of a run's files begin with; runs that share it replace each other."""
+    return config.name or f"{config.model}_{config.backbone}"
 
 
 def check_resumable(
@@ -176,6 +206,11 @@ def check_resumable(
         raise OptionError(
             f"{path}: the dates with labels were {info['labelled_dates']}, now {dates}; restore "
             "the label folders, use another --outdir, or no --resume"
+        )
+    if info.get("mask_set", identity["mask_set"]) != identity["mask_set"]:
+        raise OptionError(
+            f"{path}: was trained on other pseudo masks than lie there now; restore them, or "
+            "start anew, without --resume"
         )
     differing = [name for name, value in info["options"].items() if options.get(name) != value]
     if differing:

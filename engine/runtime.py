@@ -19,7 +19,7 @@ from utils.cli import WHY_THREADS
 from utils.dist import gather, print0
 from utils.errors import OptionError, first_line
 from utils.parallel import keep_freed_memory
-from utils.text import number_of
+from utils.text import plural
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 EXAMPLE_SIDE = 64  # of the images that folding watches; large enough for every backbone
@@ -108,11 +108,11 @@ def describe(models: Sequence[nn.Module], precision: Precision, readers: int) ->
     """Return how large models are and what each process works with, for a script's start."""
     parameters = sum(p.numel() for model in models for p in model.parameters())
     why = os.environ.get(WHY_THREADS)
-    threads = number_of(torch.get_num_threads(), "threads") + (f" ({why})" if why else "")
+    threads = plural(torch.get_num_threads(), "thread") + (f" ({why})" if why else "")
     each = " each" if dist.size() > 1 else ""
     return (
         f"{parameters / 1e6:.1f} M parameters, {precision.title}, {threads}, "
-        f"{number_of(readers, 'readers')}{each}"
+        f"{plural(readers, 'reader')}{each}"
     )
 
 
@@ -128,7 +128,7 @@ def conditions(predictor: Predictor, precision: Precision) -> dict[str, str | in
 
 def in_words(values: Mapping[str, str | int]) -> str:
     """Return `conditions` for a line of text."""
-    counted = [number_of(values[name], name) for name in ("views", "threads")]
+    counted = [plural(values[f"{name}s"], name) for name in ("view", "thread")]
     return ", ".join([values["precision"], *counted, values["device"]])
 
 

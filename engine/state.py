@@ -35,7 +35,7 @@ from utils.cli import WHY_THREADS
 from utils.dist import gather, print0
 from utils.errors import CheckpointError, NumericalError, OptionError, first_line
 from utils.machine import available_memory, processes_here, usable_cores
-from utils.text import number_of
+from utils.text import plural
 
 POLY_POWER = 0.9  # lr · (1 − step / steps)^0.9 after every step, as published
 OVERFLOWS_TO_REPORT = 4  # halvings of the loss scale within one epoch
@@ -358,7 +358,7 @@ def _keep_threads(threads: int | None, asked: int | None) -> None:
     if threads in (None, torch.get_num_threads()):
         return
     if asked or usable_cores(most=threads) < threads:
-        print0(f"note: the run to resume had {number_of(threads, 'threads')}; last digits differ")
+        print0(f"note: the run to resume had {plural(threads, 'thread')}; last digits differ")
     else:
         torch.set_num_threads(threads)
         os.environ[WHY_THREADS] = "as the run to resume had"

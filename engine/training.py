@@ -15,12 +15,12 @@ from tqdm import tqdm
 from datasets.loaders import set_epoch
 from engine.config import TrainConfig
 from engine.data import TrainingData
-from engine.ensemble import choose_ensemble, warn_of_leakage
+from engine.ensemble import choose_ensemble, epochs_chosen, warn_of_leakage
 from engine.metrics import AnyMetrics, details, summary
 from engine.panels import panel
-from engine.predict import MaskWriter, begin_work
+from engine.predict import open_masks
 from engine.predictor import evaluate
-from engine.run import Run
+from engine.run import Run, run_prefix
 from engine.runtime import (
     build_predictor,
     choose_precision,
@@ -31,8 +31,15 @@ from engine.runtime import (
 )
 from engine.state import TrainState
 from utils import dist
-from utils.dist import any_rank, gather, print0
-from utils.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, CheckpointError, InterruptionError
+from utils.dist import any_rank, gather, print0, sole_writer
+from utils.errors import (
+    EXIT_INTERRUPTED,
+    EXIT_PREEMPTED,
+    CheckpointError,
+    DataError,
+    InterruptionError,
+)
+from utils.files import LOCK
 from utils.signals import StopRequest
 from utils.text import progress
 
@@ -48,22 +55,33 @@ def main(config: TrainConfig, device: torch.device) -> AnyMetrics | None:
     if config.dry_run:
         config = replace(config, cache="off")
     data = TrainingData.open(config, device)
-    if data.checkpoint and not config.dry_run:
-        return evaluate_checkpoint(config, data, device)
-    if not data.checkpoint:
-        run = Run(config, data.task, data.split.to_dict())
-        state = TrainState.build(config, data, run, device)
-        state.announce(config, data)
     if config.dry_run:
+        if not data.checkpoint:
+            _open_run(config, data, device)
         print0("dry run: options and data are sound; nothing was written")
         return None
-    path, best = train(config, data, run, state)
-    scored = f"  ({in_words(state.scored_with)})" if state.scored_with else ""
-    print0(f"best: {path}{scored}\n{details(best, data.task.classes.names)}")
+    if data.checkpoint:
+        return evaluate_checkpoint(config, data, device)
+    with sole_writer(config.outdir / "models" / f".{run_prefix(config)}{LOCK}", "this model's run"):
+        run, state = _open_run(config, data, device)
+        path, best = train(config, data, run, state)
+    scored = "epoch chosen on these pairs"
+    if state.scored_with:
+        scored = f"{in_words(state.scored_with)}; {scored}"
+    print0(f"best: {path}  ({scored})\n{details(best, data.task.classes.names)}")
     if config.save_mask:
         data.checkpoint = choose_ensemble([path], path.parent, data.task)[0]
         evaluate_checkpoint(config, data, device)
     return best
+
+
+def _open_run(
+    config: TrainConfig, data: TrainingData, device: torch.device
+) -> tuple[Run, TrainState]:
+    run = Run(config, data.task, data.split.to_dict(), (data.masks, data.mask_set))
+    state = TrainState.build(config, data, run, device)
+    state.announce(config, data)
+    return run, state
 
 
 def train(
@@ -92,11 +110,7 @@ def train(
                         raise _interruption(stop, state, run)
             losses = state.end_training()
             train_s = time.perf_counter() - started
-            scores = None
-            if state.epoch % config.val_every == 0 or state.epoch == config.epochs:
-                batches = progress(data.val_loader, f"val {place}")
-                batches = takewhile(lambda _: stop.signal is None, batches)
-                scores = evaluate(state.predictor(config.tta), batches, data.task)
+            scores = _validate(config, data, state, stop)
             if any_rank(stop.signal is not None):
                 # These are scores of a part of the pairs; a resumed run validates the epoch anew.
                 run.save_latest(state.to_dict())
@@ -104,6 +118,8 @@ def train(
             now = time.perf_counter()
             total_s = now - started
             seconds = {"train_s": round(train_s, 3), "val_s": round(total_s - train_s, 3)}
+            if run.lost_best():
+                state.best = None
             is_best = state.end_epoch(scores, losses, data.task.classes.names, seconds)
             run.log_epochs(state.rows)
             if is_best:
@@ -155,6 +171,20 @@ def training_step(state: TrainState, batch: dict[str, Any]) -> bool:
     return last_part
 
 
+def _validate(
+    config: TrainConfig, data: TrainingData, state: TrainState, stop: StopRequest
+) -> AnyMetrics | None:
+    """Return the scores of an epoch that is to be validated; of a part, where a signal came."""
+    if state.epoch % config.val_every and state.epoch < config.epochs:
+        return None
+    batches = progress(data.val_loader, f"val {state.epoch}/{config.epochs}")
+    batches = takewhile(lambda _: stop.signal is None, batches)
+    scores = evaluate(state.predictor(config.tta), batches, data.task)
+    if not any_rank(stop.signal is not None):
+        _require_scores(scores)
+    return scores
+
+
 def _interruption(stop: StopRequest, state: TrainState, run: Run) -> InterruptionError:
     # The signal may have reached one process alone; all end with the same status.
     by_user = signal.SIGINT in gather(stop.signal)
@@ -165,22 +195,32 @@ def _interruption(stop: StopRequest, state: TrainState, run: Run) -> Interruptio
     )
 
 
+def _require_scores(scores: AnyMetrics | None) -> None:
+    if scores is None:
+        raise DataError(
+            "no validation pair has a pixel with data at both dates; correct their masks"
+        )
+
+
 def evaluate_checkpoint(
     config: TrainConfig, data: TrainingData, device: torch.device
 ) -> AnyMetrics:
     """Score one checkpoint on the validation pairs, write masks if asked to, return the scores."""
     checkpoint, loader = data.checkpoint, data.val_loader
-    warn_of_leakage([checkpoint], [pair.id for pair in loader.dataset.pairs])
+    ids = [pair.id for pair in loader.dataset.pairs]
+    warn_of_leakage([checkpoint], ids)
     precision = choose_precision(config.amp, device)
     predictor = build_predictor([checkpoint], device, precision, config.tta)
     print0(describe(predictor.models, precision, loader.num_workers))
-    folder = config.outdir / "masks" / "val"
-    if config.save_mask:  # else test.py --split val would take these masks for its own
-        begin_work(folder, data.task, {"checkpoint": str(checkpoint.path)}, overwrite=True)
-    with MaskWriter(folder, data.task) if config.save_mask else nullcontext() as writer:
+    folder, masks = config.outdir / "masks" / "val", nullcontext()
+    if config.save_mask:  # the key: else test.py --split val would take these masks for its own
+        key = {"checkpoint": str(checkpoint.path)}
+        masks = open_masks(folder, data.task, key, loader.dataset.pairs, overwrite=True)
+    with masks as writer:
         batches = progress(loader, "evaluate")
         metrics = evaluate(predictor, batches, data.task, writer and writer.write)
-    scored = in_words(conditions(predictor, precision))
+    _require_scores(metrics)
+    scored = f"{in_words(conditions(predictor, precision))}; {epochs_chosen([checkpoint], ids)}"
     print0(f"{checkpoint.path}  ({scored})\n{details(metrics, data.task.classes.names)}")
     if config.save_mask:
         print0(f"masks: {folder}")

@@ -114,15 +114,16 @@ OF_RUN = {
     "classes": (ABSENT, {"names": [str], "colors": [[int]]}),
     "split": (ABSENT, {"protocol": str, "train": [str], "val": [str]}),
     "labelled_dates": (ABSENT, {str: [int]}),
+    "mask_set": (ABSENT, str),
+    "pseudo_labels": (ABSENT, bool),
     "run": (ABSENT, _is_file_name),
     "name": (ABSENT, None, _is_file_name),
     "epoch": (ABSENT, _is_count),
     "metrics": (ABSENT, _are_scores),
     "scored_with": (ABSENT, {str: (int, str)}),
 }
-LATER = ("labelled_dates", "name", "scored_with")  # which checkpoints did not always have
 TO_RESUME = {
-    **{key: form[1] for key, form in OF_RUN.items() if key not in LATER},
+    **{key: OF_RUN[key][1] for key in ("classes", "split", "run", "epoch", "metrics")},
     "training": {
         "optimizer": {"state": dict, "param_groups": [dict]},
         **{"scheduler": dict, "scaler": dict},

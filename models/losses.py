@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from datasets.classes import IGNORED
 from utils.dist import all_mean
 
 # Total = 2·change + semantic1 + semantic2, as published (SenseEarth 2020, 1st place).
@@ -35,9 +36,9 @@ class ChangeCriterion(nn.Module):
     ) -> dict[str, torch.Tensor]:
         """Return the loss terms by name, and their weighted sum as ``total``.
 
-        ``output`` is a `ChangeOutput`. Labels are (N, H, W) integer, 0 = unlabelled, ignored, 1..C;
-        ``change_mask`` is (N, H, W), 1 = changed, from the ground truth. A date without logits or
-        without a label has no term.
+        ``output`` is a `ChangeOutput`. Labels are (N, H, W) integer, 0 = unlabelled, 1..C;
+        ``change_mask`` is (N, H, W), 1 = changed, from the ground truth. `IGNORED` pixels have no
+        loss. A date without logits or without a label has no term.
         """
         *semantic_logits, change_logits = output
         terms = {"change": change_loss(change_logits, change_mask)}
@@ -52,9 +53,10 @@ class ChangeCriterion(nn.Module):
 def default_class_weights(
     class_names: Sequence[str], pseudo_labels: bool
 ) -> tuple[float, ...] | None:
-    """Return the published weights, of SECOND's classes and ground truth; None for ones."""
-    published = tuple(class_names) == SECOND_CLASS_NAMES and not pseudo_labels
-    return SECOND_CLASS_WEIGHTS if published else None
+    """Return the published weights, for ground truth of SECOND's classes; None for ones."""
+    weights = dict(zip(SECOND_CLASS_NAMES, SECOND_CLASS_WEIGHTS, strict=True))
+    published = set(class_names) == weights.keys() and not pseudo_labels
+    return tuple(weights[name] for name in class_names) if published else None
 
 
 def semantic_loss(
@@ -63,9 +65,9 @@ def semantic_loss(
     """Cross-entropy of (N, C, H, W) over labelled pixels, averaged by class weight; 0 for none.
 
     Every process must call it: the mean of their losses is that of one with all their pixels.
-    ``label`` is (N, H, W) integer, 0 = ignored, 1..C.
+    ``label`` is (N, H, W) integer, 1..C; 0 and `IGNORED` do not count.
     """
-    target = label.long() - 1
+    target = label.masked_fill(label == IGNORED, 0).long() - 1
     total = F.cross_entropy(
         logits.float(), target, weight=class_weights, ignore_index=-1, reduction="sum"
     )
@@ -75,7 +77,12 @@ def semantic_loss(
 
 
 def change_loss(logits: torch.Tensor, change_mask: torch.Tensor) -> torch.Tensor:
-    """Binary cross-entropy averaged over all pixels (N, H, W), a changed one (1) counted twice."""
-    target = change_mask.float()
-    weight = 1 + (CHANGED_PIXEL_WEIGHT - 1) * target
-    return F.binary_cross_entropy_with_logits(logits.float(), target, weight=weight)
+    """Binary cross-entropy averaged over (N, H, W) pixels but `IGNORED` ones, a changed one (1)
+    counted twice; 0 for none. Every process must call it, as `semantic_loss`.
+    """
+    ignored = change_mask == IGNORED
+    target = change_mask.masked_fill(ignored, 0).float()
+    weight = (1 + (CHANGED_PIXEL_WEIGHT - 1) * target).masked_fill(ignored, 0)
+    mean = F.binary_cross_entropy_with_logits(logits.float(), target, weight=weight)
+    counted = 1 - all_mean(ignored.sum() / ignored.numel())
+    return mean / counted.clamp(min=torch.finfo(torch.float32).tiny)

@@ -11,6 +11,7 @@ from engine import config
 from utils import cli
 from utils.errors import OptionError
 
+NO_MAP = "--class-map: --preset knows what its labels mean; leave one of them out"
 ONLY_FOR_CONVERT = ("class_map", "classes", "unchanged_where_equal", "resolve_disagreement")
 ONLY_FOR_CHECKING = (
     *("strict", "bands", "hash_distance", "split", "val_list", "train_list"),
@@ -22,6 +23,7 @@ EPILOG = """examples:
   python tools/check_data.py data/dataset --split k-fold --folds 5 --fold 0
   python tools/check_data.py data/jpeg_labels --convert data/dataset
   python tools/check_data.py data/other --convert data/dataset --class-map map.json
+  python tools/check_data.py data/Landsat-SCD --preset landsat-scd --convert data/landsat
 
 map.json says what foreign values, colours or names stand for:
   {"0": "unchanged", "7": "tree", "#ff8000": 5, "255,0,0": "water"}
@@ -41,6 +43,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     about += "(default: data/dataset)"
     place = {"type": Path, "default": config.DATA_ROOT}
     parser.add_argument("root", nargs="?", **place, metavar="ROOT", help=about)
+    cli.add_options(parser, config.DataConfig, ["preset"])
     group = parser.add_argument_group("check")
     cli.add_options(group, config.SplitConfig, config.SPLIT_FIELDS)
     about = "bits of 63 in which the perceptual hashes of a copy may differ (default: 6)"
@@ -76,6 +79,8 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
         if name in given:
             use = "a check; --convert takes all pairs" if args.convert else "--convert OUT"
             raise OptionError(f"--{name.replace('_', '-')} is for {use}")
+    if args.preset and args.class_map:
+        raise OptionError(NO_MAP)
     return args
 
 

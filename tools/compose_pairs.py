@@ -13,6 +13,7 @@ import re
 from engine import config
 from utils import cli
 from utils.errors import OptionError
+from utils.files import read_text
 
 MIN_SIDE = 32
 MAX_CHANGED = 0.9
@@ -81,7 +82,7 @@ def _scenes(text: str) -> float | list[str]:
     names = text.split(",")
     if os.path.isfile(text):  # Path.is_file raises where a list is longer than a file name
         try:
-            names = Path(text).read_text(encoding="utf-8-sig").splitlines()
+            names = read_text(text).splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise ArgumentTypeError(f"{text}: cannot be read ({error})") from error
     names = [name.strip() for name in names if name.strip()]

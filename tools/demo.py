@@ -39,7 +39,8 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     sizes = ["--train-pairs", args.train_pairs, "--val-pairs", args.val_pairs, "--size", args.size]
     rows, accuracy = stages.run_recipe(args.outdir, sizes, args.epochs)
     stages.draw_overview(args.outdir)
-    print(f"\n{stages.format_table(rows)}\nall scores: the {args.val_pairs} pairs of data/val\n")
+    print(f"\n{stages.format_table(rows)}\nall scores: the {args.val_pairs} pairs of data/val")
+    print("what pseudo labels bring: the student beside teacher A, the same network without them\n")
     print(
         f"pseudo labels: {100 * accuracy['coverage']:.1f} % of the unlabelled pixels got a class, "
         f"{100 * accuracy['accuracy']:.1f} % of these the right one"

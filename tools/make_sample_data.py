@@ -10,7 +10,6 @@ import importlib
 import re
 
 from engine.config import REPO
-from tools.scenes.folders import make_room
 from utils import cli
 from utils.errors import OptionError
 
@@ -66,11 +65,15 @@ def main(argv: list[str] | None = None) -> None:
     """Write the data and print one line about it."""
     args = parse_args(argv)
     root = args.folder or args.out or REPO / "data" / "sample"
-    make_room(root, args.overwrite)
     writing = importlib.import_module("tools.scenes.sample")  # late: --help is instant
+    folders = importlib.import_module("tools.scenes.folders")
     pairs, form = (args.train_pairs, args.val_pairs), (args.label_format, args.bands, args.bits)
     sample = writing.SampleSet(*pairs, *args.size, args.seed, *form)
-    changed = writing.write_sample_data(root, sample, args.workers)
+    record = {"tool": Path(__file__).name, **vars(sample)}
+    if not folders.goes_on(root, record, args.overwrite):
+        folders.make_room(root, args.overwrite)
+    with folders.unfinished(root, record):
+        changed = writing.write_sample_data(root, sample, args.workers)
     print(
         f"{args.train_pairs} training and {args.val_pairs} validation pairs of "
         f"{sample.height}x{sample.width} pixels, {changed:.1%} of the pixels changed, in {root}"

@@ -13,10 +13,12 @@ from utils import cli
 EPILOG = """examples:
   python tools/report.py outdir
   python tools/report.py outdir/logs/A outdir/logs/B --masks outdir/masks/val --split val
+  python tools/report.py outdir --data-root data/dataset   # also where it holds masks alone
+  python tools/report.py outdir --format tex
 
 A run is shown with the best epoch of its metrics.csv; the pairs with the largest share of wrong
 pixels come first. Pairs without labels, or with those of one date alone, are shown by the share
-predicted to change.
+predicted to change. Runs that differ in the seed alone, or in the fold, get a row of their mean.
 """
 
 
@@ -30,14 +32,16 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     add("--masks", type=Path, metavar="DIR", help=about + "run's outdir, if it is there)")
     about = "data set they are of (default: that of the first run's options)"
     add("--data-root", type=Path, metavar="DIR", help=about)
-    about = "test: ROOT/val; val: the validation pairs of the first run; train: ROOT/train "
-    about += "(default: test)"
+    about = "test: ROOT/test, or ROOT/val without; val: the validation pairs of the first run; "
+    about += "train: ROOT/train (default: test)"
     add("--split", choices=("test", "val", "train"), default="test", help=about)
     add("--names", type=Path, metavar="FILE", help="only these pairs, one name a line")
     about = "pairs to show, the worst ones; about 0.2 MB each at 512 pixels (default: 24)"
     add("--pairs", type=cli.natural, default=24, metavar="N", help=about)
     group = parser.add_argument_group("output")
-    about = "the page (default: report.html in the first run's outdir)"
+    about = "html: the page; md or tex: the tables of its runs alone (default: html)"
+    group.add_argument("--format", choices=("html", "md", "tex"), default="html", help=about)
+    about = "the page (default: report.FORMAT in the first run's outdir)"
     group.add_argument("--out", type=Path, metavar="FILE", help=about)
     config.add_processes_arg(group, "that read masks, fewer for few pairs")
     group.add_argument("--debug", action="store_true", help="show the traceback of an error")

@@ -9,6 +9,7 @@ import json
 import math
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import time
@@ -21,6 +22,9 @@ from utils.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError, first_lin
 from utils.machine import first_look
 
 Config = TypeVar("Config")
+# Control characters but tab and line feed, line separators, and what changes the direction of text.
+_UNSAFE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+STARTED = "SCD_STARTED"  # in the environment: the `time.time` at which the user started the script
 # In the environment: the `time.time` at which the user started the script, and in a few words what
 # lowered the number of threads, if anything.
 STARTED, WHY_THREADS = "SCD_STARTED", "SCD_WHY_THREADS"
@@ -222,7 +226,8 @@ def run(main: Callable[[], object]) -> None:
     state because a scheduler asked it to end, and 137 for a run of several processes one of which
     was killed. With ``--debug`` on the command line the traceback is shown instead.
     """
-    sys.stdout = _Unbreakable(sys.stdout)
+    _open_missing_streams()
+    sys.stdout, sys.stderr = _SafeStream(sys.stdout), _SafeStream(sys.stderr)
     try:
         main()
     except KeyboardInterrupt:
@@ -240,15 +245,40 @@ def run(main: Callable[[], object]) -> None:
         _end_readers()
 
 
-class _Unbreakable:
-    """Standard output whose reader may go away, as ``| head`` does: the work is not ended by it."""
+def _open_missing_streams() -> None:
+    """Open the standard streams that the caller has closed.
+
+    Else a file that is opened later takes the place of one, and what libraries print goes into it.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # takes the lowest number
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w" if number else "r"))  # noqa: SIM115
+
+
+def escape_unsafe(text: str) -> str:
+    """Return a text in which what would steer a terminal is shown as an escape."""
+    return _UNSAFE.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+class _SafeStream:
+    """A stream whose reader may go away, as ``| head`` does, without ending the work.
+
+    Names of files and classes come from anywhere: what would steer a terminal, or turn around the
+    text that follows, is shown as an escape, and so is what the stream cannot encode.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
+        with contextlib.suppress(OSError, AttributeError):
+            stream.reconfigure(errors="backslashreplace")
 
     def write(self, text: str) -> int:
         with contextlib.suppress(OSError):
-            return self._stream.write(text)
+            self._stream.write(escape_unsafe(text))
         return len(text)
 
     def flush(self) -> None:
@@ -276,6 +306,12 @@ def _known_failure(error: Exception) -> str | None:
             f"out of memory ({first_line(error)}); use a smaller batch (--batch-size, "
             "--val-batch-size, --test-batch-size), and in training --accumulate, "
             "--checkpoint-activations or a smaller --crop-size"
+        )
+    if "</torch_" in str(error) or "DataLoader worker (pid" in str(error):
+        return (
+            "a reader process was ended, as happens where memory, or shared memory (/dev/shm), "
+            "runs out; use fewer --workers, or --workers 0, or give a container more with docker "
+            "run --shm-size 8g or --ipc=host"
         )
     if str(error).startswith("DataLoader timed out"):
         return (

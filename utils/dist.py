@@ -8,7 +8,9 @@ import json
 import logging
 import os
 import signal
+import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -31,12 +33,14 @@ from utils.errors import (
     OptionError,
     UserError,
 )
+from utils.files import exclusive
 from utils.machine import choose_threads, processes_here
 from utils.signals import heeded_signals, when_gone
 
 LAUNCHED = "SCD_LAUNCHED"  # set for processes that `launch` started: its process number
 T = TypeVar("T")
 TIMEOUT = timedelta(minutes=30)
+SILENT_S, AGAIN_S = 10, 60  # of waiting for partners until a word, and the next
 GRACE_S = 30  # what a process has between a signal and its end by force
 PEER_GRACE_S = 3  # by then the process that failed has ended, and the launcher knows the cause
 
@@ -111,6 +115,14 @@ def broadcast(value: Any) -> Any:
 def barrier() -> None:
     """Wait until every process is here."""
     any_rank(False)
+
+
+@contextmanager
+def sole_writer(lock: Path, what: str) -> Iterator[None]:
+    """Be the one run that writes ``what``, by `exclusive`; every process must call it."""
+    with exclusive(lock, what) if is_main() else contextlib.nullcontext():
+        yield
+        barrier()  # what the others write is written
 
 
 def start_time() -> float:
@@ -194,7 +206,8 @@ def joined(device: str) -> Iterator[torch.device]:
     # Numbers and objects go from host to host over gloo, without waiting for the GPUs' work.
     backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
     try:
-        dist.init_process_group(backend, timeout=TIMEOUT)
+        with _saying_who_is_missing():
+            dist.init_process_group(backend, timeout=TIMEOUT)
         yield chosen
     except RuntimeError as error:
         if not isinstance(error, dist.DistError) and "gloo/" not in str(error):
@@ -207,6 +220,29 @@ def joined(device: str) -> Iterator[torch.device]:
         ) from error
     # After a failure peers may be gone; the launcher ends this process either way.
     dist.destroy_process_group()
+
+
+@contextmanager
+def _saying_who_is_missing() -> Iterator[None]:
+    """Say from time to time, while the block lasts, what this process waits for."""
+    done, own = threading.Event(), os.environ
+
+    def say() -> None:
+        pause_s = SILENT_S
+        while not done.wait(pause_s):
+            print(
+                f"process {own['RANK']} of {own.get('WORLD_SIZE')}, counted from 0, waits for the "
+                f"others at {own.get('MASTER_ADDR')}:{own.get('MASTER_PORT')}",
+                file=sys.stderr,
+                flush=True,
+            )
+            pause_s = AGAIN_S
+
+    threading.Thread(target=say, daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()
 
 
 def launch(script: str, argv: list[str], processes: int, threads: int) -> None:

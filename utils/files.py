@@ -1,19 +1,32 @@
 """Files that are whole or absent: written under a temporary name, then renamed."""
 
+import csv
+import errno
+import io
 import json
 import os
 import re
+import socket
+import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from utils.errors import UserError
 
+# With which a formula begins, or what some programs make one of (OWASP, "CSV Injection").
+FORMULA = tuple("=+-@\t\r\n＝＋－＠")
 # The mask can only be read by setting it, which threads that write files must not do at once.
 _UMASK_LOCK = threading.Lock()
+LOCK = ".lock"  # in a folder that one program at a time may write
+LOCK_WAIT_S = 1  # `holder` takes a free lock for a moment
+_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 
 
 def _umask() -> int:
@@ -54,11 +67,74 @@ def atomic_path(path: Path, durable: bool = False) -> Iterator[Path]:
             temporary.unlink()
 
 
-def remove_leftovers(folder: Path, age_s: float, names: str = ".+") -> None:
+@contextmanager
+def exclusive(lock: Path, what: str) -> Iterator[None]:
+    """Be the one program that writes ``what`` into a lock file's folder, which is made if missing.
+
+    The lock ends with its process, however that ends. A `UserError` where another program holds
+    it, or the folder cannot be written. Where the file system has no locks: a warning.
+    """
+    own, owner = FileLock(lock, LOCK_WAIT_S, mode=0o666), _owner_file(lock)
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        own.acquire()
+    except Timeout as error:
+        raise UserError(
+            f"{lock.parent}: {_read_owner(lock)} is writing {what} there; wait for its end, end "
+            "it, or write to another folder"
+        ) from error
+    except (OSError, NotImplementedError) as error:
+        if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
+            reason = f"{error.strerror}; free or change the folder"
+            raise UserError(f"cannot write {lock.parent}: {reason}") from error
+        print(
+            f"warning: {lock.parent}: no locks on this file system; see to it that no other "
+            "program writes there",
+            file=sys.stderr,
+        )
+        yield
+        return
+    try:
+        program, started = Path(sys.argv[0]).name, time.strftime("%Y-%m-%d %H:%M")
+        where = f"process {os.getpid()} on {socket.gethostname()}"
+        with suppress(UserError):  # a full disk; the lock holds all the same
+            write_text(owner, f"{program} ({where}, since {started})")
+        yield
+    finally:
+        for path in (owner, lock):  # who waits for the lock looks whether its file is still there
+            with suppress(OSError):
+                path.unlink()
+        own.release()
+
+
+def holder(lock: Path) -> str:
+    """Name the program that holds a lock of `exclusive`; "" where nobody is known to."""
+    if not lock.exists():
+        return ""
+    try:
+        with FileLock(lock, 0, mode=0o666):
+            return ""
+    except Timeout:
+        return _read_owner(lock)
+    except (OSError, NotImplementedError):  # to read only
+        return ""
+
+
+def _owner_file(lock: Path) -> Path:
+    return lock.with_name(f"{lock.name}.owner")
+
+
+def _read_owner(lock: Path) -> str:
+    with suppress(OSError, ValueError):
+        return read_text(_owner_file(lock))
+    return "another program"
+
+
+def remove_leftovers(folder: Path, age_s: float = 0, names: str = ".+") -> None:
     """Remove temporary files of `atomic_path` that a killed program has left in a folder, if any.
 
     ``names`` is a regular expression of what was to be written. Files younger than ``age_s``
-    seconds another program may be writing just now.
+    seconds another program may be writing just now, where no lock keeps it away.
     """
     # What `tempfile.mkstemp` makes of the prefix and suffix that `atomic_path` gives it.
     temporary = re.compile(rf"\.{names}\.[a-z0-9_]{{8}}\.tmp")
@@ -74,10 +150,44 @@ def remove_leftovers(folder: Path, age_s: float, names: str = ".+") -> None:
                     path.unlink()
 
 
+def require_regular(path: Path) -> None:
+    """Raise an OSError where a path is there but no regular file: a pipe would wait for ever."""
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "no regular file", str(path))
+
+
+def read_text(path: Path | str) -> str:
+    """Return a small text file (UTF-8); an OSError or a ValueError where it is none."""
+    require_regular(Path(path))
+    return Path(path).read_text(encoding="utf-8-sig")
+
+
+def file_state(path: Path) -> tuple[int, int]:
+    """Return what changes when a file is replaced: its bytes and its time in ns."""
+    state = path.stat()
+    return state.st_size, state.st_mtime_ns
+
+
 def write_text(path: Path, text: str) -> None:
-    """Write a small text file atomically (UTF-8)."""
+    """Write a small text file atomically (UTF-8; names that are none are escaped)."""
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows as CSV, atomically, in the columns of the longest, the last of equals.
+
+    Where others have no value the cell is empty. Text that a spreadsheet would run as a formula
+    gets an apostrophe.
+    """
+    names, text = list(max(reversed(rows), key=len)), io.StringIO()
+    table = (names, *([row.get(name, "") for name in names] for row in rows))
+    csv.writer(text).writerows(map(_safe_cell, row) for row in table)
+    write_text(path, text.getvalue())
+
+
+def _safe_cell(value: Any) -> Any:
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -1,12 +1,14 @@
 """How images of any bands and depth are shown: contact sheets, reports, TensorBoard."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
-from utils.files import atomic_path
+from utils.files import atomic_path, require_regular
 
 Palette = Sequence[tuple[int, int, int]]
 SHOWN_PERCENT = (2, 98)
@@ -16,6 +18,7 @@ CHANGE_MASKS = "change"  # folder of predicted change masks
 # Masks hold few colours in large areas: level 1 costs a third of the default's time and about a
 # tenth more bytes.
 PNG_LEVEL = 1
+NOTE = "Work"  # the text chunk of a mask that tells what made it
 
 
 def to_rgb(values: np.ndarray) -> np.ndarray:
@@ -79,18 +82,33 @@ def save_image(path: Path, array: np.ndarray) -> None:
     _save(path, Image.fromarray(np.ascontiguousarray(array)))
 
 
-def save_change_mask(path: Path, mask: np.ndarray) -> None:
+def save_change_mask(path: Path, mask: np.ndarray, note: str = "") -> None:
     """Write an (H, W) uint8 map of change, 1 = changed, as a grey PNG of 0 and 255."""
-    save_image(path, mask * np.uint8(255))
+    _save(path, Image.fromarray(np.ascontiguousarray(mask * np.uint8(255))), note)
 
 
-def save_mask(path: Path, mask: np.ndarray, palette: Palette) -> None:
-    """Write an (H, W) uint8 map of indices of a palette as PNG, which viewers show in colours."""
+def save_mask(path: Path, mask: np.ndarray, palette: Palette, note: str = "") -> None:
+    """Write an (H, W) uint8 map of indices of a palette as PNG, which viewers show in colours.
+
+    `read_note` gives the ``note`` back.
+    """
     image = Image.fromarray(np.ascontiguousarray(mask))
     image.putpalette([channel for color in palette for channel in color])
-    _save(path, image)
+    _save(path, image, note)
 
 
-def _save(path: Path, image: Image.Image) -> None:
+def read_note(path: Path) -> str:
+    """Return the note in a mask's header; "" where there is none, or no such PNG."""
+    with suppress(OSError, ValueError):
+        require_regular(path)
+        with Image.open(path, formats=("PNG",)) as image:
+            return str(image.info.get(NOTE, ""))
+    return ""
+
+
+def _save(path: Path, image: Image.Image, note: str = "") -> None:
+    texts = PngInfo()
+    if note:
+        texts.add_text(NOTE, note)
     with atomic_path(Path(path)) as temporary:
-        image.save(temporary, format="PNG", compress_level=PNG_LEVEL)
+        image.save(temporary, format="PNG", compress_level=PNG_LEVEL, pnginfo=texts)

@@ -28,7 +28,9 @@ def progress(
     """
     if is_main() and not sys.stderr.isatty():
         return _lines(items, description, unit, total, first_s)
-    return tqdm(items, desc=description, unit=unit, total=total, leave=False, disable=not is_main())
+    options = {"desc": description, "unit": unit, "total": total, "leave": False}
+    # Not what `utils.cli.run` makes of stderr: a bar moves the cursor.
+    return tqdm(items, **options, file=sys.__stderr__, disable=not is_main())
 
 
 def _lines(
@@ -45,9 +47,10 @@ def _lines(
         yield item
 
 
-def number_of(number: int, things: str) -> str:
-    """Return ``2 views``, or ``1 view``, of a plural that ends with s."""
-    return f"{number} {things if number != 1 else things.removesuffix('s')}"
+def plural(count: int, noun: str) -> str:
+    """Return ``1 pair``, ``2 pairs``, ``2 classes``."""
+    ending = "" if count == 1 else "es" if noun.endswith("s") else "s"
+    return f"{count} {noun}{ending}"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

@@ -6,7 +6,12 @@ import pytest
 import torch
 
 import train
-from tests.helpers.runs import best_files, latest_file
+from datasets.classes import SECOND_CLASSES
+from datasets.task import Task
+from engine.config import TrainConfig
+from engine.run import Run
+from tests.helpers.runs import best_files, latest_file, train_options
+from utils import cli
 from utils.errors import CheckpointError
 from utils.tensor_files import read_checkpoint
 
@@ -39,3 +44,19 @@ def test_a_finished_run_without_its_best_is_a_named_error(fcn_run, tmp_path):
     best.unlink()
     with pytest.raises(CheckpointError, match=r"finished .* its best checkpoint is not in"):
         train.main(fcn_run.argv(outdir, "--resume"))
+
+
+def test_a_best_that_is_replaced_during_the_run_is_left_alone(sample_root, tmp_path, capsys):
+    run = Run(
+        cli.parse(TrainConfig, train_options(sample_root, tmp_path)), Task(SECOND_CLASSES), {}
+    )
+    assert not run.lost_best()
+    run.save_best({}, 0.5)
+    assert not run.lost_best()
+    first = run.best
+    first.write_bytes(b"of somebody else")
+    assert run.lost_best()
+    assert "removed or replaced; this epoch's takes its place" in capsys.readouterr().out
+    run.save_best({}, 0.5)
+    assert first.read_bytes() == b"of somebody else"
+    assert run.best.name == f"{first.stem}-2.pth"

@@ -25,6 +25,7 @@ def best_state(config: ModelConfig, run: str = "a", score: float = 0.5) -> dict[
         "classes": copy.deepcopy(CLASSES),
         "split": {"protocol": "folders", "train": ["train/1"], "val": ["val/1"]},
         "labelled_dates": {"training": [1, 2], "validation": [1]},
+        "pseudo_labels": False,
         "run": run,
         "epoch": 7,
         "metrics": {"score": score, "class_iou": [score, 1.0, 0.5]},

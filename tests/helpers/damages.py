@@ -6,12 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+import rasterio
+from PIL import ExifTags, Image
 
 from datasets.classes import SECOND_CLASSES
 from datasets.images import save_raster
 from datasets.task import load_classes
 from tests.helpers.image_files import read, write
+from tests.helpers.raster_files import write_tiff
 from tools.checking.inspection import CheckOptions, inspect_dataset
 
 to_index = SECOND_CLASSES.to_index
@@ -61,9 +63,9 @@ def write_classes(root: Path, *more: tuple[str, tuple[int, int, int]]) -> None:
     (root / "classes.json").write_text(text)
 
 
-def rename_pair(root: Path, old: str, new: str) -> None:
+def rename_pair(root: Path, old: str, new: str, split: str = "train") -> None:
     for folder in FOLDERS:
-        (root / "train" / folder / f"{old}.png").rename(root / "train" / folder / f"{new}.png")
+        (root / split / folder / f"{old}.png").rename(root / split / folder / f"{new}.png")
 
 
 def repaint(kind: str, files: list[str], change):
@@ -147,6 +149,40 @@ def names_alike(root):
 def same_stem(root):
     Image.open(root / "train/im1/00002.png").save(root / "train/im1/00002.bmp")
     return {"same-stem": ["train/im1/00002.bmp", "train/im1/00002.png"]}
+
+
+def other_form(root):
+    rename_pair(root, "00006", "caf\u00e9")
+    (root / "train/im2/caf\u00e9.png").rename(root / "train/im2/cafe\u0301.png")
+    others = [f"train/{folder}/caf\u00e9.png" for folder in ("im1", "label1", "label2")]
+    return {"partner-form": ["train/im2/cafe\u0301.png", *others]}
+
+
+def unread_format(root):
+    files = [f"train/{folder}/more.webp" for folder in ("im1", "im2")]
+    for name in files:
+        Image.new("RGB", (64, 64)).save(root / name)
+    return {"unread-pair": files, "ignored-files": files}
+
+
+def other_order(root):
+    """Index labels in ChangeMamba's order, with the shares that SECOND's changed pixels have."""
+    rng, shares = np.random.default_rng(0), (0.215, 0.371, 0.045, 0.01, 0.351, 0.008)
+    for path in root.glob("*/label1/*.png"):
+        changed = (read(path) != 255).any(axis=-1)
+        date1, date2 = 1 + rng.choice(6, (2, *changed.shape), p=shares)
+        while (date1 == date2).any():
+            other = 1 + rng.choice(6, changed.shape, p=shares)
+            date2 = np.where(date1 == date2, other, date2)
+        write(path, (date1 * changed).astype(np.uint8))
+        write(path.parents[1] / "label2" / path.name, (date2 * changed).astype(np.uint8))
+    return {"class-order": []}
+
+
+def copies_apart(root):
+    for split, name in (("train", "tile"), ("val", "tilerotate90")):
+        rename_pair(root, "00003", name, split)
+    return {"leak-copies": ["tile", "tilerotate90"]}
 
 
 def foreign_file(root):
@@ -295,12 +331,62 @@ def brighter_duplicate(root):
     return {"duplicate-near": ["train/im1/00008.png", "train/im2/00003.png"]}
 
 
+def transparent(root):
+    path = root / IMAGE
+    image = Image.open(path)
+    image.save(path, transparency=image.getpixel((5, 5)))
+    return {"no-data": [IMAGE]}
+
+
+def turned(root):
+    files = [IMAGE, "train/label2/00005.png"]
+    for name in files:
+        image, exif = Image.open(root / name), Image.Exif()
+        exif[ExifTags.Base.Orientation] = 2
+        image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(root / name, exif=exif)
+    return {"orientation": files}
+
+
+def _on_the_map(root, *names, left):
+    for name in names:
+        values = read(root / name)
+        place = rasterio.transform.from_origin(left, 0, 10, 10)
+        (root / name).unlink()
+        write_tiff((root / name).with_suffix(".tif"), values, crs="EPSG:32632", transform=place)
+
+
+def elsewhere(root):
+    _on_the_map(root, "train/im1/00004.png", left=0)
+    _on_the_map(root, "train/im2/00004.png", left=320)
+    return {"places-differ": ["train/im1/00004.tif", "train/im2/00004.tif"]}
+
+
+def label_elsewhere(root):
+    _on_the_map(root, "train/im1/00004.png", "train/im2/00004.png", left=0)
+    _on_the_map(root, "train/label2/00004.png", left=9)
+    return {"label-place": ["train/im1/00004.tif", "train/label2/00004.tif"]}
+
+
+def another_scale(root):
+    for path in root.glob("*/im2/*.png"):
+        edit(path, lambda rgb: rgb // 8)
+    return {"dates-differ": [f"{split}/im{date}" for split in ("train", "val") for date in (1, 2)]}
+
+
+def grey_date(root):
+    for path in root.glob("*/im1/*.png"):
+        edit(path, lambda rgb: rgb[..., 1])
+    return {"dates-differ": [f"{split}/im{date}" for split in ("train", "val") for date in (1, 2)]}
+
+
 DAMAGES = [
     truncate, replace_by_text, remove_partner, remove_label, rename_partner, names_alike, same_stem,
-    foreign_file, no_labels, labels_of_one_date, change_masks_in_train, other_size_in_pair,
+    foreign_file, other_form, unread_format, other_order, copies_apart,
+    no_labels, labels_of_one_date, change_masks_in_train, other_size_in_pair,
     other_size, sixteen_bits, too_few_bands, values_with_a_fraction, grey_image, blank, same_dates,
     smear_labels, binary_labels, black_and_white_label, foreign_values, foreign_colors,
     contradicting_palette, sixteen_bit_label, one_index_label, disagree, same_class,
     nothing_changed, land_cover_as_labels, white_masks, class_never_used, exact_leak, lossy_leak,
-    flipped_leak, duplicate, brighter_duplicate,
+    flipped_leak, duplicate, brighter_duplicate, transparent, turned, elsewhere, label_elsewhere,
+    another_scale, grey_date,
 ]  # fmt: skip

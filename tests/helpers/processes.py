@@ -54,7 +54,7 @@ def _child(work: Callable, arguments: tuple, folder: Path, env: dict[str, str]) 
 
 def _script(name: str, argv: list[str], prepare: Callable | None) -> None:
     sys.argv = [name, *argv]
-    script = importlib.import_module(Path(name).stem)
+    script = importlib.import_module(name.removesuffix(".py").replace("/", "."))
     if prepare:
         prepare()
     cli.run(script.main)

@@ -15,9 +15,9 @@ COLUMNS = ("score", "miou", "sek", "f_scd", "oa")
 SPOILT_ROWS = {"00000": 20, "00001": 0, "00002": 44, "00003": 8}
 
 
-def write_run(outdir: Path, name: str, data_root: Path, seed: int = 0, **options) -> Path:
+def write_run(outdir: Path, name: str, data_root: Path, draw: int = 0, **options) -> Path:
     """Write the log of five epochs with random scores."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(draw)
     folder = outdir / "logs" / name
     folder.mkdir(parents=True)
     names = ("epoch", "loss_total", *COLUMNS, "iou_water", "lr", "train_s", "val_s")

@@ -135,6 +135,7 @@ def test_masks_are_black_and_white_and_score_as_they_were_scored(run, binary_roo
         with Image.open(path) as image:
             assert image.mode == "L" and set(np.unique(image)) <= {0, 255}
     printed = json.loads((folder / "metrics.json").read_text())
+    assert printed.pop("epoch_choice") == "epoch chosen on these pairs"
     for prediction, truth in ((folder, binary_root / "val"), (folder / "change",) * 2):
         argv = ["--prediction", str(prediction), "--label", str(truth), "--bootstrap", "20"]
         argv += ["--versus", str(folder), "--json", str(tmp_path / "scores.json")]

@@ -97,8 +97,8 @@ def test_named_checkpoints_only_and_what_they_have_seen(
     more = ("--checkpoints", fcn_run.best)
     label.main(options(sample_root, tmp_path / "out", *more, "--no-tta", "--val-list", names))
     printed = capsys.readouterr().out
-    assert "with 1 models" in printed
-    seen = f"warning: leakage: {fcn_run.best} was trained on 3 of the 3 validation pairs"
+    assert "with 1 model, " in printed
+    seen = f"warning: leakage: {fcn_run.best} was trained on 3 of the 3 pairs; "
     assert seen in printed
     predict.main(options(sample_root, tmp_path, *more, "--split", "val", "--val-list", names))
     assert seen in capsys.readouterr().out

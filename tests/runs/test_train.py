@@ -126,7 +126,7 @@ def test_a_loaded_checkpoint_scores_as_in_training(tta, fcn_run, sample_root, tm
     with Image.open(folder / "im1" / "00000.png") as image:
         assert image.mode == "P"
         assert image.getpalette()[:21] == [c for color in SECOND_CLASSES.colors for c in color]
-    assert not (tmp_path / "models").exists()
+    assert not list(tmp_path.glob("models/*"))
 
 
 # --- what a run starts from -----------------------------------------------------------------
@@ -170,7 +170,7 @@ def test_class_weights_of_the_published_recipe():
 def test_options_that_do_not_fit_are_refused(more, said, sample_root, tmp_path):
     with pytest.raises(OptionError, match=said):
         train.main(train_options(sample_root, tmp_path, *more))
-    assert not (tmp_path / "models").exists()
+    assert not list(tmp_path.glob("models/*"))
 
 
 def test_repeated_overflow_is_reported(sample_root, tmp_path, monkeypatch, capsys):

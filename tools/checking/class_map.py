@@ -11,6 +11,7 @@ from PIL import Image
 from datasets.classes import ClassList
 from datasets.labels import COLOR_DISTANCE, nearest_colors
 from utils.errors import DataError
+from utils.files import read_text
 
 HEX_COLOR = re.compile(r"#[0-9a-fA-F]{6}")
 DECIMAL_COLOR = re.compile(r"\(?\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*\)?")
@@ -93,7 +94,7 @@ def load_class_map(path: Path, source: ClassList, target: ClassList) -> ClassMap
     """
     path = Path(path)
     try:
-        entries = json.loads(path.read_text(encoding="utf-8-sig"))
+        entries = json.loads(read_text(path))
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read as JSON ({error})") from error
     if not isinstance(entries, dict) or not entries:

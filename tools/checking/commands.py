@@ -4,7 +4,14 @@ from argparse import Namespace
 from collections import Counter
 from pathlib import Path
 
-from datasets.classes import CLASSES_FILE, SECOND_CLASSES, ClassList, classes_file, read_classes
+from datasets.classes import (
+    CLASSES_FILE,
+    SECOND_CLASSES,
+    ClassList,
+    classes_file,
+    find_preset,
+    read_classes,
+)
 from datasets.splits import SplitOptions
 from datasets.task import load_classes
 from tools.checking.class_map import load_class_map
@@ -26,8 +33,9 @@ def check(args: Namespace) -> int:
         args.color_distance,
         args.hash_distance,
         args.workers,
+        find_preset(args.preset, args.root),
     )
-    report = inspect_dataset(args.root, load_classes(args.root), options)
+    report = inspect_dataset(args.root, load_classes(args.root, options.preset), options)
     for part in (*tables(report), *report.findings):
         print(part, end="\n\n")
     levels = Counter(finding.level for finding in report.findings)
@@ -41,17 +49,21 @@ def check(args: Namespace) -> int:
 
 def convert(args: Namespace) -> int:
     """Write the clean copy and list what was left out; other classes need a map to them."""
-    source = load_classes(args.root)
-    target = _target_classes(args.classes) if args.classes else source
+    preset = find_preset(args.preset, args.root, coded=True)
+    source = load_classes(args.root, preset)
+    own = args.preset and set(source.names) == set(SECOND_CLASSES.names)
+    target = SECOND_CLASSES if own else source
+    target = _target_classes(args.classes) if args.classes else target
     file = args.root / CLASSES_FILE
-    if source != target and file.exists() and not args.class_map:
+    named = file.exists() or args.preset
+    if named and not args.class_map and not set(source.names) <= set(target.names):
         raise OptionError(
             f"--classes {args.classes}: {file} lists other classes; say with --class-map which of "
             "them becomes which"
         )
     class_map = load_class_map(args.class_map, source, target) if args.class_map else None
     how = (args.color_distance, args.unchanged_where_equal, args.resolve_disagreement)
-    rules = Rules(target, class_map, *how)
+    rules = Rules(target, class_map, *how, preset, source if named else target)
     written, entries = convert_dataset(args.root, args.convert, rules, args.workers)
     left_out = [{"files": entry.files, "reason": entry.detail} for entry in entries]
     for entry in entries[:LISTED]:

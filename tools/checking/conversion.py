@@ -8,20 +8,21 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from datasets.classes import CLASSES_FILE, ClassList
+from datasets.classes import CLASSES_FILE, STANDARD, ClassList, Preset
 from datasets.images import open_image, read_header, read_raster
 from datasets.labels import COLOR_DISTANCE, NEAR_COLORS, inspect_label
-from datasets.pairs import Pair
+from datasets.pairs import CHANGE_FOLDER, SPLIT_FOLDERS, Pair
 from tools.checking.class_map import ClassMap
 from tools.checking.findings import Entry
 from tools.checking.inspection import scan_names
+from tools.scenes.folders import digest_files, goes_on, unfinished
 from utils.errors import DataError, OptionError
 from utils.files import atomic_path, write_json
 from utils.parallel import ParallelMap
 from utils.pictures import save_change_mask, save_image, save_mask, to_rgb
 from utils.text import progress
 
-BROKEN_NAMES = ("no-partner", "partner-case", "same-stem")
+BROKEN_NAMES = ("no-partner", "partner-case", "partner-form", "same-stem", "unread-pair")
 OTHER_SIZE = "its files differ in size"
 
 
@@ -29,7 +30,8 @@ OTHER_SIZE = "its files differ in size"
 class Rules:
     """How labels are converted, as the options of that name of tools/check_data.py say.
 
-    ``classes`` is the list of the copy, and without a ``class_map`` that of the source too.
+    ``classes`` is the list of the copy. Without a ``class_map`` it has all classes of the source,
+    whose list is ``source`` where that is another one.
     """
 
     classes: ClassList
@@ -37,12 +39,15 @@ class Rules:
     color_distance: int = COLOR_DISTANCE
     unchanged_where_equal: bool = False
     resolve_disagreement: bool = False
+    preset: Preset = STANDARD  # of the source
+    source: ClassList | None = None
 
 
 def convert_dataset(
     root: Path, out: Path, rules: Rules, workers: int = 1
 ) -> tuple[int, list[Entry]]:
-    """Write train, val and test of a data set, and its ``classes.json``, to an empty folder.
+    """Write train, val and test of a data set, and its ``classes.json``, to an empty folder, or go
+    on where the same work was ended there.
 
     Images of one or three 8-bit bands become PNGs of the same pixels; PNGs, and images of other
     bands or 16 bits, are copied byte by byte. A pair is written whole or left out. Returns the
@@ -50,18 +55,28 @@ def convert_dataset(
 
     Raises:
         DataError: there is no pair below ``root``.
-        OptionError: ``out`` could touch the source or is not empty.
+        OptionError: ``out`` could touch the source, or holds something else.
     """
     root, out = Path(root), Path(out)
     _require_apart(root, out)
-    pairs, _, found = scan_names(root)
+    pairs, _, found = scan_names(root, preset=rules.preset)
     left_out = [entry for kind, entry in found if kind in BROKEN_NAMES]
-    uncertain = {(file.split("/")[0], Path(file).stem) for e in left_out for file in e.files}
-    pairs = [pair for pair in pairs if tuple(pair.id.split("/")) not in uncertain]
-    entries = zip(rules.classes.names, rules.classes.colors, strict=True)
-    write_json(out / CLASSES_FILE, [{"name": n, "color": list(c)} for n, c in entries])
-    work = ParallelMap(partial(convert_pair, out=out, rules=rules), pairs, workers)
-    reasons = list(progress(work, "converting", unit="pairs"))
+    uncertain = set()
+    for file in (file for entry in left_out for file in entry.files):
+        first, stem = file.split("/")[0], rules.preset.stem(Path(file))
+        # Without split folders any split may have it.
+        places = (first,) if first in SPLIT_FOLDERS else SPLIT_FOLDERS
+        uncertain |= {f"{place}/{stem}" for place in places}
+    pairs = [pair for pair in pairs if pair.id not in uncertain]
+    files = digest_files(file for pair in pairs for file in pair.files)
+    record = {"tool": "check_data.py", "source": f"{root.resolve()} {files}", **vars(rules)}
+    if not goes_on(out, record):
+        _require_empty(out)
+    with unfinished(out, record):
+        entries = zip(rules.classes.names, rules.classes.colors, strict=True)
+        write_json(out / CLASSES_FILE, [{"name": n, "color": list(c)} for n, c in entries])
+        work = ParallelMap(partial(convert_pair, out=out, rules=rules), pairs, workers)
+        reasons = list(progress(work, "converting", unit="pairs"))
     left_out += [
         Entry((f"{Path(pair.id).parent}/im1/{pair.image1.name}",), reason, (pair.id,))
         for pair, reason in zip(pairs, reasons, strict=True)
@@ -72,30 +87,37 @@ def convert_dataset(
 
 def convert_pair(pair: Pair, out: Path, rules: Rules) -> str:
     """Write one pair below ``out``; return why it was left out, or an empty text."""
-    paths = (pair.image1, pair.image2)
+    folder = out / pair.id.split("/")[0]
+    images = {"im1": pair.image1, "im2": pair.image2}
+    names = {key: CHANGE_FOLDER if key == "change_mask" else key for key in pair.labels}
+    labels = {key: folder / name / f"{pair.name}.png" for key, name in names.items()}
     try:
-        headers = [read_header(path) for path in paths]
-        images = [read_raster(path) for path in paths]
-        labels = _convert_labels(pair, rules) if pair.labels else {}
+        plain, copies = {}, {}
+        for name, path in images.items():
+            header = read_header(path)
+            is_png = header.format == "PNG"
+            is_plain = header.bits == 8 and header.bands in (1, 3)
+            is_plain = is_plain and not (header.masked or is_png)
+            suffix = ".png" if is_plain or is_png else path.suffix.lower()
+            (plain if is_plain else copies)[folder / name / f"{pair.name}{suffix}"] = path
+        if all(path.exists() for path in (*plain, *copies, *labels.values())):
+            return ""
+        arrays = {path: read_raster(path) for path in images.values()}
+        masks = _convert_labels(pair, rules) if labels else {}
     except (DataError, ValueError) as error:
         return str(error)
-    if len({array.shape[:2] for array in (*images, *labels.values())}) > 1:
+    if len({array.shape[:2] for array in (*arrays.values(), *masks.values())}) > 1:
         return OTHER_SIZE
-    folder = out / pair.id.split("/")[0]
-    for name, path, header, image in zip(("im1", "im2"), paths, headers, images, strict=True):
-        plain = header.bits == 8 and header.bands in (1, 3)
-        if plain and header.format != "PNG":
-            save_image(folder / name / f"{pair.name}.png", to_rgb(image))
-            continue
-        suffix = ".png" if header.format == "PNG" else path.suffix.lower()
-        with atomic_path(folder / name / f"{pair.name}{suffix}") as temporary:
+    for target, path in plain.items():
+        save_image(target, to_rgb(arrays[path]))
+    for target, path in copies.items():
+        with atomic_path(target) as temporary:
             shutil.copyfile(path, temporary)
-    for key, label in labels.items():
-        target = folder / pair.labels[key].parent.name / f"{pair.name}.png"
+    for key, label in masks.items():
         if rules.classes.is_binary:
-            save_change_mask(target, label)
+            save_change_mask(labels[key], label)
         else:
-            save_mask(target, label, rules.classes.colors)
+            save_mask(labels[key], label, rules.classes.colors)
     return ""
 
 
@@ -103,21 +125,36 @@ def _require_apart(root: Path, out: Path) -> None:
     source, target = root.resolve(), out.resolve()
     if target.is_relative_to(source) or source.is_relative_to(target):
         raise OptionError(f"{out}: inside or around the source {root}; choose a folder beside it")
-    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-        wrong = "not empty" if target.is_dir() else "a file"
+
+
+def _require_empty(out: Path) -> None:
+    if out.exists() and not (out.is_dir() and not any(out.glob("[!.]*"))):
+        wrong = "not empty" if out.is_dir() else "a file"
         raise OptionError(f"{out}: {wrong}; choose a folder that is empty or does not exist")
 
 
 def _convert_labels(pair: Pair, rules: Rules) -> dict[str, np.ndarray]:
-    labels = {}
+    labels, coded = {}, rules.preset.coded
+    if coded and pair.labels.keys() != coded.keys():
+        raise ValueError(f"{len(pair.labels)} of {len(coded)} label folders; unpack all of them")
     for key, path in pair.labels.items():
         try:
-            labels[key] = _decode_label(open_image(path), rules)
+            labels[key] = (
+                _decode_coded(path, *coded[key], rules)
+                if coded
+                else _decode_label(open_image(path), rules)
+            )
         except ValueError as error:
             raise ValueError(f"{path.parent.name}/{path.name}: {error}") from error
-    first, *_, last = list(labels.values()) * 2
-    if first.shape != last.shape:
+    if len({label.shape for label in labels.values()}) > 1:
         raise ValueError(OTHER_SIZE)
+    if coded and "change_mask" in labels:
+        changed = labels.pop("change_mask") > 0
+        labels = {key: label * changed for key, label in labels.items()}
+    if rules.source and not rules.class_map:
+        order = np.array([rules.classes.names.index(name) for name in rules.source.names])
+        labels = {key: order[label] for key, label in labels.items()}
+    first, *_, last = list(labels.values()) * 2
     unchanged = np.zeros(first.shape, dtype=bool)
     if rules.unchanged_where_equal:
         if len(pair.labelled_dates) < 2 or rules.classes.is_binary:
@@ -138,7 +175,7 @@ def _decode_label(image: Image.Image, rules: Rules) -> np.ndarray:
     """Return a label of any format as (H, W) uint8 indices, or raise ValueError."""
     if rules.class_map is not None:
         return rules.class_map.apply(image, rules.color_distance)
-    reading = inspect_label(image, rules.classes, rules.color_distance)
+    reading = inspect_label(image, rules.source or rules.classes, rules.color_distance)
     if reading.mask is not None:
         return reading.mask
     values = np.asarray(image)
@@ -146,3 +183,16 @@ def _decode_label(image: Image.Image, rules: Rules) -> np.ndarray:
         return values.astype(np.uint8)
     remedy = "raise --color-distance" if reading.format == NEAR_COLORS else "give a --class-map"
     raise ValueError(f"{reading.format}, {reading.detail}; {remedy}")
+
+
+def _decode_coded(path: Path, band: int, codes: str, rules: Rules) -> np.ndarray:
+    """Return a label of a public set with codes of its own as (H, W) uint8 indices."""
+    values = np.atleast_3d(np.asarray(open_image(path)))  # of a palette the indices
+    if values.shape[-1] <= band:
+        raise ValueError(f"{values.shape[-1]} bands, but the data set is published with more")
+    values = values[..., band]
+    lookup = np.array(list(map(int, codes)) or range(len(rules.source.names)), np.uint8)
+    foreign = values[~np.isin(values, range(len(lookup)))]
+    if foreign.size:
+        raise ValueError(f"value {foreign[0]}, but codes up to {len(lookup) - 1} are published")
+    return lookup[values.astype(np.uint8)]

@@ -1,5 +1,6 @@
 """Everything that can be wrong with a data set, and what to do about it."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from datasets.bands import RGB
-from datasets.classes import ClassList
-from datasets.images import DTYPES, lacks_bands
+from datasets.classes import ClassList, suspect_order
+from datasets.images import DTYPES, lacks_bands, places_apart
 from datasets.labels import (
     BINARY,
     CONTRADICTING_PALETTE,
@@ -19,7 +20,7 @@ from datasets.labels import (
     OTHER_MODE,
     READABLE,
 )
-from tools.checking.pair_report import FileReport, PairReport
+from tools.checking.pair_report import FileReport, PairReport, sum_images
 
 ERROR, WARNING, NOTE = "error", "warning", "note"
 
@@ -32,6 +33,10 @@ KINDS: dict[str, tuple[str, str, str]] = {
         "add the missing files, or remove these"),
     "partner-case": (ERROR, "partners whose names differ in case",
         "rename them alike"),
+    "partner-form": (ERROR, "partners whose names are spelled in two forms of Unicode",
+        "rename one: an accent is composed in one and decomposed in the other"),
+    "unread-pair": (ERROR, "pairs in formats that are not read",
+        "save them as PNG, JPEG, BMP, TIFF or NPY, or move them elsewhere"),
     "name-case": (WARNING, "names that differ only in case; Windows and macOS keep one of them",
         "rename one"),
     "same-stem": (ERROR, "names that occur twice with different suffixes",
@@ -49,13 +54,23 @@ KINDS: dict[str, tuple[str, str, str]] = {
     "mixed-sizes": (WARNING, "images of several sizes in one split",
         "train with --crop-size N, at most the smallest side"),
     "bit-depth": (ERROR, "images whose values are not whole numbers of 8 or 16 bits",
-        "save them as uint8 or uint16 with the range that suits the sensor"),
+        "save all with one scale, as gdal_translate -ot UInt16 -scale LOW HIGH 0 65535 does"),
     "mixed-depth": (ERROR, "images of 8 and of 16 bits in one data set",
         "save all of one depth, with one scale"),
     "band-count": (ERROR, "images without some of the chosen bands (1, 2, 3 without --bands)",
         "choose with --bands, here and in train.py, what all images have; or save them alike"),
     "mixed-modes": (WARNING, "images of several modes in one folder",
         "nothing if intended: 8-bit images are read as RGB; else save them alike"),
+    "no-data": (NOTE, "images with pixels that the file calls nodata, masked or transparent",
+        "nothing if intended: losses, scores and statistics leave them out, masks are 0 there"),
+    "orientation": (WARNING, "files with an orientation tag, read upright as viewers show them",
+        "look whether labels fit; nothing if they were drawn on what a viewer shows"),
+    "places-differ": (ERROR, "pairs whose dates lie at different places on the map",
+        "warp both to one grid, as gdalwarp -t_srs … -te … -tr … does"),
+    "label-place": (WARNING, "labels that lie elsewhere on the map than their image",
+        "rasterise them on the grid of the images"),
+    "dates-differ": (WARNING, "splits whose dates differ as a whole, not here and there",
+        "save both dates with one scale and of one kind; nothing if the sensors are so different"),
     "blank-image": (WARNING, "images of a single colour",
         "remove the pairs if these are tiles without data"),
     "same-image": (WARNING, "pairs with the same image at both dates",
@@ -86,6 +101,10 @@ KINDS: dict[str, tuple[str, str, str]] = {
         "check the masks: 0 where nothing changed, else 255 (or 1); remove pairs without any 0"),
     "class-missing": (WARNING, "classes that no training label contains",
         "take them out of classes.json, or add pairs that show them"),
+    "class-order": (WARNING, "class shares that speak for another order of the classes",
+        "look at the labels before you train"),
+    "leak-copies": (ERROR, "augmented copies of one tile, trained on and held out",
+        "keep a tile and its copies on one side"),
     "leak-exact": (ERROR, "the same image in two splits: scores on it are worthless",
         "remove the pairs from one of the splits"),
     "leak-near": (WARNING, "almost the same image in two splits",
@@ -106,6 +125,7 @@ LABEL_KINDS = {
 }
 
 SHOWN = 4  # entries in the text; the JSON has all
+DATES_APART, DATES_SCALED = 2, 5  # deviations between means; ratio of deviations
 MANY = 0.5  # share of the pairs from which something is said of the whole set
 
 
@@ -181,16 +201,14 @@ def pair_entries(report: PairReport, bands: Sequence[int] = RGB.numbers) -> Foun
         return Entry(tuple(file.name for file in files), detail, (report.pair.id,))
 
     for file in report.images + report.labels:
-        if file.error:
-            yield "unreadable", entry([file], file.error)
-        if file.header is not None and file.header.dtype not in DTYPES:
-            yield "bit-depth", entry([file], file.header.dtype)
-        elif file.header is not None and lacks_bands(file.header, bands):
-            yield "band-count", entry([file], f"{file.header.bands} of {file.bits} bits")
-        if file.thumbnail is not None and np.ptp(file.thumbnail) == 0:
-            yield "blank-image", entry([file])
-        if file.label_format in LABEL_KINDS:
-            yield LABEL_KINDS[file.label_format], entry([file], file.detail)
+        for kind, detail in _file_faults(file, bands):
+            yield kind, entry([file], detail)
+    first, *others = report.images + report.labels
+    for file in others:
+        apart = first.header and file.header and places_apart(first.header, file.header)
+        if apart:
+            kind = "label-place" if file.label_format else "places-differ"
+            yield kind, entry([first, file], apart)
     decoded = [file for file in report.images + report.labels if not file.error]
     sizes = sorted({file.size for file in decoded})
     if len(sizes) > 1:
@@ -209,8 +227,36 @@ def pair_entries(report: PairReport, bands: Sequence[int] = RGB.numbers) -> Foun
         yield "same-class", entry(report.labels, f"{same} pixels")
 
 
-def set_entries(reports: Sequence[PairReport], classes: ClassList) -> Found:
-    """Yield what only shows when many pairs are looked at together."""
+def _file_faults(file: FileReport, bands: Sequence[int]) -> Iterable[tuple[str, str]]:
+    """Yield what is wrong with one file, and figures in words."""
+    if file.error:
+        yield "unreadable", file.error
+    if file.header is not None and file.header.orientation != 1:
+        yield "orientation", f"tag {file.header.orientation}"
+    if file.label_format in LABEL_KINDS:
+        yield LABEL_KINDS[file.label_format], file.detail
+    if file.label_format or file.header is None:
+        return
+    if file.header.dtype not in DTYPES:
+        yield "bit-depth", file.header.dtype
+    elif lacks_bands(file.header, bands):
+        yield "band-count", f"{file.header.bands} of {file.bits} bits"
+    if file.gaps:
+        yield "no-data", f"{file.gaps:.1%} of the pixels"
+    if file.thumbnail is not None and np.ptp(file.thumbnail) == 0:
+        yield "blank-image", ""
+
+
+def set_entries(
+    reports: Sequence[PairReport], classes: ClassList, bands: Sequence[int] = RGB.numbers
+) -> Found:
+    """Yield what only shows when many pairs are looked at together; ``bands`` are to be used."""
+    for split in dict.fromkeys(report.split for report in reports):
+        of_split = [report for report in reports if report.split == split]
+        said = _dates_apart(of_split, bands)
+        if said:
+            files = [report.images[date].folder for date in (0, 1) for report in of_split[:1]]
+            yield "dates-differ", Entry(tuple(files), f"{split}: {said}")
     labelled = [report for report in reports if report.transitions is not None]
     full = [report for report in labelled if report.all_marked]
     if labelled and len(full) > MANY * len(labelled):
@@ -229,7 +275,33 @@ def set_entries(reports: Sequence[PairReport], classes: ClassList) -> Found:
         elif split == "train":
             for index in np.flatnonzero(counts[1:] == 0) + 1:
                 yield "class-missing", Entry((), f"{classes.names[index]}, index {index}")
+    if labelled and not classes.is_binary:
+        total = sum(report.transitions for report in labelled)
+        order = suspect_order(classes, total.sum(axis=0) + total.sum(axis=1))
+        if order:
+            yield "class-order", Entry((), order)
     yield from _mixtures(reports)
+
+
+def _dates_apart(reports: Sequence[PairReport], bands: Sequence[int]) -> str:
+    """Say in what all images of one date differ from those of the other; "" for nothing."""
+    found = [sum_images(report.images[date] for report in reports) for date in (0, 1)]
+    if None in found or found[0][1] != found[1][1]:
+        return ""  # several kinds in one folder, and several depths, are findings of their own
+    sums = [of_date for of_date, _ in found]
+    grey = [len({*s.sums[:3]}) == len({*s.squares[:3]}) == 1 for s in sums]
+    if grey[0] != grey[1]:
+        return "grey at date {}, colour at date {}".format(*((1, 2) if grey[0] else (2, 1)))
+    values = [zip(s.mean(), s.std(), strict=True) for s in sums]
+    for band, ((mean1, std1), (mean2, std2)) in enumerate(zip(*values, strict=False), start=1):
+        low, high = sorted((std1, std2))
+        shifted = abs(mean1 - mean2) > DATES_APART * math.sqrt((low**2 + high**2) / 2)
+        if band in bands and (shifted or high > DATES_SCALED * low):
+            return (
+                f"band {band} has mean {mean1:.1f}, deviation {std1:.1f} at date 1, but mean "
+                f"{mean2:.1f}, deviation {std2:.1f} at date 2"
+            )
+    return ""
 
 
 def _mixtures(reports: Sequence[PairReport]) -> Found:
@@ -238,7 +310,7 @@ def _mixtures(reports: Sequence[PairReport]) -> Found:
     for report in reports:
         for file in report.images + report.labels:
             facts = []
-            if file.header is not None:
+            if file.header is not None and not file.label_format:
                 facts.append(("mixed-sizes", report.split, f"{file.size[1]} × {file.size[0]}"))
                 facts.append(("mixed-modes", file.folder, file.mode))
                 if file.header.dtype in DTYPES:

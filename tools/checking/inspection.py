@@ -1,22 +1,27 @@
 """A data set looked at before training: all files, all labels, copies between the splits."""
 
 from dataclasses import dataclass
-from functools import partial, reduce
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from datasets.bands import RGB
-from datasets.classes import ClassList
+from datasets.classes import STANDARD, ClassList, Preset
 from datasets.labels import COLOR_DISTANCE
 from datasets.pairs import Pair
-from datasets.splits import AS_THE_DATA_SUGGESTS, SplitOptions
-from datasets.statistics import BandSums, statistics_to_dict
+from datasets.splits import AS_THE_DATA_SUGGESTS, Split, SplitOptions, divided_copies
+from datasets.statistics import statistics_to_dict
 from tools.checking.duplicates import MAX_HAMMING, find_copies
 from tools.checking.findings import Entry, Finding, collect, pair_entries, set_entries
-from tools.checking.pair_report import PairReport, inspect_pair
-from tools.checking.scan import UNUSED, assign_splits, differing_label_entries, scan_dataset
+from tools.checking.pair_report import PairReport, inspect_pair, sum_images
+from tools.checking.scan import (
+    UNUSED,
+    assign_splits,
+    differing_label_entries,
+    scan_dataset,
+)
 from utils.parallel import ParallelMap
 from utils.text import progress
 
@@ -30,6 +35,7 @@ class CheckOptions:
     color_distance: int = COLOR_DISTANCE
     hash_distance: int = MAX_HAMMING
     workers: int = 1
+    preset: Preset = STANDARD
 
 
 USUAL = CheckOptions()
@@ -77,20 +83,24 @@ class Report:
         return 100 * of_dates / np.maximum(1, of_dates.sum(axis=1, keepdims=True))
 
     def band_statistics(self) -> dict[str, Any] | None:
-        """Return mean and standard deviation of each band over both dates of the training pairs.
+        """Return mean and standard deviation of each band over both dates of the training pairs,
+        and of each date in ``dates``.
 
         None where there are no readable training images, or some of other bands or depths.
         """
-        files = [file for r in self.pairs if r.split == "train" for file in r.images]
-        files = [file for file in files if file.band_sums is not None]
-        if len({(file.bits, len(file.band_sums.sums)) for file in files}) != 1:
+        pairs = [report.images for report in self.pairs if report.split == "train"]
+        both = sum_images(file for images in pairs for file in images)
+        if both is None:
             return None
-        total = reduce(BandSums.__add__, (file.band_sums for file in files))
-        return statistics_to_dict(total, files[0].bits, len(files) // 2)
+        dates = [sum_images(images[date] for images in pairs) for date in (0, 1)]
+        read = sum(file.band_sums is not None for images in pairs for file in images)
+        return statistics_to_dict(*both, read // 2) | {
+            "dates": [d and {"mean": d[0].mean(), "std": d[0].std()} for d in dates]
+        }
 
 
 def scan_names(
-    root: Path, split: SplitOptions = AS_THE_DATA_SUGGESTS
+    root: Path, split: SplitOptions = AS_THE_DATA_SUGGESTS, preset: Preset = STANDARD
 ) -> tuple[list[Pair], dict[str, str], list[tuple[str, Entry]]]:
     """Return a data set's complete pairs, the split of each by its id, and what names are wrong.
 
@@ -98,18 +108,23 @@ def scan_names(
         DataError: there is no pair below ``root``, or the split does not fit.
         OptionError: the split asks for labels in ROOT/val that are not there.
     """
-    scans = scan_dataset(root)
+    scans = scan_dataset(root, preset)
     found = [item for scan in scans.values() for item in scan.found]
-    found += differing_label_entries(root, scans, split)
+    found += differing_label_entries(root, scans, split, preset)
     pairs = [pair for scan in scans.values() for pair in scan.pairs]
-    return pairs, assign_splits(scans, split), found
+    split_of = assign_splits(scans, split)
+    train = tuple(name for name, split in split_of.items() if split == "train")
+    rest = tuple(name for name, split in split_of.items() if split not in ("train", UNUSED))
+    copies = divided_copies(Split("", train, rest))
+    return pairs, split_of, found + [("leak-copies", Entry(names)) for names in copies]
 
 
 def inspect_dataset(root: Path, classes: ClassList, options: CheckOptions = USUAL) -> Report:
     """Look at every file of a data set; `scan_names` may raise, nothing in the files does."""
     root = Path(root)
-    pairs, split_of, found = scan_names(root, options.split)
-    work = partial(inspect_pair, classes=classes, color_distance=options.color_distance)
+    pairs, split_of, found = scan_names(root, options.split, options.preset)
+    how = {"color_distance": options.color_distance, "bands": options.bands}
+    work = partial(inspect_pair, classes=classes, **how)
     reads = ParallelMap(work, pairs, options.workers)
     reports = list(progress(reads, "checking", unit="pairs"))
     if classes.is_binary:  # either date says what changed
@@ -119,5 +134,5 @@ def inspect_dataset(root: Path, classes: ClassList, options: CheckOptions = USUA
         found += pair_entries(report, options.bands)
     used = [report for report in reports if report.split != UNUSED]
     found += find_copies(used, options.hash_distance)
-    found += set_entries(reports, classes)
+    found += set_entries(reports, classes, options.bands)
     return Report(root, classes, options.bands, reports, collect(found))

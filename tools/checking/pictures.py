@@ -16,7 +16,10 @@ from utils.files import atomic_path
 from utils.pictures import BACKGROUND, INK, contact_sheet, save_image
 
 try:
+    from matplotlib import rcParams
     from matplotlib.figure import Figure
+
+    rcParams["text.parse_math"] = False  # class names are no formulas
 except ImportError:
     Figure = None
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from datasets.classes import STANDARD, Preset
 from datasets.pairs import (
     SPLIT_FOLDERS,
     Pair,
@@ -11,6 +12,7 @@ from datasets.pairs import (
     differing_labels,
     label_folders,
     layout_hint,
+    locate_split,
     scan_folder,
 )
 from datasets.splits import SplitOptions, divide
@@ -29,16 +31,16 @@ class SplitScan:
     found: list[tuple[str, Entry]] = field(default_factory=list)  # what is wrong with the names
 
 
-def scan_dataset(root: Path) -> dict[str, SplitScan]:
+def scan_dataset(root: Path, preset: Preset = STANDARD) -> dict[str, SplitScan]:
     """Index the split folders of a data set by name; a DataError where there is no pair."""
     root = Path(root)
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; name the one that holds train/im1, train/im2, …")
-    names = [name for name in SPLIT_FOLDERS if (root / name).is_dir()]
+    names = [name for name in SPLIT_FOLDERS if locate_split(root / name, preset)[0].is_dir()]
     for folder in (root, *(root / name for name in names)):
-        if layout_hint(folder):
+        if preset is STANDARD and layout_hint(folder):
             raise DataError(f"{folder}: no im1 and im2 in it{layout_hint(folder)}")
-    scans = {name: _scan_split(root / name) for name in names}
+    scans = {name: _scan_split(root / name, preset) for name in names}
     if not any(scan.pairs or scan.found for scan in scans.values()):
         raise DataError(
             f"{root}: no image pairs in it; expected train/im1 and train/im2, and val or test alike"
@@ -46,8 +48,8 @@ def scan_dataset(root: Path) -> dict[str, SplitScan]:
     return scans
 
 
-def _scan_split(folder: Path) -> SplitScan:
-    scan = scan_folder(folder)
+def _scan_split(folder: Path, preset: Preset) -> SplitScan:
+    scan = scan_folder(folder, preset)
     found = [(problem.kind, _entry(problem, folder.parent)) for problem in scan.problems]
     if len(scan.labels) == 1 and "change_mask" not in scan.labels:
         found.append(("one-date", Entry((f"{folder.name}/{next(iter(scan.labels))}",))))
@@ -62,12 +64,14 @@ def _entry(problem: Problem, root: Path) -> Entry:
 
 
 def differing_label_entries(
-    root: Path, scans: dict[str, SplitScan], options: SplitOptions
+    root: Path, scans: dict[str, SplitScan], options: SplitOptions, preset: Preset = STANDARD
 ) -> Iterable[tuple[str, Entry]]:
     """Yield that ``val``, where it is to be validated on, has labels of another kind than train."""
     val = scans.get("val", SplitScan())
-    if options.choose(val.labelled) == "folders" and differing_labels(root):
-        folders = {split: label_folders(root / split).values() for split in ("train", "val")}
+    if options.choose(val.labelled) == "folders" and differing_labels(root, "val", preset):
+        folders = {
+            split: label_folders(root / split, preset).values() for split in ("train", "val")
+        }
         names = tuple(f"{split}/{name}" for split in folders for name in folders[split])
         yield "labels-differ", Entry(names)
 

@@ -28,11 +28,13 @@ def tables(report: Report) -> Iterator[str]:
     )
     statistics = report.band_statistics()
     if statistics:
-        values = zip(statistics["mean"], statistics["std"], strict=True)
-        yield table(
-            [f"{statistics['bits']}-bit band, train", "mean", "deviation"],
-            [[i, f"{mean:.2f}", f"{std:.2f}"] for i, (mean, std) in enumerate(values, start=1)],
-        )
+        heads, columns = [f"{statistics['bits']}-bit band, train"], []
+        for date, each in enumerate((statistics, *statistics["dates"])):
+            if each:
+                heads += [f"mean of date {date}" if date else "mean", "deviation"]
+                columns += [each["mean"], each["std"]]
+        rows = enumerate(zip(*columns, strict=True), start=1)
+        yield table(heads, [[band, *(f"{value:.2f}" for value in row)] for band, row in rows])
     names = report.classes.names[1:]
     if report.classes.is_binary:
         yield "binary change labels: change masks without classes"

@@ -13,7 +13,14 @@ from tools.checking.class_map import load_class_map
 from tools.composing import source
 from tools.composing.compose import Recipe, compose_pair
 from tools.composing.source import MaskReader, SceneFiles, check_scene
-from tools.scenes.folders import SPLITS, make_room
+from tools.scenes.folders import (
+    SPLITS,
+    digest_files,
+    goes_on,
+    make_room,
+    read_truth,
+    unfinished,
+)
 from utils.errors import DataError
 from utils.files import write_json
 from utils.parallel import ParallelMap
@@ -47,15 +54,21 @@ def compose_set(args: Namespace) -> None:
     used = {split: members for split, members in splits.items() if pairs[split]}
     jobs = [job for s in used for job in plan_pairs(s, used[s], pairs[s], args.seed)]
     check_scenes(used, read_mask, args.size, args.workers)
-    make_room(args.out, args.overwrite, (CLASSES_FILE, RECORD_FILE))
     recipe = Recipe(changed=args.changed, nuisance=args.nuisance, size=args.size)
-    record = {"images": str(args.images), "masks": str(args.masks), "seed": args.seed}
-    write_records(args.out, jobs, record | asdict(recipe), read_mask)
-    work = partial(write_pair, out=args.out, read_mask=read_mask, recipe=recipe)
-    results = progress(ParallelMap(work, jobs, args.workers), "composing", unit="pair")
+    options = {"images": str(args.images), "masks": str(args.masks), "seed": args.seed}
+    options |= asdict(recipe)
+    files = [file for scene in scenes for file in (scene.image, scene.mask)]
+    begun = {"tool": "compose_pairs.py", **options, "pairs": pairs, "val_scenes": val}
+    begun |= {"labels": str(read_mask), "source": digest_files(files)}
+    if not goes_on(args.out, begun, args.overwrite):
+        make_room(args.out, args.overwrite, (CLASSES_FILE, RECORD_FILE))
     counts = dict.fromkeys(used, 0)
-    for job, result in zip(jobs, results, strict=True):
-        counts[job.split] += result
+    with unfinished(args.out, begun):
+        write_records(args.out, jobs, options, read_mask)
+        work = partial(write_pair, out=args.out, read_mask=read_mask, recipe=recipe)
+        results = progress(ParallelMap(work, jobs, args.workers), "composing", unit="pair")
+        for job, result in zip(jobs, results, strict=True):
+            counts[job.split] += result
     for split, (known, changed) in counts.items():
         print(
             f"{split}: {pairs[split]} pairs of {args.size} × {args.size} pixels from "
@@ -122,10 +135,13 @@ def write_pair(job: Job, out: Path, read_mask: MaskReader, recipe: Recipe) -> np
     Labels and truth are palette PNGs of class indices. Returns the pixels of known class, and how
     many of them changed, (2,) integers.
     """
+    folder, name = out / job.split, f"{job.index:05d}.png"
+    truths = read_truth(folder, name, ("im1", "im2", "label1", "label2"))
+    if truths:
+        return np.array([np.count_nonzero(truths[0]), np.count_nonzero(truths[0] != truths[1])])
     rng = np.random.default_rng(job.seed)
     scene, *donors = (source.read_tile(f, read_mask, recipe.size, rng) for f in job.scenes)
     pair = compose_pair(scene, donors, (*job.seed, 1), recipe)
-    folder, name = out / job.split, f"{job.index:05d}.png"
     for date in ("1", "2"):
         for kind in ("truth", "label"):  # the truth first: it tells generated pairs from others
             mask = getattr(pair, f"{kind}{date}")

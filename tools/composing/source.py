@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from datasets.classes import CLASSES_FILE, ClassList, classes_file, read_classes
-from datasets.images import open_image, read_bands, read_header
+from datasets.images import fill_gaps, open_image, read_header, read_masked
 from datasets.pairs import IMAGE_SUFFIXES, files_by_stem, require_partners
 from tools.checking.class_map import ClassMap, parse_class_map
 from tools.composing.regions import Tile
@@ -166,7 +166,9 @@ def read_tile(
     scene: SceneFiles, read_mask: MaskReader, size: int, rng: np.random.Generator
 ) -> Tile:
     """Read a scene and cut a random square of it, of several the one whose class is known best."""
-    image, truth = read_bands(scene.image), read_mask(scene.mask)
+    (image, valid), truth = read_masked(scene.image), read_mask(scene.mask)
+    if valid is not None:
+        image, truth = fill_gaps(image, valid), truth * valid
     best, best_known = None, -1
     for _ in range(TILE_TRIES):
         top, left = (int(rng.integers(side - size + 1)) for side in truth.shape)

@@ -11,6 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from engine.metrics import RANKS, column_titles
 from engine.panels import ERROR_KINDS
+from tools.reporting.export import export_table
 from tools.reporting.gallery import mask_step, safe_colors
 from tools.reporting.pairs import Masks, read_masks
 from tools.reporting.runs import Run, find_run_folders, find_splits, group_by_split, read_run
@@ -28,26 +29,39 @@ TITLES |= {"train_s": "Training, s", "val_s": "Validation, s"}
 def write_report(options: Namespace) -> Path:
     """Write the page that the options of ``tools/report.py`` ask for and return its path."""
     folders, unfinished = find_run_folders(options.runs)
-    for folder in unfinished:
-        print(f"left out: {folder}: no finished epoch yet")
+    for folder in unfinished if folders else ():
+        print(f"left out: {folder}: no finished epoch in it")
     runs = [read_run(folder) for folder in folders]
     find_splits(runs)
     groups = group_by_split(runs)
-    masks = read_masks(options, runs[0])
-    out = options.out or runs[0].outdir / "report.html"
+    first = runs[0] if runs else Run(options.runs[0].resolve() / "logs" / "run", [], {})
+    out = options.out or first.outdir / f"report.{options.format}"
     if out.is_dir():
         raise OptionError(f"--out {out}: is a folder; name a file in it")
-    page = render_page(groups, masks, time.strftime("%Y-%m-%d %H:%M"))
+    letters = map(letter, range(len(groups))) if len(groups) > 1 else [""]
+    tables = [stage_table(g) | {"letter": a} for g, a in zip(groups, letters, strict=False)]
+    masks = read_masks(options, first) if options.format == "html" else None
+    if not runs and not masks:
+        raise OptionError(
+            f"{options.runs[0]}: no run with a metrics.csv in it, and no masks to show; name "
+            "outdir or outdir/logs/<run>, and let train.py finish an epoch first"
+        )
+    if options.format == "html":
+        page = render_page(groups, tables, masks)
+    else:
+        page = "\n".join(export_table(table, options.format == "md") for table in tables)
     write_text(out, page)
     shown = f", {len(masks.pairs)} of {masks.total} pairs" if masks else ", no masks"
-    print(f"{len(runs)} runs{shown}: {out}  ({len(page) / 1e6:.1f} MB)")
+    print(f"{len(runs)} run{'s' * (len(runs) != 1)}{shown}: {out}  ({len(page) / 1e6:.1f} MB)")
     if len(groups) > 1:
         print(f"note: {len(groups)} validation splits, in a table each: not to be compared")
     return out
 
 
-def render_page(groups: Sequence[Sequence[Run]], masks: Masks | None, written: str) -> str:
-    """Return the page of runs, grouped by split, and masks; ``written`` is the date to show."""
+def render_page(
+    groups: Sequence[Sequence[Run]], tables: Sequence[dict[str, Any]], masks: Masks | None
+) -> str:
+    """Return the page of runs, grouped by split as their tables are, and masks."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATE),
         autoescape=True,
@@ -57,12 +71,11 @@ def render_page(groups: Sequence[Sequence[Run]], masks: Masks | None, written: s
     )
     environment.filters["percent"] = percent
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
-    lettered = [(letter(i) if len(groups) > 1 else "", group) for i, group in enumerate(groups)]
-    runs = [(run, name) for name, group in lettered for run in group]
+    runs = [(run, t["letter"]) for t, group in zip(tables, groups, strict=True) for run in group]
     return environment.get_template("page.html").render(
         runs=len(runs),
-        written=written,
-        tables=[stage_table(group) | {"letter": name} for name, group in lettered],
+        written=time.strftime("%Y-%m-%d %H:%M"),
+        tables=tables,
         masks=masks,
         scores=mask_scores(masks) if masks else {},
         data={
@@ -97,7 +110,7 @@ def _charts(runs: Sequence[Run]) -> list[dict[str, Any]]:
         {
             "column": name,
             "title": _title(name),
-            "percent": name in SCORES or name.startswith("iou_"),
+            "percent": name in SCORES or name.startswith(("iou_", "class_iou_")),
             "main": name in main,
         }
         for name in dict.fromkeys((*main, *columns))
@@ -110,6 +123,8 @@ def _title(column: str) -> str:
     of_date = re.fullmatch(r"(.*)_date([12])", column)
     if of_date:
         return f"{_title(of_date[1])}, date {of_date[2]} only"
+    if column.startswith("class_iou_"):
+        return f"IoU class {column.removeprefix('class_iou_')}"
     kind, _, rest = column.partition("_")
     return f"{'IoU' if kind == 'iou' else kind.capitalize()} {rest}".strip()
 

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from datasets.bands import RGB
-from datasets.classes import ClassList
-from datasets.images import read_picture
+from datasets.classes import ClassList, Preset, find_preset
+from datasets.images import read_all, read_header, read_picture, valid_in_all
 from datasets.labels import read_label
-from datasets.pairs import Pair, and_more, differing_labels, index_pairs, split_pairs
+from datasets.pairs import Pair, and_more, differing_labels, index_pairs, split_pairs, test_split
 from datasets.splits import SplitOptions
 from datasets.task import load_classes
 from engine.config import DATA_ROOT
@@ -32,7 +32,8 @@ class Masks:
     title: str  # what was predicted, for the headings
     classes: ClassList
     total: int  # pairs in the folder
-    counts: Sequence[PairCounts]  # of every pair; empty without labels
+    labelled: bool  # whether every pair has labels of all that was predicted
+    counts: Sequence[PairCounts]  # of every pair; without labels the predictions stand for them
     pairs: Sequence[dict[str, Any]]  # those to show, in that order: plain values for JSON
 
 
@@ -52,8 +53,9 @@ def read_masks(options: Namespace, first: Run) -> Masks | None:
             print(f"note: no {folder}, so no gallery; test.py writes masks, --masks names others")
             return None
     root = options.data_root or Path(first.options.get("data_root") or DATA_ROOT)
-    classes = load_classes(root)
-    pairs = find_pairs(options, root, first)
+    preset = find_preset(first.options.get("preset"), root)
+    classes = load_classes(root, preset)
+    pairs = find_pairs(options, root, first, preset)
     found = folders.find_masks(folder, classes.is_binary)
     missing = [pair.name for pair in pairs if pair.name not in found]
     if missing:
@@ -62,32 +64,39 @@ def read_masks(options: Namespace, first: Run) -> Masks | None:
             "pairs, choose another --split, or list those to show with --names"
         )
     masks = [found[pair.name] for pair in pairs]
-    counts = []
-    if all(has_all_labels(pair, classes) for pair in pairs):
-        jobs = [
-            folders.MaskJob(pair.name, tuple(pair.labels.values()), (mask,))
-            for pair, mask in zip(pairs, masks, strict=True)
-        ]
-        counter = folders.MaskCounter(classes, one_sided="keep")
-        counts = folders.count_all(jobs, counter, options.workers)[0]
+    labelled = all(has_all_labels(pair, classes) for pair in pairs)
+    jobs = [
+        folders.MaskJob(
+            pair.name,
+            tuple(pair.labels.values()) if labelled else mask,
+            (mask,),
+            (pair.image1, pair.image2),
+        )
+        for pair, mask in zip(pairs, masks, strict=True)
+    ]
+    counter = folders.MaskCounter(classes, one_sided="keep")
+    counts = folders.count_all(jobs, counter, options.workers)[0]
     bands = tuple(first.options.get("bands", RGB.numbers))
-    figures = rank_pairs(pairs, masks, counts, classes)
+    figures = rank_pairs(pairs, counts, labelled)
     shown = []
     for i, known in progress(figures[: options.pairs], "embed", unit="pair"):
         maps = read_pair(pairs[i], masks[i], classes, bands)  # one pair in full size at a time
         shown.append({"name": pairs[i].name} | known | encode_pair(maps, len(classes.names)))
+    said = folders.epoch_choice(folder)
     title = f"{'/'.join(folder.resolve().parts[-2:])} of {'/'.join(root.resolve().parts[-2:])}"
-    return Masks(title, classes, len(pairs), counts, shown)
+    title += f" ({said})" if said else ""
+    return Masks(title, classes, len(pairs), labelled, counts, shown)
 
 
-def find_pairs(options: Namespace, root: Path, first: Run) -> list[Pair]:
+def find_pairs(options: Namespace, root: Path, first: Run, preset: Preset) -> list[Pair]:
     """Return the pairs of the split that ``--names`` lets pass."""
     if options.split == "val":
-        pairs = validation_pairs(root, first)
+        pairs = validation_pairs(root, first, preset)
     else:
-        pairs = index_pairs(root / ("val" if options.split == "test" else "train"))
-    if options.split == "test" and differing_labels(root):
-        print(f"note: {differing_labels(root)}: no scores of its masks")
+        split = test_split(root, preset) if options.split == "test" else "train"
+        pairs = index_pairs(root / split, preset)
+    if options.split == "test" and differing_labels(root, split, preset):
+        print(f"note: {differing_labels(root, split, preset)}: no scores of its masks")
         pairs = [pair.without_labels() for pair in pairs]
     if not options.names:
         return pairs
@@ -95,17 +104,17 @@ def find_pairs(options: Namespace, root: Path, first: Run) -> list[Pair]:
     return [by_name[name] for name in folders.read_names(options.names, by_name)]
 
 
-def validation_pairs(root: Path, run: Run) -> list[Pair]:
+def validation_pairs(root: Path, run: Run, preset: Preset) -> list[Pair]:
     """Return the pairs that a run was validated on; a DataError where its files do not tell."""
     if not run.split.val:
         if run.options:
-            return split_pairs(root, SplitOptions.from_options(run.options))[2]
+            return split_pairs(root, SplitOptions.from_options(run.options), preset)[2]
         raise DataError(
             f"--split val: {run.folder} has no options.json and no checkpoint, which would tell on "
             "what it was validated; restore one, or name pairs of another --split with --names"
         )
     folders = dict.fromkeys(name.split("/")[0] for name in run.split.val)
-    by_id = {pair.id: pair for folder in folders for pair in index_pairs(root / folder)}
+    by_id = {pair.id: pair for folder in folders for pair in index_pairs(root / folder, preset)}
     missing = [name for name in run.split.val if name not in by_id]
     if missing:
         raise DataError(
@@ -121,10 +130,7 @@ def has_all_labels(pair: Pair, classes: ClassList) -> bool:
 
 
 def rank_pairs(
-    pairs: Sequence[Pair],
-    masks: Sequence[PairPaths],
-    counts: Sequence[PairCounts],
-    classes: ClassList,
+    pairs: Sequence[Pair], counts: Sequence[PairCounts], labelled: bool
 ) -> list[tuple[int, dict[str, float | None]]]:
     """Order pairs by their share of wrong pixels, else by that of predicted change.
 
@@ -132,17 +138,14 @@ def rank_pairs(
     that are wrong, ``f_score``, F_scd or F1 of this pair alone, both None without labels, and
     ``changed``, the share of pixels that change in the label, or else in the prediction.
     """
-    if counts:
+    first = [pair.transitions[0] for pair in counts]
+    order = changed = [float(1 - table[0, 0] / max(1, table.sum())) for table in first]
+    errors = f_scores = [None] * len(pairs)
+    if labelled:
         scores = image_scores(tally(counts, "dates"))
-        errors = (1 - scores["oa"]).tolist()
-        f_scores = scores["f1" if classes.is_binary else "f_scd"].tolist()
-        labels = [pair.transitions[0] for pair in counts]
-        changed = [float(1 - label[0, 0] / label.sum()) for label in labels]
-    else:
-        errors = f_scores = [None] * len(pairs)
-        predicted = (read_label(paths[0], classes) for paths in progress(masks, "read"))
-        changed = [float((mask > 0).mean()) for mask in predicted]
-    order = errors if counts else changed
+        pixels = np.array([table.sum() for table in first])
+        order = errors = ((1 - scores["oa"]) * (pixels > 0)).tolist()
+        f_scores = scores["f1" if "f1" in scores else "f_scd"].tolist()
     return [
         (i, {"error": errors[i], "f_score": f_scores[i], "changed": changed[i]})
         for i in sorted(range(len(pairs)), key=lambda i: (-order[i], pairs[i].name))
@@ -164,4 +167,8 @@ def read_pair(pair: Pair, masks: PairPaths, classes: ClassList, bands: tuple[int
                 f"{path}: {array.shape[1]} × {array.shape[0]} pixels, but {pair.image1} has "
                 f"{width} × {height}; write masks of the images' size"
             )
+    headers = {path: read_header(path) for path in (pair.image1, pair.image2)}
+    valid = valid_in_all(read_all(p, bands)[1] for p, header in headers.items() if header.masked)
+    if valid is not None:  # nothing is right or wrong there
+        predictions, labels = ([mask * valid for mask in maps] for maps in (predictions, labels))
     return PairMaps(images, predictions, labels)

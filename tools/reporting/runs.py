@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import io
 import json
 import math
 from collections.abc import Sequence
@@ -9,10 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from datasets.classes import find_preset
 from datasets.pairs import split_pairs
 from datasets.splits import SplitOptions, parse_k_fold
 from engine.metrics import RANKS, Metrics, titles
 from utils.errors import CheckpointError, DataError, OptionError, UserError
+from utils.files import read_text
 from utils.tensor_files import read_checkpoint
 
 METRICS_FILE, OPTIONS_FILE = "metrics.csv", "options.json"
@@ -110,13 +113,9 @@ def find_run_folders(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
         if (path / METRICS_FILE).is_file():
             folders = [path]
         runs = [folder for folder in folders if (folder / METRICS_FILE).is_file()]
-        if not runs:
-            raise OptionError(
-                f"{given}: no run with a {METRICS_FILE} in it; name outdir or outdir/logs/<run>, "
-                "and let train.py finish an epoch first"
-            )
         found += sorted(runs, key=lambda run: run.name[-20:])  # by the time that ends the name
         empty += [folder for folder in folders if (folder / OPTIONS_FILE).is_file()]
+        empty += [] if runs else [path]
     found = list(dict.fromkeys(found))
     return found, [child for child in empty if child not in found]
 
@@ -129,9 +128,8 @@ def read_run(folder: Path) -> Run:
 def _read_rows(path: Path) -> list[Row]:
     rows: list[Row] = []
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            for line in csv.DictReader(file):
-                rows.append({name: _number(text) for name, text in line.items()})
+        for line in csv.DictReader(io.StringIO(read_text(path))):
+            rows.append({name: _number(text) for name, text in line.items()})
     except (TypeError, ValueError) as error:
         raise DataError(
             f"{path}, line {len(rows) + 2}: {error}; every value must be a number, correct the "
@@ -156,7 +154,7 @@ def _read_options(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8-sig")))
+        return dict(json.loads(read_text(path)))
     except (OSError, ValueError, TypeError) as error:
         raise DataError(f"{path}: {error}; copy the file again or remove it") from error
 
@@ -188,7 +186,9 @@ def _split_of_options(options: dict[str, Any]) -> RunSplit:
     """Divide the data set as the options say; where it is gone, only lists are certain."""
     with contextlib.suppress(UserError):
         if options.get("data_root"):
-            split = split_pairs(Path(options["data_root"]), SplitOptions.from_options(options))[0]
+            root = Path(options["data_root"])
+            preset = find_preset(options.get("preset"), root)
+            split = split_pairs(root, SplitOptions.from_options(options), preset)[0]
             known_from = "options and the data as they are now"
             return RunSplit(split.protocol, split.val, known_from, split.train)
     protocol = options.get("split") or ("lists" if options.get("val_list") else UNKNOWN)

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 
 from engine.metrics import ChangeMetrics, Metrics, column_titles, titles
-from tools.reporting.folds import summarise_folds
+from tools.reporting.means import mean_rows
 from tools.reporting.pairs import Masks
 from tools.reporting.runs import UNKNOWN, Run
 from tools.scoring.statistics import pooled_scores, tally
+from tools.scoring.tables import one_class_shares, percent
 
 SHOWN_CLASSES = 24  # rows of a heat map
 
@@ -20,25 +21,37 @@ PROTOCOLS = {
     "lists": "lists of names",
     "random": "a random part of the training pairs",
     "k-fold": "each run on another of k parts of the training pairs; compare means over the same "
-    "folds, ± is the standard deviation over folds (n − 1)",
+    "folds",
 }
 
 
 def stage_table(runs: Sequence[Run]) -> dict[str, Any]:
-    """Return the table of the runs of one split, each at its best epoch."""
+    """Return the table of the runs of one split, each at its best epoch, and of their means.
+
+    A row has a ``name``, a ``note``, the text of its ``cells`` by column, and ``top``, columns in
+    which no run is better; ``is_run`` tells runs from means.
+    """
     shown = column_titles({name for run in runs for name in run.columns}, "runs")
-    comparable = [run.best for run in runs if not run.split.k_fold]  # single folds are not
-    values = {name: [row.get(name) for row in comparable] for name in shown}
-    known = {name: [v for v in column if v is not None] for name, column in values.items()}
+    known = {n: [v for v in (run.best.get(n) for run in runs) if v is not None] for n in shown}
+    comparable = len(runs) > 1 and not runs[0].split.k_fold  # single folds are not
+    highest = {name: max(values) for name, values in known.items() if values and comparable}
+    rows = []
+    for run in runs:
+        fold = f", validated on fold {run.split.k_fold[2]}" if run.split.k_fold else ""
+        cells = {name: percent(run.best.get(name)) for name in shown}
+        top = [n for n, value in highest.items() if run.best.get(n) == value]
+        epochs = f"{run.best['epoch']:g} of {run.rows[-1]['epoch']:g}"
+        seconds = "–" if run.seconds is None else f"{run.seconds:,.0f}"
+        row = {"name": run.name, "note": run.training + fold, "is_run": True, "top": top}
+        rows.append(row | {"cells": {"epoch": epochs, **cells, "seconds": seconds}})
+    for name, note, cells in mean_rows(runs, shown):
+        row = {"name": name, "note": note, "is_run": False, "top": []}
+        rows.append(row | {"cells": {"epoch": "–", **cells, "seconds": "–"}})
     return {
         "split": describe_split(runs[0]),
         "unknown": len(runs) > 1 and runs[0].split.val is None,
-        "titles": shown,
-        "runs": runs,
-        "highest": {name: max(column) for name, column in known.items() if column}
-        if len(comparable) > 1
-        else {},
-        "folds": summarise_folds(runs),
+        "titles": ["Run", "Best epoch", *shown.values(), "Seconds"],
+        "rows": rows,
     }
 
 
@@ -59,34 +72,34 @@ def describe_split(run: Run) -> str:
 
 
 def mask_scores(masks: Masks) -> dict[str, Any]:
-    """Return the scores of all masks: tiles, figures and heat maps; nothing without labels."""
-    if not masks.counts:
-        return {}
-    names, binary = masks.classes.names, masks.classes.is_binary
-    confusion = sum(pair.confusion for pair in masks.counts)
-    per_row = confusion / np.where(confusion.any(1), confusion.sum(1), np.nan)[:, None]
-    caption = f"Share of each label's pixels{'' if binary else ', both dates'}, %"
-    scores = {
-        "tiles": titles(ChangeMetrics if binary else Metrics, "tiles"),
-        "figures": pooled_scores(tally(masks.counts, "dates")),
-        "one_sided": 0 if binary else sum(pair.one_sided[1] for pair in masks.counts),
-        "confusion": {"name": "confusion", "caption": caption, "axes": ("label", "prediction")}
-        | heat_map(names, per_row, confusion),
-        "transitions": [],
-    }
+    """Return tiles, figures and heat maps of all masks; without labels the maps of predictions."""
+    names, binary, counts = masks.classes.names, masks.classes.is_binary, masks.counts
+    scores: dict[str, Any] = {"transitions": [], "one_sided": 0}
+    if masks.labelled:
+        confusion = sum(pair.confusion for pair in counts)
+        per_row = confusion / np.where(confusion.any(1), confusion.sum(1), np.nan)[:, None]
+        caption = f"Share of each label's pixels{'' if binary else ', both dates'}, %"
+        scores |= {
+            "tiles": titles(ChangeMetrics if binary else Metrics, "tiles"),
+            "figures": pooled_scores(tally(counts, "dates")),
+            "confusion": {"name": "confusion", "caption": caption, "axes": ("label", "prediction")}
+            | heat_map(names, per_row, confusion),
+        }
     if not binary:
-        changed = sum(pair.transitions for pair in masks.counts)[:, 1:, 1:]
-        labelled, predicted, right = changed
+        labelled, predicted, right = sum(pair.transitions for pair in counts)[:, 1:, 1:]
         union = np.where(labelled + predicted, labelled + predicted - right, np.nan)
         share = "share of the changed area, %"
-        for name, title, unit, shares, pixels in (
+        maps = [
             ("labels", "Labels", share, labelled / max(1, labelled.sum()), labelled),
             ("predictions", "Predictions", share, predicted / max(1, predicted.sum()), predicted),
             ("iou", "IoU", "labels against predictions, %", right / union, labelled),
-        ):
+        ]
+        for name, title, unit, shares, pixels in maps if masks.labelled else maps[1:2]:
             told = {"name": name, "title": title, "caption": f"{title}: {unit}"}
             told |= {"axes": ("date 1", "date 2")} | heat_map(names[1:], shares, pixels)
             scores["transitions"].append(told)
+        scores["one_sided"] = sum(pair.one_sided[1] for pair in counts)
+        scores["one_class"] = one_class_shares(counts)["predicted"]
     return scores
 
 

@@ -1,15 +1,82 @@
-"""Folders of generated pairs: an earlier run's are replaced, real data never is."""
+"""Data sets that tools write: unfinished ones go on, earlier ones are replaced, no others are."""
 
+import hashlib
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+
+from datasets.images import open_image
+from datasets.pairs import UNFINISHED
 from utils.errors import OptionError
-from utils.files import remove_leftovers
+from utils.files import (
+    LOCK,
+    exclusive,
+    file_state,
+    holder,
+    read_text,
+    remove_leftovers,
+    write_json,
+)
 
 SPLITS = ("train", "val")
 FOLDERS = ("im1", "im2", "label1", "label2", "label", "truth1", "truth2")
 PAIR_NAME = re.compile(r"\d{5,}\.png")
+
+
+def goes_on(root: Path, record: Mapping[str, Any], overwrite: bool = False) -> bool:
+    """Tell whether ``root`` holds the beginning of the work that a ``record`` describes.
+
+    An OptionError where it is of other work, unless that is to be overwritten, or where another
+    program is at work there.
+    """
+    with suppress(FileNotFoundError, NotADirectoryError):
+        writer = holder(root / LOCK)
+        if writer:
+            raise OptionError(f"{root}: {writer} is writing there; choose another folder")
+        try:
+            found = dict(json.loads(read_text(root / UNFINISHED)))
+        except (ValueError, TypeError):  # somebody's hand
+            found = {}
+        record = json.loads(json.dumps(record, default=str))
+        if found == record:
+            return True
+        if not overwrite:
+            names = ", ".join(k for k in record if found.get(k) != record[k]) or "options"
+            raise OptionError(
+                f"{root}: not finished, and begun with another {names}; give the first command "
+                "again, or choose another folder"
+            )
+    return False
+
+
+@contextmanager
+def unfinished(root: Path, record: Mapping[str, Any]) -> Iterator[None]:
+    """Be the one program that writes a data set, which is marked until the block has ended well."""
+    with exclusive(root / LOCK, "a data set"):
+        write_json(root / UNFINISHED, record)
+        for folder in root.glob("*/*/"):
+            remove_leftovers(folder)
+        yield
+        (root / UNFINISHED).unlink()
+
+
+def digest_files(files: Iterable[Path]) -> str:
+    """Return what changes where one of some files is replaced."""
+    states = [(str(path), *file_state(path)) for path in files]
+    return hashlib.sha256(json.dumps(states).encode()).hexdigest()[:16]
+
+
+def read_truth(folder: Path, name: str, others: Sequence[str]) -> list[np.ndarray] | None:
+    """Return the classes (H, W) uint8 of both dates of a pair that is whole; None where not."""
+    truths = [folder / f"truth{date}" / name for date in (1, 2)]
+    if all(path.exists() for path in (*truths, *(folder / other / name for other in others))):
+        return [np.asarray(open_image(path)) for path in truths]
+    return None
 
 
 def make_room(root: Path, overwrite: bool, records: Sequence[str] = ()) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 
 from datasets.classes import SECOND_CLASSES
 from datasets.images import save_raster
-from tools.scenes.folders import SPLITS
+from tools.scenes.folders import SPLITS, read_truth
 from tools.scenes.render import sense
 from tools.scenes.scene import make_scene
 from utils.parallel import ParallelMap
@@ -50,8 +50,12 @@ def write_sample_data(root: Path, sample: SampleSet, workers: int = 1) -> float:
 def write_scene(job: tuple[Path, tuple[int, int, int]], sample: SampleSet) -> float:
     """Write one pair, given its folder and seed; return the share of its pixels that change."""
     folder, seed = job
-    scene = make_scene(seed, sample.height, sample.width)
     name = f"{seed[-1]:05d}.png"
+    labels = ("label",) if sample.label_format == "binary" else ("label1", "label2")
+    truths = read_truth(folder, name, ("im1", "im2", *labels))
+    if truths:
+        return float(np.mean(truths[0] != truths[1]))
+    scene = make_scene(seed, sample.height, sample.width)
     for date, image, label, truth in (
         (1, scene.image1, scene.label1, scene.truth1),
         (2, scene.image2, scene.label2, scene.truth2),

@@ -1,12 +1,15 @@
 """Masks on disk that are to be compared: labels and predictions, paired by name and counted."""
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from datasets.classes import CHANGE_CLASSES, SECOND_CLASSES, ClassList, classes_file, read_classes
+from datasets.images import read_all, read_header, valid_in_all
 from datasets.labels import read_label
 from datasets.pairs import (
     IMAGE_FOLDERS,
@@ -17,7 +20,7 @@ from datasets.pairs import (
     label_folders,
     require_partners,
 )
-from datasets.splits import choose_named, read_lines
+from datasets.splits import RASTER_SUFFIXES, choose_named, read_lines
 from datasets.task import is_mask_folder
 from tools.scoring.statistics import PairCounts, count_change, count_pair, drop_one_sided
 from utils.errors import DataError
@@ -35,6 +38,7 @@ class MaskJob:
     name: str
     label: PairPaths
     predictions: tuple[PairPaths, ...]
+    images: PairPaths = ()  # whose pixels without data do not count
 
 
 def find_classes(path: Path | None, label: Path) -> tuple[ClassList, str]:
@@ -48,6 +52,14 @@ def find_classes(path: Path | None, label: Path) -> tuple[ClassList, str]:
     if is_mask_folder(label):
         return CHANGE_CLASSES, "the labels are change masks"
     return SECOND_CLASSES, "SECOND's"
+
+
+def epoch_choice(folder: Path) -> str:
+    """Return on which pairs the epoch was chosen that predicted a folder, where test.py tells."""
+    with suppress(OSError, ValueError, AttributeError):
+        told = json.loads((folder / "metrics.json").read_text("utf-8"))
+        return str(told.get("epoch_choice", ""))
+    return ""
 
 
 def find_jobs(
@@ -74,7 +86,10 @@ def find_jobs(
                 f"{masks[extra[0]][0]}: no label in {label}{and_more(extra)}; remove the file, or "
                 "list the pairs to score with --names"
             )
-    return [MaskJob(n, labels[n], tuple(masks[n] for masks in found)) for n in chosen]
+    places = [label / name for name in IMAGE_FOLDERS if label_folders(label)]
+    files = [files_by_stem(place, RASTER_SUFFIXES) for place in places]
+    images = {n: tuple(of[n] for of in files if n in of) for n in chosen}
+    return [MaskJob(n, labels[n], tuple(masks[n] for masks in found), images[n]) for n in chosen]
 
 
 def find_masks(folder: Path, binary: bool = False) -> dict[str, PairPaths]:
@@ -136,6 +151,11 @@ class MaskCounter:
                     f"{path}: {mask.shape[1]} × {mask.shape[0]} pixels, but {paths[0]} has "
                     f"{width} × {height}; write masks of the labels' size"
                 )
+        valid = None
+        with suppress(DataError):  # another program may have predicted what is not read here
+            valid = valid_in_all(read_all(p)[1] for p in job.images if read_header(p).masked)
+        if valid is not None and valid.shape == masks[paths[0]].shape:
+            masks = {path: mask[valid] for path, mask in masks.items()}
         return [self._count(job.label, prediction, masks) for prediction in job.predictions]
 
     def _count(
@@ -150,7 +170,7 @@ class MaskCounter:
             return count_change(predictions[0], labels[0])
         pair = count_pair(*predictions, *labels, self.classes.num_classes)
         in_label, in_prediction, _ = pair.one_sided
-        if in_label:
+        if in_label and label != prediction:  # a report without labels has predictions alone
             raise _disagreement(label, in_label, "the labels or leave the pair out with --names")
         if in_prediction and self.one_sided == "error":
             remedy = "the masks or choose a rule with --one-sided"

@@ -1,11 +1,10 @@
 """What `tools/score.py` tells: conventions and tables as text, values for JSON, rows for CSV."""
 
-import csv
-import io
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +12,7 @@ from datasets.classes import ClassList
 from tools.scoring import folders, statistics, tables
 from tools.scoring.statistics import PairCounts, Scores
 from utils.errors import OptionError
-from utils.files import write_json, write_text
+from utils.files import write_csv, write_json
 
 MATRICES = {
     "dates": "the class maps of both dates in one matrix (SenseEarth 2020, Bi-SRNet, SCanNet)",
@@ -48,7 +47,7 @@ def score_folders(options: Namespace) -> dict:
     if options.json:
         write_json(options.json, report.to_dict())
     if options.csv:
-        write_text(options.csv, report.to_csv())
+        write_csv(options.csv, report.image_rows())
     return report.to_dict()
 
 
@@ -96,9 +95,10 @@ class Report:
             f"{statistics.CONFIDENCE:.0%} percentile bootstrap over images, {options.bootstrap} "
             f"resamples, seed {options.seed}"
         )
+        told = [(f, folders.epoch_choice(f)) for f in (options.prediction, options.versus) if f]
+        predicted = [f"{folder}{f' ({said})' if said else ''}" for folder, said in told]
         return {
-            "A" if options.versus else "prediction": options.prediction,
-            **({"B": options.versus} if options.versus else {}),
+            **dict(zip(("A", "B") if options.versus else ("prediction",), predicted, strict=True)),
             "label": options.label,
             "pairs": f"{len(self.pair_names):,}",
             "classes": f"{named}, {self.classes_source}",
@@ -122,7 +122,7 @@ class Report:
                 drawn = samples["class_iou"].T if samples else [None] * len(classes)
                 ious = values["class_iou"]
                 blocks.append(tables.value_table("IoU per class", classes, ious, drawn))
-            blocks.append(tables.transition_table(tables.transitions(classes, self.counts[0])))
+            blocks.append(tables.transition_table(classes, self.counts[0]))
         if self.differences:
             blocks.append(tables.comparison(*self.values, self.differences))
         return "\n\n".join(blocks)
@@ -154,9 +154,10 @@ class Report:
         result = {"scores": scores, "confusion": sum(pair.confusion for pair in counts).tolist()}
         if not self.classes.is_binary:
             result["transitions"] = tables.transitions(self.classes.names, counts)
+            result["one_class"] = tables.one_class_shares(counts)
         return result
 
-    def to_csv(self) -> str:
+    def image_rows(self) -> list[dict[str, Any]]:
         """Return a row per image: name, pixels, changed pixels, and scores as fractions."""
         rows: list[dict] = [{"name": name} for name in self.pair_names]
         for i, prefix in enumerate(("", "versus_")[: len(self.counts)]):
@@ -167,8 +168,4 @@ class Report:
                 for name in tables.score_titles(scores):
                     if name in scores:
                         row[f"{prefix}{name}"] = float(scores[name][j])
-        text = io.StringIO()
-        writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        return text.getvalue()
+        return rows

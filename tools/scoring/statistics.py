@@ -131,9 +131,11 @@ def weighted_scores(tallies: np.ndarray, weights: np.ndarray) -> Scores:
     """
     weights = weights.astype(np.float64)
     labelled, _, right = tallies
-    image_oa = right.sum(1) / np.maximum(1, labelled.sum(1))
+    pixels = labelled.sum(1)
+    image_oa = right.sum(1) / np.maximum(1, pixels)
     scores = image_scores(weights @ tallies.astype(np.float64))  # whole numbers: exact
-    return scores | {"oa_image_mean": weights @ image_oa / weights.sum(1)}
+    images = np.maximum(1, weights @ (pixels > 0))  # all but those without any data
+    return scores | {"oa_image_mean": weights @ image_oa / images}
 
 
 def pooled_scores(tallies: np.ndarray) -> Scores:

@@ -36,18 +36,29 @@ def value_table(heading: str, names: Sequence[str], values: Iterable, samples: I
 
 
 def transitions(names: Sequence[str], counts: Sequence[PairCounts]) -> list[dict]:
-    """List the transitions that labels or predictions hold, the most frequent label first."""
+    """List the transitions that labels or predictions hold, the most frequent of both first."""
     pixels = sum(pair.transitions for pair in counts)
     rows = []
     for i, j in np.argwhere(pixels[:2].any(0)[1:, 1:]) + 1:
         labelled, predicted, right = pixels[:, i, j].tolist()
         row = {"from": names[i], "to": names[j], "labelled": labelled, "predicted": predicted}
         rows.append(row | {"right": right, "iou": right / (labelled + predicted - right)})
-    return sorted(rows, key=lambda row: -row["labelled"])
+    return sorted(rows, key=lambda row: -max(row["labelled"], row["predicted"]))
 
 
-def transition_table(rows: Sequence[Mapping]) -> str:
-    """Return what `transitions` listed as text, the first 20 of it."""
+def one_class_shares(counts: Sequence[PairCounts]) -> dict[str, float]:
+    """Return which part of the changed pixels, labelled and predicted, has one class at both dates.
+
+    It is 0 where nothing changes.
+    """
+    changed = sum(pair.transitions for pair in counts)[:2, 1:, 1:]
+    shares = changed.trace(axis1=1, axis2=2) / np.maximum(1, changed.sum((1, 2)))
+    return dict(zip(("labelled", "predicted"), shares.tolist(), strict=True))
+
+
+def transition_table(names: Sequence[str], counts: Sequence[PairCounts]) -> str:
+    """Return `transitions` as text, the first 20, and the share that keeps its class."""
+    rows = transitions(names, counts)
     if not rows:
         return "no changes in labels or predictions"
     columns = ("labelled", "predicted", "right")
@@ -57,7 +68,10 @@ def transition_table(rows: Sequence[Mapping]) -> str:
         lines.append((f"{row['from']} → {row['to']}", *pixels, percent(row["iou"])))
     more = len(rows) - len(lines)
     text = table(("pixels per transition", *columns, "IoU %"), lines)
-    return f"{text}\nand {more} more, which --json lists" if more else text
+    if more:
+        text += f"\nand {more} more, which --json lists"
+    shares = ", ".join(f"{side} {percent(p)} %" for side, p in one_class_shares(counts).items())
+    return f"{text}\nof the changed pixels, one class at both dates: {shares}"
 
 
 def comparison(a: Scores, b: Scores, differences: Mapping[str, Mapping[str, float]]) -> str:

@@ -79,7 +79,7 @@ def test_cached_samples_of_odd_sizes_are_those_without_cache(numbers, write_pair
         save_raster(path, read_raster(path).astype(np.uint16) * 251)
     pairs, bands = index_pairs(folder), Bands(numbers, 16)
     reader = build_cache(pairs, SECOND_CLASSES, tmp_path / "cache", bands=bands)
-    assert reader.image(pairs[0].image2).flags.aligned
+    assert reader.image(pairs[0].image2)[0].flags.aligned
     cached = ChangeDetectionDataset(pairs, SECOND_CLASSES, reader=reader)
     plain = ChangeDetectionDataset(pairs, SECOND_CLASSES, reader=FileReader(SECOND_CLASSES, bands))
     for i in range(2):

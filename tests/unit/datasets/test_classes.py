@@ -70,6 +70,8 @@ def test_every_colour_goes_through_files_and_back(entries, tmp_path):
         (("a", "a"), ((0, 0, 0), (1, 1, 1)), "names repeat"),
         (("a", "b"), ((0, 0, 0), (0, 0, 0)), "colours repeat"),
         (("a", "b"), ((0, 0, 0), (0, 0, 256)), "0 to 255"),
+        (("a", "b\nc"), ((0, 0, 0), (1, 1, 1)), "no line breaks or other control"),
+        (("a", "\x1b[2J"), ((0, 0, 0), (1, 1, 1)), "no line breaks or other control"),
     ],
 )
 def test_impossible_class_lists_are_refused(names, colors, reason):

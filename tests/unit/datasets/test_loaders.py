@@ -3,6 +3,7 @@ import shutil
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from datasets.augment import TrainTransform
 from datasets.cache import FileReader
 from datasets.classes import SECOND_CLASSES
 from datasets.dataset import ChangeDetectionDataset
-from datasets.loaders import evaluation_loader, set_epoch, training_loader
+from datasets.loaders import evaluation_loader, fit_shared_memory, set_epoch, training_loader
 from datasets.pairs import index_pairs
 from datasets.task import Task
 from utils import cli
@@ -183,3 +184,17 @@ def test_a_reader_that_hangs_is_one_line(sample_root, monkeypatch, capsys):
     line = capsys.readouterr().err
     assert line.startswith("error: reader processes gave no batch (DataLoader timed out after 1 s")
     assert line.count("\n") == 1
+
+
+@pytest.mark.parametrize(("free_batches", "readers"), [(20, 4), (10, 2), (4, 0)])
+def test_only_readers_whose_batches_fit_into_shared_memory(
+    free_batches, readers, sample_root, monkeypatch, capsys
+):
+    loader = evaluation_loader(make_dataset(sample_root / "train", train=False), 4, 4)
+    (batch, *_) = evaluation_loader(loader.dataset, 4, 0)
+    usage = SimpleNamespace(free=free_batches * sum(batch[key].nbytes for key in KEYS))
+    monkeypatch.setattr(loaders.shutil, "disk_usage", lambda _: usage)
+    fit_shared_memory(loader)
+    assert loader.num_workers == readers
+    assert ("--shm-size" in capsys.readouterr().out) == (readers < 4)
+    assert sum(len(batch["name"]) for batch in loader) == 12

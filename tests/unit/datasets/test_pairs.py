@@ -103,6 +103,31 @@ def test_folders_a_and_b_are_named_with_the_remedy(binary_root, tmp_path):
     assert f"rename {train / 'A'} to im1 and {train / 'B'} to im2" in index_error(train)
 
 
+def test_one_name_in_two_forms_of_unicode(write_pairs, tmp_path):
+    folder = write_pairs({"caf\u00e9": (4, 4), "b": (4, 4), "c": (4, 4)})
+    (tmp_path / "val.txt").write_text("cafe\u0301.png\n", encoding="utf-8")
+    split, _, _ = split_pairs(folder.parent, SplitOptions(val_list=tmp_path / "val.txt"))
+    assert split.val == ("train/caf\u00e9",)
+    (folder / "im2/caf\u00e9.png").rename(folder / "im2/cafe\u0301.png")
+    message = index_error(folder)
+    assert r"spells the name in other bytes (here 'cafe\u0301', decomposed Unicode)" in message
+
+
+def test_pairs_in_unread_formats_are_named(write_pairs):
+    folder = write_pairs({"a": (4, 4)})
+    for name in ("im1", "im2"):
+        Image.new("RGB", (4, 4)).save(folder / name / "b.webp")
+        (folder / name / "c.jp2").write_bytes(b"")
+    message = index_error(folder)
+    assert message.startswith(f"{folder}/im1/b.webp: a pair in a format that is not read (and 1")
+    assert "save it as one of bmp, jpeg, jpg, npy, png, tif, tiff" in message
+    for name in ("a.webp", "notes.webp"):  # beside a pair, and no pair
+        shutil.move(folder / "im1/b.webp", folder / "im1" / name)
+        (folder / "im2/c.jp2").unlink(missing_ok=True)
+        assert [pair.name for pair in index_pairs(folder)] == ["a"]
+        shutil.copy(folder / "im1" / name, folder / "im1/b.webp")
+
+
 @pytest.mark.parametrize("removed", FOLDERS)
 def test_file_without_partner(broken_root, removed):
     folder = broken_root / "train"

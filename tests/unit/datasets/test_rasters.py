@@ -71,7 +71,7 @@ def test_tiff_as_pillow_writes_it(kind, bands, dtype, compression, tmp_path):
         {
             "interleave": st.sampled_from(["pixel", "band"]),
             "compress": st.sampled_from(["none", "lzw", "deflate", "packbits", "zstd"]),
-            "photometric": st.sampled_from(["minisblack", "rgb"]),
+            "photometric": st.sampled_from(["minisblack", "miniswhite", "rgb"]),
         },
         optional={
             "predictor": st.just(2),

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -5,7 +6,7 @@ import pytest
 from PIL import Image
 
 from datasets.bands import RGB, Bands, Imagery
-from datasets.classes import CHANGE_CLASSES, ClassList
+from datasets.classes import CHANGE_CLASSES, PRESETS, ClassList
 from datasets.images import save_raster
 from datasets.task import Task
 from engine.ensemble import (
@@ -14,6 +15,7 @@ from engine.ensemble import (
     choose_ensemble,
     describe,
     describe_all,
+    epochs_chosen,
     find_best_checkpoints,
     warn_of_leakage,
 )
@@ -22,6 +24,7 @@ from models.checkpoint import open_checkpoint
 from tests.helpers.band_models import STATISTICS, checkpoint_of
 from tests.helpers.checkpoints import CLASSES, write_model
 from utils.errors import CheckpointError, DataError
+from utils.tensor_files import read_checkpoint, save_checkpoint
 
 
 def task_of(*names: str) -> Task:
@@ -45,6 +48,32 @@ def test_best_of_every_run_forms_the_ensemble(tmp_path):
         find_best_checkpoints(tmp_path / "models")
 
 
+@pytest.mark.parametrize("students", [True, False])
+def test_students_test_and_teachers_label(students, tmp_path, capsys):
+    write_model(tmp_path / "a.pth", run="a")
+    (tmp_path / "old.pth").write_bytes((tmp_path / "a.pth").read_bytes())
+    state = read_checkpoint(tmp_path / "a.pth")
+    for name, run, told in (("old", "o", {}), ("b", "b", {"pseudo_labels": True})):
+        state = {k: v for k, v in state.items() if k != "pseudo_labels"} | {"run": run} | told
+        save_checkpoint(tmp_path / f"{name}.pth", state)
+
+    def chosen(paths: list[Path] | None = None) -> list[str]:
+        found = choose_ensemble(paths, tmp_path, OWN, students)
+        return [checkpoint.path.stem for checkpoint in found]
+
+    kind, left = ("without", "a.pth, old.pth") if students else ("with", "b.pth")
+    assert chosen() == (["b"] if students else ["a", "old"])
+    line = f"left out, trained {kind} pseudo labels: {left}; --checkpoints takes any\n"
+    assert capsys.readouterr().out == line
+    every = sorted(tmp_path.glob("*.pth"))
+    assert chosen(every) == ["a", "b", "old"]
+    for path in every:  # of one kind alone, whichever it is
+        if (path.stem == "b") == students:
+            path.unlink()
+    assert chosen() == (["a", "old"] if students else ["b"])
+    assert capsys.readouterr().out == ""
+
+
 def test_other_classes_are_refused(tmp_path):
     path = tmp_path / "a.pth"
     write_model(path)
@@ -60,14 +89,44 @@ def test_other_classes_are_refused(tmp_path):
             check_classes(checkpoint or open_checkpoint(path), task)
 
 
+def test_one_order_of_classes_does_not_vote_with_another(tmp_path):
+    path = tmp_path / "a.pth"
+    write_model(path)
+    checkpoint = open_checkpoint(path)
+    other = task_of(CLASSES["names"][0], *CLASSES["names"][:0:-1])
+    with pytest.raises(CheckpointError, match="in another order: convert the data"):
+        check_classes(checkpoint, other)
+    six = replace(checkpoint.config, num_classes=6)
+    published = checkpoint._replace(config=six, info={})
+    orders = [Task(PRESETS[name].classes) for name in ("second", "second-changemamba-order")]
+    check_classes(published, orders[0])
+    with pytest.raises(CheckpointError, match="trained on the classes unchanged, water, ground"):
+        check_classes(published, orders[1])
+
+
+def test_scores_say_on_what_the_epoch_was_chosen(tmp_path):
+    write_model(tmp_path / "a.pth")
+    own = open_checkpoint(tmp_path / "a.pth")
+    val = own.info["split"]["val"]
+    foreign, last = own._replace(info={}), own._replace(info={**own.info, "training": {}})
+    assert epochs_chosen([own, own], val) == "epoch chosen on these pairs"
+    assert (
+        epochs_chosen([own], [*val, "train/other"]) == f"epoch chosen on {len(val)} of these pairs"
+    )
+    assert epochs_chosen([own], ["test/1"]) == f"epoch chosen on {len(val)} other pairs"
+    assert epochs_chosen([foreign, last], val) == (
+        "epoch chosen on unknown pairs (1 of 2), last epoch, not chosen (1 of 2)"
+    )
+
+
 def test_leakage_is_named_once_per_checkpoint(tmp_path, capsys):
     write_model(tmp_path / "a.pth")
     checkpoint = open_checkpoint(tmp_path / "a.pth")
     warn_of_leakage([checkpoint, checkpoint._replace(info={})], ["train/1", "train/2"])
     warn_of_leakage([checkpoint], ["val/1"])
     assert capsys.readouterr().out.splitlines() == [
-        f"warning: leakage: {checkpoint.path} was trained on 1 of the 2 validation pairs; scores "
-        "on them will be too high"
+        f"warning: leakage: {checkpoint.path} was trained on 1 of the 2 pairs; scores on them will "
+        "be too high"
     ]
 
 
@@ -107,10 +166,12 @@ def test_checkpoints_that_do_not_fit_the_data_or_each_other(deep, tmp_path):
     Image.new("RGB", (8, 8)).save(shallow)
     rgb, four = checkpoint_of(path="rgb.pth"), checkpoint_of(STATISTICS, "four.pth")
     fifth = checkpoint_of(Imagery(Bands((5,), 16), (1,), (1,)))
+    Image.fromarray(np.zeros((8, 8), np.float32)).save(tmp_path / "float.tif")
     foreign = rgb._replace(config=ModelConfig("fcn", "test_convnext", in_channels=4))
     for checkpoints, image, error, message in (
         ([four], shallow, DataError, f"four.pth does not fit the data: {shallow}: has 3 bands"),
         ([rgb], deep, DataError, f"rgb.pth does not fit the data: {deep}: has 4 bands of 16 bits"),
+        ([rgb], tmp_path / "float.tif", DataError, "float32 values; save all .* gdal_translate"),
         ([fifth], deep, DataError, "has 4 bands of 16 bits, but band 5 of 16 bits"),
         ([four, rgb], deep, CheckpointError, "rgb.pth: trained on 8-bit images, four.pth on 16"),
         ([foreign], shallow, CheckpointError, "takes 4 bands, but does not say which"),

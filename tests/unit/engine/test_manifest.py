@@ -1,25 +1,30 @@
-"""Which masks of a folder are finished, by its manifest, and who may write there."""
+"""Which masks of a folder are finished, by their notes, and who may write there."""
 
 import json
 import os
-import time
+import shutil
+from functools import partial
 
 import pytest
 import torch
 
+import train
 from datasets.classes import SECOND_CLASSES
 from datasets.pairs import index_pairs
 from datasets.task import Task
 from engine.config import TrainConfig
-from engine.predict import LEFTOVER_AGE_S, MANIFEST, MaskWriter, begin_work, unfinished
+from engine.predict import MANIFEST, mask_set, open_masks, unfinished
 from engine.run import Run
-from tests.helpers.runs import train_options
+from tests.helpers.runs import PREFIX, train_options
 from utils import cli
-from utils.errors import UserError
+from utils.errors import OptionError, UserError
+from utils.files import exclusive
 
 TASK = Task(SECOND_CLASSES)
-KEY = {"tta": True, "min_confidence": 0.1, "classes": SECOND_CLASSES.to_dict()}
-INPUT, START, MASK, LATER = 100, 200, 300, 400  # seconds since 1970
+KEY = {"tta": True, "min_confidence": 0.1}
+OTHER = {**KEY, "tta": False}
+INPUT, OLDER = 200, 100  # seconds since 1970
+MAPS = torch.ones(3, 8, 8, dtype=torch.uint8)
 
 
 @pytest.fixture
@@ -30,21 +35,19 @@ def pairs(write_pairs):
     return found
 
 
-def begin(folder, pairs, key=KEY, overwrite=False, task=TASK):
-    return [pairs[i].name for i in begin_work(folder, task, key, overwrite, pairs)]
+def begin(folder, pairs, key=KEY, overwrite=False):
+    with open_masks(folder, TASK, key, pairs, overwrite) as writer:
+        return [pairs[i].name for i in writer.finished]
 
 
 @pytest.fixture
 def folder(pairs, tmp_path):
     """Masks of a and b; those of c an earlier work has left."""
     folder = tmp_path / "masks"
-    assert begin(folder, pairs) == []
-    os.utime(folder / MANIFEST, (START, START))
-    maps = torch.ones(3, 8, 8, dtype=torch.uint8)
-    with MaskWriter(folder, TASK) as writer:
-        writer.write(["a", "b", "c"], maps, maps)
-    for path in folder.glob("im?/*.png"):
-        os.utime(path, (INPUT, INPUT) if path.stem == "c" else (MASK, MASK))
+    for key, names in ((OTHER, "c"), (KEY, "ab")):
+        with open_masks(folder, TASK, key, pairs, False) as writer:
+            assert writer.finished == []
+            writer.write(list(names), MAPS[: len(names)], MAPS[: len(names)])
     return folder
 
 
@@ -56,52 +59,79 @@ def test_masks_of_this_work_are_finished(folder, pairs):
     assert [pair.name for pair in unfinished(folder, pairs)] == ["a", "c"]
 
 
+def test_a_copy_that_keeps_no_times_is_as_finished(folder, pairs, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy, copy_function=shutil.copyfile)
+    os.utime(copy / MANIFEST)
+    assert [pair.name for pair in unfinished(copy, pairs)] == ["c"]
+    assert begin(copy, pairs) == ["a", "b"]
+
+
 @pytest.mark.parametrize("file", ["image1", "image2", "label1", "label2"])
 def test_a_pair_whose_files_have_changed_is_made_again(file, folder, pairs):
-    os.utime(getattr(pairs[0], file), (LATER, LATER))
+    os.utime(getattr(pairs[0], file), (OLDER, OLDER))
     assert begin(folder, pairs) == ["b"]
 
 
 @pytest.mark.parametrize(
-    "change", [{"key": {**KEY, "tta": False}}, {"overwrite": True}, "", "[]", "\0\0", '{"tta": tr']
+    "change", [{"key": OTHER}, {"overwrite": True}, "", "[]", "\0\0", '{"tta": tr']
 )
-def test_other_work_and_a_damaged_manifest_make_all_masks_again(change, folder, pairs):
+def test_other_work_and_a_damaged_manifest_make_masks_again(change, folder, pairs):
     if isinstance(change, str):
         (folder / MANIFEST).write_text(change, encoding="utf-8")
-        change = {}
-    assert begin(folder, pairs, **change) == []
-    key = change.get("key", KEY)
-    assert json.loads((folder / MANIFEST).read_text(encoding="utf-8")) == key
-    assert begin(folder, pairs, key) == []
-    assert len(unfinished(folder, pairs)) == 3
+        assert len(unfinished(folder, pairs)) == 3
+        assert begin(folder, pairs) == ["a", "b"]  # of the same work all the same
+        return
+    made = begin(folder, pairs, **change)
+    assert made == (["c"] if "key" in change else [])
+    assert json.loads((folder / MANIFEST).read_text("utf-8"))["tta"] is ("key" not in change)
 
 
 def test_without_a_manifest_masks_are_taken_as_they_are(folder, pairs):
     (folder / MANIFEST).unlink()
     assert unfinished(folder, pairs) == []
+    assert mask_set(folder) == ""
 
 
-def test_a_program_ends_when_another_begins_in_its_folder(folder, pairs):
-    mask = torch.zeros(1, 8, 8, dtype=torch.uint8)
-    before = (folder / "im1" / "a.png").read_bytes()
-    refusal = pytest.raises(UserError, match="another program has begun to write its masks there")
-    with refusal, MaskWriter(folder, TASK) as writer:
-        begin(folder, pairs, {"tta": False})
-        writer.write(["a"], mask, mask)
-    assert (folder / "im1" / "a.png").read_bytes() == before
+def test_one_program_at_a_time_writes_into_a_folder(folder, pairs):
+    refusal = pytest.raises(UserError, match=r"masks: .*process \d+ on .*since .* is writing masks")
+    with open_masks(folder, TASK, KEY, pairs, False), refusal:
+        begin(folder, pairs, OTHER)
+    assert begin(folder, pairs) == ["a", "b"]
 
 
 def test_half_written_masks_of_a_killed_run_go(folder, pairs):
     left = [folder / "im1" / ".00001.png.abcd_1z9.tmp", folder / "im2" / ".a.b.png.00000000.tmp"]
     left.append(folder / ".metrics.json.abcdefgh.tmp")
     others = [folder / "im1" / name for name in (".00001.png.tmp", "00001.png.abcdefgh.tmp")]
-    young = folder / "im2" / ".00001.png.abcdefgh.tmp"  # another program is writing it just now
-    for path in (*left, *others, young):
+    for path in (*left, *others):
         path.write_bytes(b"half")
-        if path != young:
-            os.utime(path, (0, time.time() - 2 * LEFTOVER_AGE_S))
     begin(folder, pairs)
-    assert [path.exists() for path in (*left, *others, young)] == [False] * 3 + [True] * 3
+    assert [path.exists() for path in (*left, *others)] == [False] * 3 + [True] * 2
+
+
+def test_a_run_keeps_no_state_of_other_masks(folder, pairs, sample_root, tmp_path):
+    config = cli.parse(TrainConfig, train_options(sample_root, tmp_path))
+    run = Run(config, TASK, {}, (folder, mask_set(folder)))
+    state = {"config": {}, "model": {}}
+    run.save_latest(state)
+    before = run.latest.read_bytes()
+    begin(folder, pairs, OTHER)
+    for save in (run.save_latest, partial(run.save_best, rank=0.5)):
+        with pytest.raises(OptionError, match="masks: other masks than those that this run began"):
+            save(state)
+    assert run.latest.read_bytes() == before
+    assert list(run.folder.iterdir()) == [run.latest]
+
+
+def test_two_runs_of_one_model_are_not_trained_into_one_outdir(sample_root, tmp_path):
+    models = tmp_path / "models"
+    live = models / f".{PREFIX}_latest.pth.abcdefgh.tmp"
+    with exclusive(models / f".{PREFIX}.lock", "this model's run"):
+        live.write_bytes(b"half")
+        with pytest.raises(UserError, match=r"models: .* is writing this model's run there"):
+            train.main(train_options(sample_root, tmp_path))
+        assert live.exists()
 
 
 def test_half_written_checkpoints_of_a_killed_run_go(sample_root, tmp_path):

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from datasets.classes import IGNORED
 from engine.metrics import ConfusionMatrix, Metrics, compute_metrics
 
 FRACTIONS = (
@@ -147,6 +148,14 @@ def test_rows_are_labels():
     assert counts.sum() == 1
 
 
+@pytest.mark.parametrize("entries", [2, 7, 255])
+def test_ignored_pixels_are_not_counted(entries):
+    prediction, label = random_maps(entries=entries)
+    expected = count(prediction[:, 5:], label[:, 5:], entries)
+    label[:, :5] = IGNORED
+    assert torch.equal(count(prediction, label, entries), expected)
+
+
 def test_shapes_that_differ_are_an_error():
     with pytest.raises(ValueError, match="differ"):
         ConfusionMatrix(7).update(torch.zeros(2, 3), torch.zeros(3, 2))
@@ -161,6 +170,20 @@ def test_kappa_of_chance_is_zero_and_of_agreement_one():
     assert compute_metrics(torch.tensor([[25.0, 25], [25, 25]])).kappa == pytest.approx(0)
     assert compute_metrics(torch.eye(3) * 7).kappa == pytest.approx(1)
     assert compute_metrics(torch.zeros(3, 3)).kappa == 0
+
+
+@pytest.mark.parametrize("date", [None, 1])
+def test_no_class_takes_the_column_of_a_score(date):
+    counts = torch.arange(1.0, 17).view(4, 4)
+    metrics = compute_metrics(counts, date)
+    row = metrics.to_row(("none", "changed", "unchanged", "water"))
+    assert (row["iou_changed"], row["iou_unchanged"]) == (
+        metrics.iou_changed,
+        metrics.iou_unchanged,
+    )
+    prefix, suffix = ("iou", "_date1") if date else ("class_iou", "")
+    ious = [row[f"{name}{suffix}"] for name in (f"{prefix}_changed", f"{prefix}_unchanged")]
+    assert (*ious, row[f"iou_water{suffix}"]) == metrics.class_iou[1:]
 
 
 def test_metrics_go_to_plain_values_and_back():

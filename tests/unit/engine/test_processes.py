@@ -55,7 +55,7 @@ def write_losses(rank, data_root, outdir, argv):
 
 
 @pytest.mark.parametrize(
-    "argv", [(), ("--model", "pspnet", "--lightweight"), ("--accumulate", 2), "one date"]
+    "argv", [("--model", "pspnet", "--lightweight"), ("--accumulate", 2), "one date"]
 )
 def test_losses_of_two_processes_are_those_of_one(argv, broken_root, tmp_path):
     terms = {"change", "semantic1", "semantic2", "total"}
@@ -91,7 +91,7 @@ def write_confusion(rank, data, folder, batch_size):
         (folder / f"seen{rank}.json").write_text(json.dumps([seen, metrics.to_dict()]))
 
 
-@pytest.mark.parametrize("batch_size", [1, 2])
+@pytest.mark.parametrize("batch_size", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_uneven_shares_have_the_confusion_of_one_process(batch_size, sample_root, tmp_path):
     scores = {}
     for size in (1, 2, 3):

@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from datasets.classes import IGNORED
 from models.losses import SECOND_CLASS_WEIGHTS, ChangeCriterion, change_loss, semantic_loss
 
 TERMS = ("change", "semantic1", "semantic2", "total")
@@ -36,6 +37,27 @@ def test_terms_are_the_published_ones(golden, dtype):
     assert set(losses) == set(TERMS)
     for name in TERMS:
         assert losses[name].item() == pytest.approx(golden[name].item(), rel=1e-5), name
+
+
+def test_pixels_without_data_have_no_loss():
+    """The loss of a batch with them is that of the other pixels, also where nothing else is."""
+    output, generator = random_output(2, 8, 8), torch.Generator().manual_seed(1)
+    labels = torch.randint(0, 7, (2, 2, 8, 8), generator=generator).to(torch.uint8)
+    labels[1][labels[0] == 0] = 0
+    maps = [*labels, (labels[0] > 0).to(torch.uint8)]
+    criterion = ChangeCriterion(6, SECOND_CLASS_WEIGHTS)
+    expected = criterion([x[..., 3:] for x in output], *(x[..., 3:] for x in maps))
+    for each in maps:
+        each[..., :3] = IGNORED
+    losses = criterion(output, *maps)
+    for name in TERMS:
+        assert losses[name].item() == pytest.approx(expected[name].item(), rel=1e-6), name
+    losses["total"].backward()
+    assert not any(x.grad[..., :3].any() for x in output) and output[2].grad[..., 3:].all()
+    nothing = criterion(output, *(torch.full_like(each, IGNORED) for each in maps))
+    assert nothing["total"] == 0
+    nothing["total"].backward()
+    assert all(logits.grad.isfinite().all() for logits in output)
 
 
 def test_nothing_labelled_is_no_loss_and_no_nan():

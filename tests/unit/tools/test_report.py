@@ -29,7 +29,7 @@ def outdir(sample_root, tmp_path_factory) -> Path:
     """Two runs and masks of the test set. Read only."""
     outdir = tmp_path_factory.mktemp("reported") / "out"
     write_run(outdir, "fcn_a_20260101-000000-aaaa", sample_root)
-    write_run(outdir, "fcn_b_20260102-000000-bbbb", sample_root, seed=1, use_pseudo_label=True)
+    write_run(outdir, "fcn_b_20260102-000000-bbbb", sample_root, draw=1, use_pseudo_label=True)
     write_masks(outdir / "masks" / "test", sample_root / "val")
     return outdir
 
@@ -84,7 +84,7 @@ def test_tables_and_curves_hold_each_csv(page, outdir):
         for column in COLUMNS:
             shown = re.search(rf'data-column="{column}".*?>(.*?)<', html)[1]
             assert shown == f"{100 * float(best[column]):.2f}"
-        assert f"<td>{best['epoch']} of 5</td>" in html
+        assert f'"epoch">{best["epoch"]} of 5</td>' in html
         seconds = sum(float(line["train_s"]) + float(line["val_s"]) for line in lines)
         assert re.search(r'data-column="seconds">(.*?)<', html)[1] == f"{seconds:,.0f}"
     assert len(rows) == 2 and "pseudo labels" in rows["fcn_b_20260102-000000-bbbb"]
@@ -110,7 +110,7 @@ def write_split(outdir: Path, name: str, split: Split) -> None:
 
 def write_fold(outdir: Path, name: str, split: Split, **options) -> Path:
     write_split(outdir, name, split)
-    return write_run(outdir, name, outdir / "gone", seed=len(name), **options)
+    return write_run(outdir, name, outdir / "gone", draw=len(name), **options)
 
 
 def test_checkpoint_tells_the_split_where_the_data_is_gone(tmp_path):
@@ -140,8 +140,8 @@ def test_folds_of_one_k_fold_share_a_table_with_their_mean(tmp_path):
     assert "Validation split k-fold(k=5, seed=0) (each run on another of k parts" in page
     assert "10 pairs of" in page and "9 pairs of" in page
     assert "validated on fold 2<" in rows_of(page)["aaa"]
-    mean, none = re.findall(r'<tr class="folds">(.*?)</tr>', page, re.S)
-    assert "Mean of 3 of 5 folds" in mean
+    mean, none = re.findall(r'<tr class="mean">(.*?)</tr>', page, re.S)
+    assert "Mean ± deviation of 3 of 5 folds" in mean
     assert "No mean: several runs of fold 1" in none and "±" not in none
     for column in COLUMNS:
         values = 100 * np.array([run.best[column] for run in runs])
@@ -149,6 +149,24 @@ def test_folds_of_one_k_fold_share_a_table_with_their_mean(tmp_path):
     groups = groups_of(page)
     assert (groups["aa"][1:], groups["b"][1:]) == (" fold 1", " fold 0")
     assert 'class="top"' not in page  # a fold is no better than another
+
+
+def test_runs_that_differ_in_the_seed_alone_have_a_mean(tmp_path):
+    folders = [write_run(tmp_path, "ab_"[: i + 1], tmp_path, draw=i, seed=i) for i in range(3)]
+    runs = [read_run(folder) for folder in folders]
+    for name, seed in (("same", 1), ("again", 1)):  # one seed is no spread
+        write_run(tmp_path, name, tmp_path, seed=seed, lr=2.0)
+    write_run(tmp_path, "alone", tmp_path, lr=3.0)
+    [mean] = re.findall(r'<tr class="mean">(.*?)</tr>', page_of(tmp_path), re.S)
+    assert "Mean ± deviation of 3 seeds" in mean
+    markdown, latex = (page_of(tmp_path, "--format", kind) for kind in ("md", "tex"))
+    for column in COLUMNS:
+        values = 100 * np.array([run.best[column] for run in runs])
+        figures = f"{values.mean():.2f} ± {values.std(ddof=1):.2f}"
+        assert f'"{column}">{figures}<' in mean
+        assert f"| {figures} " in markdown and f"& {figures} ".replace("±", r"$\pm$") in latex
+    assert r"| ab\_ (fcn, resnet18) | " in markdown and r"ab\_ (fcn, resnet18) & " in latex
+    assert (len(markdown.splitlines()), len(latex.splitlines())) == (11, 12)
 
 
 def test_demo_refuses_a_file_for_a_folder(tmp_path):
@@ -203,6 +221,19 @@ def test_masks_of_an_unlabelled_set_are_shown(outdir, unlabelled_val_root, tmp_p
     changed = [pair["changed"] for pair in pairs]
     assert changed == sorted(changed, reverse=True)
     assert "without labels" in page
+    (outdir / "masks/test").rename(tmp_path / "masks")
+    try:  # masks alone, of a checkpoint from elsewhere
+        shutil.copytree(tmp_path / "masks", tmp_path / "out/masks/test")
+        page = page_of(tmp_path / "out", "--data-root", unlabelled_val_root)
+    finally:
+        (tmp_path / "masks").rename(outdir / "masks/test")
+    assert data_of(page)["gallery"]["pairs"] == pairs and 'id="runs"' not in page
+    predicted = score.main(
+        [*("--prediction", str(outdir / "masks/test"), "--label", str(outdir / "masks/test"))]
+    )
+    for row in predicted["transitions"]:
+        assert f"{row['from']} → {row['to']}: {row['predicted']:,} pixels" in page
+    assert f"{percent(predicted['one_class']['predicted'])} % of the pixels predicted" in page
 
 
 def test_validation_pairs_are_those_of_the_checkpoint(sample_root, tmp_path):
@@ -284,7 +315,7 @@ def without_masks(out: Path) -> None:
     ("damage", "argv", "message"),
     [
         (shutil.rmtree, [], "no such folder"),
-        (lambda out: shutil.rmtree(out / "logs"), [], "no run with a metrics.csv"),
+        (lambda out: [shutil.rmtree(child) for child in out.iterdir()], [], "no run with a met"),
         (spoil("metrics.csv", ""), [], "no epochs in it"),
         (spoil("metrics.csv", "epoch,score\n1,high\n"), [], "line 2: .* must be a number"),
         (spoil("metrics.csv", "epoch,score\n1,0.5,3\n"), [], "line 2"),

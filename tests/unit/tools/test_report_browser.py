@@ -79,7 +79,7 @@ class Browser(webdriver.Chrome):
 def browser(sample_root, tmp_path, monkeypatch):
     monkeypatch.setenv("NO_PROXY", "localhost,127.0.0.1")
     write_run(tmp_path / "out", "fcn_a_20260101-000000-aaaa", sample_root)
-    write_run(tmp_path / "out", "fcn_b_20260102-000000-bbbb", sample_root, seed=1)
+    write_run(tmp_path / "out", "fcn_b_20260102-000000-bbbb", sample_root, draw=1)
     write_masks(tmp_path / "out" / "masks" / "test", sample_root / "val")
     page = report.main([str(tmp_path / "out")])
     with Browser() as browser:
@@ -90,7 +90,7 @@ def browser(sample_root, tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs Debian's chromium-driver")
-def test_page_works_in_chromium(browser, tmp_path):
+def test_page_works_in_chromium(browser, binary_root, tmp_path):
     assert browser.js("document.querySelectorAll('#main-charts svg').length") == 6
     names = browser.js("[...document.querySelectorAll('#thumbs button b')].map(b => b.textContent)")
     assert names == ["00002", "00000", "00003", "00001"]
@@ -149,4 +149,25 @@ def test_page_works_in_chromium(browser, tmp_path):
     for name in ("light.png", "dark.png"):
         with Image.open(tmp_path / name) as shown:
             assert len(np.unique(np.asarray(shown.convert("RGB")).reshape(-1, 3), axis=0)) > 200
+
+    # On a phone the first score of every run is seen.
+    phone = {"width": 390, "height": 800, "deviceScaleFactor": 1, "mobile": True}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
+    cells = "[...document.querySelectorAll('td[data-column=score]')]"
+    edges = browser.js(f"{cells}.map(cell => cell.getBoundingClientRect().right)")
+    assert len(edges) == 2 and max(edges) <= browser.js("document.documentElement.clientWidth")
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+    # Change masks without a run: white on black, whatever the theme.
+    masks = tmp_path / "masks only" / "masks" / "test"
+    shutil.copytree(binary_root / "val" / "label", masks / "change")
+    page = report.main([str(masks.parents[1]), "--data-root", str(binary_root)])
+    browser.get(page.resolve().as_uri())
+    browser.wait_for("document.querySelector('#glance canvas')")
+    colors = browser.execute_script(
+        "let c = document.querySelector('#glance canvas');"
+        "let d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;"
+        "return [...new Set(new Uint32Array(d.buffer))]"
+    )
+    assert sorted(colors) == [0xFF000000, 0xFFFFFFFF]
     assert browser.get_log("browser") == []

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -85,6 +86,20 @@ def test_transitions_are_listed(folders):
         assert row["right"] == both
         union = row["labelled"] + row["predicted"] - both
         assert row["iou"] == pytest.approx(both / union)
+
+
+def test_a_frequent_prediction_is_shown_whatever_its_label(tmp_path, capsys):
+    """27 labelled transitions of few pixels, and tree → tree, which is predicted alone."""
+    others = [(i, j) for i in range(1, 7) for j in range(1, 7) if i != j][:27]
+    true1, true2 = (np.array([pair[d] for pair in others], np.uint8)[None] for d in (0, 1))
+    first, second = (np.where(np.arange(27) < 18, 4, mask) for mask in (true1, true2))
+    write(tmp_path / "p", ("im1", "im2"), *(m.astype(np.uint8) for m in (first, second)), "a")
+    write(tmp_path / "l", ("label1", "label2"), true1, true2, "a")
+    result = run(tmp_path / "p", tmp_path / "l", "--bootstrap", 0)
+    assert result["one_class"] == {"labelled": 0, "predicted": pytest.approx(18 / 27)}
+    text = capsys.readouterr().out
+    assert re.search(r"IoU %\n-+\ntree → tree +0 +18 +0 ", text) and "and 8 more" in text
+    assert "one class at both dates: labelled 0.00 %, predicted 66.67 %" in text
 
 
 def test_files_and_text(folders, tmp_path, capsys):

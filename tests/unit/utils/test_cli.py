@@ -1,5 +1,6 @@
 """Options of the scripts, and the way errors are shown."""
 
+import io
 import json
 import subprocess
 import sys
@@ -159,6 +160,50 @@ def test_other_errors_are_not_hidden(monkeypatch, capsys):
         ended(raising(ZeroDivisionError()), monkeypatch, capsys)
     cli.run(lambda: 3)
     assert capsys.readouterr() == ("", "")
+
+
+def printed(text: str, encoding: str) -> bytes:
+    raw = io.BytesIO()
+    stream = cli._SafeStream(io.TextIOWrapper(raw, encoding=encoding))
+    print(text, file=stream, flush=True)
+    return raw.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("a\x1b[2J\x07\r\x7f\x9b", r"a\x1b[2J\x07\r\x7f\x9b"),
+        ("\u202egnp.exe\u2066\u200f\u061c\u2028", r"\u202egnp.exe\u2066\u200f\u061c\u2028"),
+        ("a\tb\n→ ü 中 \u200d", "a\tb\n→ ü 中 \u200d"),
+        ("\udcff", r"\udcff"),  # a byte of a file name that is no UTF-8
+    ],
+)
+def test_no_name_steers_the_terminal(name, shown):
+    assert printed(name, "utf-8") == f"{shown}\n".encode()
+    assert printed(name, "ascii") == f"{shown}\n".encode("ascii", "backslashreplace")
+
+
+@pytest.mark.parametrize(
+    "streams", [">&- 2>&- <&-", ">/dev/full 2>/dev/full", "| true", "2>&1 | true"]
+)
+def test_work_goes_on_where_nothing_can_be_printed(streams, tmp_path):
+    code = """
+import sys
+from utils import cli
+def main():
+    for line in range(20000):
+        print(line, flush=line % 2)
+    print("said", file=sys.stderr, flush=True)
+    with open(sys.argv[1], "w") as file:
+        file.write(str(file.fileno() > 2))
+    raise cli.UserError("no")
+cli.run(main)
+"""
+    command = f'{{ "$0" -c "$1" "$2"; echo $? >"$3"; }} {streams}'
+    out, status = tmp_path / "out", tmp_path / "status"
+    argv = ["sh", "-c", command, sys.executable, code, str(out), str(status)]
+    subprocess.run(argv, check=False, cwd=REPO, timeout=60)
+    assert (out.read_text(), status.read_text()) == ("True", "2\n")
 
 
 # --- --config -------------------------------------------------------------------------------

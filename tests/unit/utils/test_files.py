@@ -1,5 +1,6 @@
 """Files that are whole or absent, and pictures written so."""
 
+import csv
 import errno
 import os
 import signal
@@ -15,7 +16,15 @@ from datasets.bands import RGB
 from datasets.images import read_bands
 from tests.helpers.processes import REPO
 from utils.errors import DataError, UserError
-from utils.files import atomic_path, remove_leftovers, write_text
+from utils.files import (
+    atomic_path,
+    exclusive,
+    holder,
+    read_text,
+    remove_leftovers,
+    write_csv,
+    write_text,
+)
 from utils.pictures import save_image
 
 
@@ -112,3 +121,38 @@ def test_image_round_trip(tmp_path, shape):
     save_image(tmp_path / "new" / "a.png", array)
     expected = array if array.ndim == 3 else np.dstack([array] * 3)
     assert np.array_equal(read_bands(tmp_path / "new" / "a.png", RGB), expected)
+
+
+def test_no_cell_of_a_csv_file_is_a_formula(tmp_path):
+    texts = ["=1+1", "+a", "-a", "@a", "\t=a", "\r=a", "＝a"]
+    plain = ["a=b", "a,b", 'a"b', "a\nb", "", -1.5, -2, None, "\udcff"]
+    write_csv(tmp_path / "a.csv", [{"=old": 0}, *({"=name": cell} for cell in [*texts, *plain])])
+    with open(tmp_path / "a.csv", encoding="utf-8", newline="") as file:
+        found = [cell for (cell,) in csv.reader(file)]
+    assert found[:2] == ["'=name", ""]
+    assert found[2:] == [f"'{text}" for text in texts] + [
+        *("a=b", "a,b", 'a"b', "a\nb", "", "-1.5", "-2", "", r"\udcff")
+    ]
+
+
+def test_special_files_are_named_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for name in ("pipe", "folder"):
+        with pytest.raises(OSError, match=f"no regular file: .*{name}"):
+            read_text(tmp_path / name)
+    with pytest.raises(FileNotFoundError):
+        read_text(tmp_path / "none")
+
+
+def test_a_lock_keeps_others_away_until_its_block_ends(tmp_path):
+    lock = tmp_path / "folder" / ".lock"
+    with exclusive(lock, "masks"):
+        assert f"process {os.getpid()} on " in holder(lock)
+        refusal = pytest.raises(UserError, match=r"folder: .* is writing masks there; wait for its")
+        with refusal, exclusive(lock, "masks"):
+            pass
+    assert holder(lock) == ""
+    assert not list(lock.parent.iterdir())
+    with exclusive(lock, "masks"):
+        pass

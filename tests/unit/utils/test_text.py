@@ -3,7 +3,7 @@
 import re
 import time
 
-from utils.text import number_of, progress
+from utils.text import plural, progress
 
 
 def slow(items):
@@ -28,4 +28,7 @@ def test_progress_without_a_length_and_over_soon(capsys):
 
 
 def test_numbers_of_things():
-    assert (number_of(1, "views"), number_of(6, "views")) == ("1 view", "6 views")
+    assert (plural(1, "view"), plural(6, "view"), plural(0, "class")) == (
+        *("1 view", "6 views"),
+        "0 classes",
+    )

@@ -179,15 +179,4 @@
     cancelAnimationFrame(waiting);
     waiting = requestAnimationFrame(redrawAll);
   });
-
-  const transitions = document.getElementById("transitions");
-  transitions?.addEventListener("click", (event) => {
-    const chosen = event.target.closest("button")?.dataset.show;
-    if (!chosen) return;
-    for (const button of transitions.querySelectorAll("button")) {
-      button.ariaPressed = String(button.dataset.show === chosen);
-    }
-    for (const map of transitions.querySelectorAll("[data-map]")) map.hidden = map.dataset.map !== chosen;
-  });
-  for (const map of transitions?.querySelectorAll("[data-map]") ?? []) map.hidden = map.dataset.map !== "labels";
 })();

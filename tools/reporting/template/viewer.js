@@ -2,7 +2,6 @@
 // The gallery: two canvases above each other, the upper one clipped where the slider stands.
 (() => {
   const DATA = JSON.parse(document.getElementById("data").textContent).gallery;
-  if (!DATA) return;
   const $ = (id) => document.getElementById(id);
   const LAYERS = ["prediction", "label", "error"];
   const OUTLINES = { label: "#fff", prediction: "#000" };
@@ -58,12 +57,13 @@
   const colorsOf = (layer) =>
     layer === "error" ? DATA.errors.map((kind) => kind.color) : DATA.palettes[state.palette];
 
-  function paintMask(mask, width, height, layer) {
+  // Unchanged pixels are clear where a map lies on an image, else they have their colour.
+  function paintMask(mask, width, height, layer, clear = true) {
     const canvas = canvasOf(width, height);
     const context = canvas.getContext("2d");
     const image = context.createImageData(width, height);
     const colors = new Uint32Array(256); // index → bytes of red, green, blue, alpha; 0 is clear
-    colorsOf(layer).forEach((color, i) => i && new Uint8Array(colors.buffer).set([...color, 255], 4 * i));
+    colorsOf(layer).forEach((color, i) => (i || !clear) && new Uint8Array(colors.buffer).set([...color, 255], 4 * i));
     const pixels = new Uint32Array(image.data.buffer);
     for (let i = 0; i < mask.length; i++) pixels[i] = colors[mask[i]];
     context.putImageData(image, 0, 0);
@@ -129,7 +129,7 @@
         const figure = document.createElement("figure");
         const caption = document.createElement("figcaption");
         caption.textContent = DATA.binary ? titles[layer] : `${titles[layer]} ${date + 1}`;
-        figure.append(paintMask(parts[layer][date], pair.width, pair.height, layer), caption);
+        figure.append(paintMask(parts[layer][date], pair.width, pair.height, layer, layer === "error"), caption);
         return figure;
       }));
     $("glance").replaceChildren(...figures);
@@ -284,6 +284,17 @@
     if (step) show(state.at + step);
     else if (LAYERS["123".indexOf(event.key)]) toggleLayer(LAYERS["123".indexOf(event.key)]);
   });
+
+  const transitions = document.getElementById("transitions");
+  transitions?.addEventListener("click", (event) => {
+    const chosen = event.target.closest("button")?.dataset.show;
+    if (!chosen) return;
+    for (const button of transitions.querySelectorAll("button")) {
+      button.ariaPressed = String(button.dataset.show === chosen);
+    }
+    for (const map of transitions.querySelectorAll("[data-map]")) map.hidden = map.dataset.map !== chosen;
+  });
+  for (const map of transitions?.querySelectorAll("[data-map]") ?? []) map.hidden = map !== transitions.querySelector("[data-map]");
 
   if (!DATA.pairs.length) {
     $("pairs").hidden = true;
