@@ -21,7 +21,6 @@ from utils.errors import OptionError, first_line
 from utils.parallel import keep_freed_memory
 from utils.text import plural
 
-TITLES = {"off": "float32"}  # of number formats; the others are called by their names
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 EXAMPLE_SIDE = 64  # of the images that folding watches; large enough for every backbone
 MIN_PAIRS_TO_COMPILE = 500  # of a process; compiling takes minutes (`docs/performance.md`)
@@ -36,7 +35,7 @@ class Precision:
 
     def __init__(self, name: str, device: torch.device) -> None:
         self.name, self.dtype, self._device_type = name, DTYPES.get(name), device.type
-        self.title = TITLES.get(name, name)
+        self.title = name if self.dtype else "float32"
         self.scaler = torch.amp.GradScaler(device.type, enabled=name == "fp16")
 
     def autocast(self) -> AbstractContextManager:

@@ -14,8 +14,8 @@ from models.change_detector import ChangeDetector
 SIDE, PAIRS = 64, (2, 4)  # of the tiny passes: images large enough for every backbone
 TRAINING_BYTES = 12  # per parameter: its gradient and Adam's two moments in float32
 # What a pass takes beside its tensors: workspaces, and on CPUs copies in the layout of oneDNN.
-# Measured on a CPU (`docs/performance.md`); a guess for GPUs.
-OVERHEAD = {"cpu": 1.75, "cuda": 1.2}
+# Fitted to a few cases on a CPU (`docs/performance.md`); a guess for GPUs.
+OVERHEAD = {"cpu": 1.4, "cuda": 1.2}
 
 
 class Footprint(NamedTuple):

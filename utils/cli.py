@@ -149,7 +149,7 @@ def _read_options(parser: Parser, config_class: type) -> Iterator[str]:
         if not _may_be(value, parts, by_name[name]):
             parser.error(f"{json.dumps(value)} is no value of {option_name}")
         if isinstance(value, bool):
-            yield option_name if value else option_name.replace("--", "--no-", 1)
+            yield option_name if value else f"--no-{option_name[2:]}"
         elif settings.get("nargs") == "+":
             yield from (option_name, *map(str, parts))
         else:  # a list of one ends with a comma: "4" are the first four bands
