@@ -1,10 +1,8 @@
 """Everything that changes while a model trains, and its way to a checkpoint and back."""
 
-import copy
 import math
 import os
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,7 @@ from engine.metrics import AnyMetrics, metrics_from_dict
 from engine.predictor import CPU_PIXELS_PER_PASS, IDENTITY, VIEWS, Predictor
 from engine.run import Run
 from engine.runtime import build_folded, choose_precision, conditions, describe
-from models.change_detector import SIZE_MULTIPLE, ChangeDetector, ModelConfig, build_model
+from models.change_detector import ChangeDetector, ModelConfig, build_model
 from models.checkpoint import Checkpoint
 from models.fold import refold
 from models.footprint import Footprint, measure_footprint
@@ -153,27 +151,10 @@ class TrainState:
             return
         remedies = "smaller validation images"
         if training > free:
-            remedies = self._remedies(config, pairs, area, (free - fixed) / per_pixel)
+            fitting = max(0, int((free - fixed) / (per_pixel * area)))
+            remedies = f"{fitting} of {pairs} pairs at once: --accumulate, a smaller --batch-size "
+            remedies += "or --crop-size, or with --checkpoint-activations"
         print0(f"warning: {need}; it would fit with {remedies}")
-
-    def _remedies(self, config: TrainConfig, pairs: int, area: int, pixels: float) -> str:
-        """Return the options that make a pass of ``pairs`` fit where so many ``pixels`` do."""
-        found, fitting = [], pixels / area
-        if not config.compile and not config.checkpoint_activations:
-            with suppress(OptionError):  # unknown for this backbone
-                twin = copy.deepcopy(self.model)
-                checkpoint_activations(twin)
-                less = measure_footprint(twin, self.criterion, self.precision.autocast)
-                if pairs * less.per_pixel <= fitting * self.footprint.per_pixel:
-                    found.append("--checkpoint-activations")
-        least = 2 if config.model == "pspnet" else 1
-        if fitting >= least:
-            parts = [n for n in range(2, pairs // least + 1) if pairs % n == 0]
-            fewest = [n for n in parts if pairs / n <= fitting][:1]
-            found += [f"--accumulate {config.accumulate * n}" for n in fewest]
-            found.append(f"--batch-size {config.batch_size // pairs * int(fitting)}")
-        side = int(max(0.0, pixels / pairs) ** 0.5) // SIZE_MULTIPLE * SIZE_MULTIPLE
-        return " or ".join(found + [f"--crop-size {side}"] * (side > 0)) or "a smaller backbone"
 
     def begin_epoch(self) -> tuple[int, int]:
         """Go to the next epoch, or stay in a begun one; return it and its batches that are done."""
