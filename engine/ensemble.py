@@ -96,7 +96,7 @@ def check_classes(checkpoint: Checkpoint, task: Task) -> None:
     if wanted and trained_on != names:
         remedy = "check --data-root or leave this checkpoint out"
         if sorted(trained_on) == sorted(names):
-            remedy = "they are in another order: convert the data, as docs/custom_data.md shows"
+            remedy = "they are in another order: convert the data, as docs/public_sets.md shows"
         raise CheckpointError(
             f"{checkpoint.path}: trained on the classes {', '.join(trained_on)}; the data set has "
             f"{', '.join(names)}; {remedy}"

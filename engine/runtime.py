@@ -119,7 +119,7 @@ def describe(models: Sequence[nn.Module], precision: Precision, readers: int) ->
 def conditions(predictor: Predictor, precision: Precision) -> dict[str, str | int]:
     """Return what the last digits of scores depend on, beside weights and pairs."""
     return {
-        "precision": precision.title,
+        "number_format": precision.title,
         "views": len(predictor.views),
         "threads": torch.get_num_threads(),
         "device": predictor.device.type,
@@ -129,7 +129,7 @@ def conditions(predictor: Predictor, precision: Precision) -> dict[str, str | in
 def in_words(values: Mapping[str, str | int]) -> str:
     """Return `conditions` for a line of text."""
     counted = [plural(values[f"{name}s"], name) for name in ("view", "thread")]
-    return ", ".join([values["precision"], *counted, values["device"]])
+    return ", ".join([values["number_format"], *counted, values["device"]])
 
 
 def compile_if_asked(predictor: Predictor, mode: str, loader: DataLoader) -> None:
