@@ -118,7 +118,7 @@ def parse(config_class: type[Config], argv: Sequence[str], about: str = "") -> C
             groups[title] = parser.add_argument_group(title, note or None)
         _add(groups[title], field)
     args = parser.parse_args(argv)
-    if args.config:
+    if getattr(args, "config", None):  # benchmarks have none
         parser.source = args.config
         known = parser.parse_args(list(_read_options(parser, config_class)))
         parser.source = None

@@ -65,7 +65,7 @@ def test_a_dry_run_writes_nothing_and_tells_what_does_not_fit(sample_root, tmp_p
     train.main([*argv, *map(str, many)])
     warning = capsys.readouterr().out.splitlines()[-2]
     assert warning.startswith("warning: about ")
-    assert " or --batch-size " in warning and "--accumulate " in warning
+    assert " of 1000000 pairs at once: --accumulate, a smaller --batch-size" in warning
     assert list(tmp_path.iterdir()) == []
 
 
