@@ -6,6 +6,7 @@ ignores it, but labels are drawn on, and tiles cut from, what people see.
 
 import struct
 import warnings
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,6 +36,10 @@ _EXIF_KEYS = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}  # of
 # By orientation tag, as EXIF and TIFF define it: transpose, then reverse rows, then columns.
 _UPRIGHT = {2: (0, 0, 1), 3: (0, 1, 1), 4: (0, 1, 0), 5: (1, 0, 0), 6: (1, 0, 1), 7: (1, 1, 1)}
 _UPRIGHT |= {8: (1, 1, 0)}
+_PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
+# The first column and row of each pass of an interlaced PNG, and the steps to the next ones.
+_PNG_PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2))
+_PNG_PASSES += ((0, 1, 1, 2),)
 MAX_SHIFT = 0.5  # pixels by which the corners of two dates may lie apart
 _READ_AS = {"1": "L", "L": "L", "LA": "LA", "RGBA": "RGBA"}  # by Pillow's mode; others as RGB
 # No look around for files that belong to a raster.
@@ -375,8 +380,34 @@ def _opened_by_gdal(
 
 def _load(image: Image.Image, tag: int) -> None:
     image.load()
+    if image.format == "PNG":
+        last_row = image.crop((0, image.height - 1, *image.size))
+        _require_whole_png(image.filename, any(np.ravel(last_row.getextrema())))
     if _exif_orientation(image) != tag:  # headers are read without it
         raise ValueError("an orientation tag behind the pixels, save it anew")
+
+
+def _require_whole_png(path: str, last_row: bool) -> None:
+    """Raise a ValueError for wrong checksums or missing rows, which decoders take for zeros.
+
+    ``last_row`` tells of decoded pixels whether any in the last row is not 0.
+    """
+    data, at, kind, pixels = memoryview(Path(path).read_bytes()), 8, b"", []
+    while kind != b"IEND":
+        length, kind = struct.unpack_from(">L4s", data, at)
+        end = at + 8 + length
+        if zlib.crc32(data[at + 4 : end]) != struct.unpack_from(">L", data, end)[0]:
+            raise ValueError("a wrong checksum")
+        pixels += [data[at + 8 : end]] * (kind == b"IDAT")
+        at = end + 4
+    width, height, bits, color, *_, interlaced = struct.unpack_from(">LL5B", data, 16)
+    if last_row and not interlaced:
+        return
+    passes = _PNG_PASSES if interlaced else ((0, 0, 1, 1),)
+    sizes = [(-((x - width) // dx), -((y - height) // dy)) for x, y, dx, dy in passes]
+    wanted = sum(r * (1 + -(-c * bits * _PNG_CHANNELS[color] // 8)) for c, r in sizes if c > 0)
+    if len(zlib.decompressobj().decompress(b"".join(pixels), wanted)) < wanted:
+        raise ValueError("rows are missing")
 
 
 def _exif_orientation(image: Image.Image) -> int:
@@ -429,7 +460,10 @@ def _lookup_table(file: DatasetReader) -> tuple[np.ndarray, str]:
 def _read_all(file: DatasetReader, colors: np.ndarray | None) -> np.ndarray:
     if colors is not None:
         return colors[file.read(1)]
-    return np.ascontiguousarray(np.moveaxis(file.read(), 0, -1))
+    values = np.ascontiguousarray(np.moveaxis(file.read(), 0, -1))
+    if file.driver == "PNG":
+        _require_whole_png(file.name, values[-1].any())
+    return values
 
 
 def _to_picture(file: DatasetReader, header: Header, colors: np.ndarray | None) -> Image.Image:
