@@ -4,6 +4,8 @@ All come upright, as viewers show them: the orientation tag of JPEG, PNG and TIF
 ignores it, but labels are drawn on, and tiles cut from, what people see.
 """
 
+import math
+import re
 import struct
 import warnings
 import zlib
@@ -348,8 +350,9 @@ def _opened_by_gdal(
         rasterio.Env(**_GDAL_OPTIONS),
         rasterio.open(path.absolute(), driver=driver) as file,  # relative, a colon is a scheme
     ):
-        if file.subdatasets:
-            raise _undecodable(path, f"{len(file.subdatasets)} pages, save them as bands of one")
+        pages = len(file.subdatasets) or _described_pages(path, file)
+        if pages > 1:
+            raise _undecodable(path, f"{pages} pages, save them as bands of one")
         dtype, bands, colors = file.dtypes[0], file.count, None
         has_alpha = file.colorinterp[-1] == ColorInterp.alpha
         mode = {2: "LA" * has_alpha, 3: "RGB", 4: "RGBA" * has_alpha}.get(bands, "")
@@ -368,14 +371,29 @@ def _opened_by_gdal(
                 tag = _exif_orientation(image)
         masked = has_alpha or any(MaskFlags.all_valid not in f for f in file.mask_flag_enums)
         size, place = _upright_size(file.height, file.width, tag), None
-        affine = file.transform[:6]
+        matrix = np.array(file.transform, dtype=np.float64).reshape(3, 3)
+        sensible = np.isfinite(matrix).all() and np.linalg.matrix_rank(matrix[:2, :2]) == 2
         # Whether a tag turns the place as well, programs do not agree.
-        if tag == 1 and affine != (1, 0, 0, 0, 1, 0) and not file.transform.is_degenerate:
-            crs = file.crs.to_wkt() if file.crs else ""
-            place = Place(crs, np.array([affine[:3], affine[3:], (0, 0, 1)], dtype=np.float64))
+        if tag == 1 and sensible and (matrix != np.eye(3)).any():
+            place = Place(file.crs.to_wkt() if file.crs else "", matrix)
         header = Header(*size, bands, dtype, kind, mode, masked, tag, place)
         _require_sensible(path, header)
         yield file, header, colors
+
+
+def _described_pages(path: Path, file: DatasetReader) -> int:
+    """Return how many images the one directory of a file is for, as ImageJ and tifffile say.
+
+    Descriptions outlive edits of a file: it has to be as large.
+    """
+    said = file.tags().get("TIFFTAG_IMAGEDESCRIPTION", "")
+    shape = re.match(r'{"shape": \[([\d, ]+)\]', said)
+    images = re.match(r"ImageJ=.*^images=(\d+)", said, re.DOTALL | re.MULTILINE)
+    values = file.height * file.width * file.count
+    described = math.prod(map(int, shape[1].split(","))) // values if shape else 1
+    described = int(images[1]) // file.count if images else described
+    needed = described * values * np.dtype(file.dtypes[0]).itemsize
+    return described if path.stat().st_size > needed else 1
 
 
 def _load(image: Image.Image, tag: int) -> None:
@@ -488,9 +506,12 @@ def _open_array(path: Path) -> _Raster:
         shape, fortran_order, dtype = read(file)
         start = file.tell()
     shape = (*shape, 1) if len(shape) == 2 else shape
-    if len(shape) != 3 or min(shape) < 1 or dtype.names or dtype.hasobject:
+    wrong = len(shape) != 3 or min(shape) < 1 or dtype.names or dtype.hasobject
+    # Bands are saved first as often as last, and nobody cuts tiles narrower than their bands.
+    if wrong or shape[2] > min(MAX_BANDS, *shape[:2]):
         raise DataError(
-            f"{path}: {shape} {dtype} array; save images as (height, width, bands) uint8 or uint16"
+            f"{path}: {shape} {dtype} array; save images as (height, width, bands) uint8 or "
+            f"uint16, of at most {MAX_BANDS} bands and no fewer pixels a side"
         )
     header = Header(*shape, dtype.newbyteorder("=").name, "NPY")
     _require_sensible(path, header)
@@ -506,12 +527,10 @@ def _open_array(path: Path) -> _Raster:
 
 
 def _require_sensible(path: Path, header: Header) -> None:
-    values = header.height * header.width * header.bands
-    if values > MAX_VALUES or (header.format == "NPY" and header.bands > MAX_BANDS):
+    if header.height * header.width * header.bands > MAX_VALUES:
         raise DataError(
             f"{path}: {header.width} × {header.height} pixels of {header.bands} bands, more than "
-            f"{MAX_VALUES} values, or {MAX_BANDS} bands of an array; cut the scene into tiles, or "
-            "save the array as (height, width, bands)"
+            f"{MAX_VALUES} values; cut the scene into tiles"
         )
 
 
