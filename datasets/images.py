@@ -34,6 +34,7 @@ MAX_VALUES = 8 * (Image.MAX_IMAGE_PIXELS or 2**27)
 _STARTS = dict.fromkeys((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), "TIFF")
 _STARTS |= {b"\x89PNG\r\n\x1a\n": "PNG", b"\xff\xd8\xff": "JPEG", b"BM": "BMP", b"\x93NUMPY": "NPY"}
 _PNG_BITS_AT = 24  # the byte of a PNG that tells its bits per channel
+GREY_STEP = "step"  # of Pillow's info: in 8 bits what 1 is in a label's own, if these are 2 or 4
 _EXIF_KEYS = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}  # of Pillow's info
 # By orientation tag, as EXIF and TIFF define it: transpose, then reverse rows, then columns.
 _UPRIGHT = {2: (0, 0, 1), 3: (0, 1, 1), 4: (0, 1, 0), 5: (1, 0, 0), 6: (1, 0, 1), 7: (1, 1, 1)}
@@ -233,6 +234,8 @@ def open_image(path: Path) -> Image.Image:
         raise _undecodable(path, "an array is no picture")
     if kind == "TIFF":
         with _opened_by_gdal(path, kind) as (file, header, colors):
+            if "MINISWHITE" in file.tags(ns="IMAGE_STRUCTURE"):  # programs differ in what is 0
+                raise _undecodable(path, "0 is white or black to programs, save labels as PNG")
             image = _to_picture(file, header, colors)
     else:
         with _named_errors(path):
@@ -243,6 +246,7 @@ def open_image(path: Path) -> Image.Image:
         if kind == "PNG" and start[_PNG_BITS_AT] in (2, 4) and image.mode == "L":
             step = 255 // (2 ** start[_PNG_BITS_AT] - 1)
             image = image.point([value // step for value in range(256)])
+            image.info[GREY_STEP] = step
     image.format = kind
     return image
 

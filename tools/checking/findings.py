@@ -13,7 +13,7 @@ from datasets.classes import ClassList, suspect_order
 from datasets.images import DTYPES, lacks_bands, places_apart
 from datasets.labels import (
     BINARY,
-    CONTRADICTING_PALETTE,
+    CONTRADICTING_COLORS,
     FOREIGN_COLORS,
     FOREIGN_VALUES,
     NEAR_COLORS,
@@ -120,7 +120,7 @@ LABEL_KINDS = {
     BINARY: "label-binary",
     FOREIGN_VALUES: "label-values",
     FOREIGN_COLORS: "label-colours",
-    CONTRADICTING_PALETTE: "label-palette",
+    CONTRADICTING_COLORS: "label-palette",
     OTHER_MODE: "label-mode",
 }
 
