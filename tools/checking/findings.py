@@ -83,7 +83,7 @@ KINDS: dict[str, tuple[str, str, str]] = {
         'list the classes in classes.json, or --convert OUT --class-map FILE, as {"255": 0}'),
     "label-colours": (ERROR, "labels with colours of no class",
         'list the colours in classes.json, or --convert OUT --class-map FILE, as {"#ff8000": 5}'),
-    "label-palette": (ERROR, "palette labels whose colours contradict their indices",
+    "label-palette": (ERROR, "labels whose colours contradict their indices",
         "save them as RGB, or --convert OUT --class-map FILE with the colours alone (#rrggbb)"),
     "label-mode": (ERROR, "labels in a mode that is no label format",
         "save class indices as 8-bit grey PNG, or try --convert OUT"),
