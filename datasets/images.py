@@ -4,8 +4,11 @@ All come upright, as viewers show them: the orientation tag of JPEG, PNG and TIF
 ignores it, but labels are drawn on, and tiles cut from, what people see.
 """
 
+import math
+import re
 import struct
 import warnings
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,10 +34,15 @@ MAX_VALUES = 8 * (Image.MAX_IMAGE_PIXELS or 2**27)
 _STARTS = dict.fromkeys((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), "TIFF")
 _STARTS |= {b"\x89PNG\r\n\x1a\n": "PNG", b"\xff\xd8\xff": "JPEG", b"BM": "BMP", b"\x93NUMPY": "NPY"}
 _PNG_BITS_AT = 24  # the byte of a PNG that tells its bits per channel
+GREY_STEP = "step"  # of Pillow's info: in 8 bits what 1 is in a label's own, if these are 2 or 4
 _EXIF_KEYS = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}  # of Pillow's info
 # By orientation tag, as EXIF and TIFF define it: transpose, then reverse rows, then columns.
 _UPRIGHT = {2: (0, 0, 1), 3: (0, 1, 1), 4: (0, 1, 0), 5: (1, 0, 0), 6: (1, 0, 1), 7: (1, 1, 1)}
 _UPRIGHT |= {8: (1, 1, 0)}
+_PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
+# The first column and row of each pass of an interlaced PNG, and the steps to the next ones.
+_PNG_PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2))
+_PNG_PASSES += ((0, 1, 1, 2),)
 MAX_SHIFT = 0.5  # pixels by which the corners of two dates may lie apart
 _READ_AS = {"1": "L", "L": "L", "LA": "LA", "RGBA": "RGBA"}  # by Pillow's mode; others as RGB
 # No look around for files that belong to a raster.
@@ -226,6 +234,8 @@ def open_image(path: Path) -> Image.Image:
         raise _undecodable(path, "an array is no picture")
     if kind == "TIFF":
         with _opened_by_gdal(path, kind) as (file, header, colors):
+            if "MINISWHITE" in file.tags(ns="IMAGE_STRUCTURE"):  # programs differ in what is 0
+                raise _undecodable(path, "0 is white or black to programs, save labels as PNG")
             image = _to_picture(file, header, colors)
     else:
         with _named_errors(path):
@@ -236,6 +246,7 @@ def open_image(path: Path) -> Image.Image:
         if kind == "PNG" and start[_PNG_BITS_AT] in (2, 4) and image.mode == "L":
             step = 255 // (2 ** start[_PNG_BITS_AT] - 1)
             image = image.point([value // step for value in range(256)])
+            image.info[GREY_STEP] = step
     image.format = kind
     return image
 
@@ -343,8 +354,9 @@ def _opened_by_gdal(
         rasterio.Env(**_GDAL_OPTIONS),
         rasterio.open(path.absolute(), driver=driver) as file,  # relative, a colon is a scheme
     ):
-        if file.subdatasets:
-            raise _undecodable(path, f"{len(file.subdatasets)} pages, save them as bands of one")
+        pages = len(file.subdatasets) or _described_pages(path, file)
+        if pages > 1:
+            raise _undecodable(path, f"{pages} pages, save them as bands of one")
         dtype, bands, colors = file.dtypes[0], file.count, None
         has_alpha = file.colorinterp[-1] == ColorInterp.alpha
         mode = {2: "LA" * has_alpha, 3: "RGB", 4: "RGBA" * has_alpha}.get(bands, "")
@@ -363,20 +375,61 @@ def _opened_by_gdal(
                 tag = _exif_orientation(image)
         masked = has_alpha or any(MaskFlags.all_valid not in f for f in file.mask_flag_enums)
         size, place = _upright_size(file.height, file.width, tag), None
-        affine = file.transform[:6]
+        matrix = np.array(file.transform, dtype=np.float64).reshape(3, 3)
+        sensible = np.isfinite(matrix).all() and np.linalg.matrix_rank(matrix[:2, :2]) == 2
         # Whether a tag turns the place as well, programs do not agree.
-        if tag == 1 and affine != (1, 0, 0, 0, 1, 0) and not file.transform.is_degenerate:
-            crs = file.crs.to_wkt() if file.crs else ""
-            place = Place(crs, np.array([affine[:3], affine[3:], (0, 0, 1)], dtype=np.float64))
+        if tag == 1 and sensible and (matrix != np.eye(3)).any():
+            place = Place(file.crs.to_wkt() if file.crs else "", matrix)
         header = Header(*size, bands, dtype, kind, mode, masked, tag, place)
         _require_sensible(path, header)
         yield file, header, colors
 
 
+def _described_pages(path: Path, file: DatasetReader) -> int:
+    """Return how many images the one directory of a file is for, as ImageJ and tifffile say.
+
+    Descriptions outlive edits of a file: it has to be as large.
+    """
+    said = file.tags().get("TIFFTAG_IMAGEDESCRIPTION", "")
+    shape = re.match(r'{"shape": \[([\d, ]+)\]', said)
+    images = re.match(r"ImageJ=.*^images=(\d+)", said, re.DOTALL | re.MULTILINE)
+    values = file.height * file.width * file.count
+    described = math.prod(map(int, shape[1].split(","))) // values if shape else 1
+    described = int(images[1]) // file.count if images else described
+    needed = described * values * np.dtype(file.dtypes[0]).itemsize
+    return described if path.stat().st_size > needed else 1
+
+
 def _load(image: Image.Image, tag: int) -> None:
     image.load()
+    if image.format == "PNG":
+        last_row = image.crop((0, image.height - 1, *image.size))
+        _require_whole_png(image.filename, any(np.ravel(last_row.getextrema())))
     if _exif_orientation(image) != tag:  # headers are read without it
         raise ValueError("an orientation tag behind the pixels, save it anew")
+
+
+def _require_whole_png(path: str, last_row: bool) -> None:
+    """Raise a ValueError for wrong checksums or missing rows, which decoders take for zeros.
+
+    ``last_row`` tells of decoded pixels whether any in the last row is not 0.
+    """
+    data, at, kind, pixels = memoryview(Path(path).read_bytes()), 8, b"", []
+    while kind != b"IEND":
+        length, kind = struct.unpack_from(">L4s", data, at)
+        end = at + 8 + length
+        if zlib.crc32(data[at + 4 : end]) != struct.unpack_from(">L", data, end)[0]:
+            raise ValueError("a wrong checksum")
+        pixels += [data[at + 8 : end]] * (kind == b"IDAT")
+        at = end + 4
+    width, height, bits, color, *_, interlaced = struct.unpack_from(">LL5B", data, 16)
+    if last_row and not interlaced:
+        return
+    passes = _PNG_PASSES if interlaced else ((0, 0, 1, 1),)
+    sizes = [(-((x - width) // dx), -((y - height) // dy)) for x, y, dx, dy in passes]
+    wanted = sum(r * (1 + -(-c * bits * _PNG_CHANNELS[color] // 8)) for c, r in sizes if c > 0)
+    if len(zlib.decompressobj().decompress(b"".join(pixels), wanted)) < wanted:
+        raise ValueError("rows are missing")
 
 
 def _exif_orientation(image: Image.Image) -> int:
@@ -429,7 +482,10 @@ def _lookup_table(file: DatasetReader) -> tuple[np.ndarray, str]:
 def _read_all(file: DatasetReader, colors: np.ndarray | None) -> np.ndarray:
     if colors is not None:
         return colors[file.read(1)]
-    return np.ascontiguousarray(np.moveaxis(file.read(), 0, -1))
+    values = np.ascontiguousarray(np.moveaxis(file.read(), 0, -1))
+    if file.driver == "PNG":
+        _require_whole_png(file.name, values[-1].any())
+    return values
 
 
 def _to_picture(file: DatasetReader, header: Header, colors: np.ndarray | None) -> Image.Image:
@@ -454,9 +510,12 @@ def _open_array(path: Path) -> _Raster:
         shape, fortran_order, dtype = read(file)
         start = file.tell()
     shape = (*shape, 1) if len(shape) == 2 else shape
-    if len(shape) != 3 or min(shape) < 1 or dtype.names or dtype.hasobject:
+    wrong = len(shape) != 3 or min(shape) < 1 or dtype.names or dtype.hasobject
+    # Bands are saved first as often as last, and nobody cuts tiles narrower than their bands.
+    if wrong or shape[2] > min(MAX_BANDS, *shape[:2]):
         raise DataError(
-            f"{path}: {shape} {dtype} array; save images as (height, width, bands) uint8 or uint16"
+            f"{path}: {shape} {dtype} array; save images as (height, width, bands) uint8 or "
+            f"uint16, of at most {MAX_BANDS} bands and no fewer pixels a side"
         )
     header = Header(*shape, dtype.newbyteorder("=").name, "NPY")
     _require_sensible(path, header)
@@ -472,12 +531,10 @@ def _open_array(path: Path) -> _Raster:
 
 
 def _require_sensible(path: Path, header: Header) -> None:
-    values = header.height * header.width * header.bands
-    if values > MAX_VALUES or (header.format == "NPY" and header.bands > MAX_BANDS):
+    if header.height * header.width * header.bands > MAX_VALUES:
         raise DataError(
             f"{path}: {header.width} × {header.height} pixels of {header.bands} bands, more than "
-            f"{MAX_VALUES} values, or {MAX_BANDS} bands of an array; cut the scene into tiles, or "
-            "save the array as (height, width, bands)"
+            f"{MAX_VALUES} values; cut the scene into tiles"
         )
 
 

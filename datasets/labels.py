@@ -8,16 +8,18 @@ import numpy as np
 from PIL import Image
 
 from datasets.classes import CLASSES_FILE, ClassList
-from datasets.images import open_image
+from datasets.images import GREY_STEP, open_image
 from utils.errors import DataError
 
 WHITE = 255
 INDEX, PALETTE, RGB_LABEL = "index", "palette", "RGB in class colours"
+GREY_LABEL = "grey in class colours"
 CHANGE_MASK = "change mask"  # under a binary class list, 0 and 1 or 0 and 255
 NEAR_COLORS, BINARY = "near-colours", "binary 0/255"
 FOREIGN_VALUES, FOREIGN_COLORS = "foreign values", "foreign colours"
-CONTRADICTING_PALETTE, OTHER_MODE = "contradicting palette", "other mode"
-READABLE = frozenset({INDEX, PALETTE, RGB_LABEL, CHANGE_MASK})  # what training reads as it is
+CONTRADICTING_COLORS, OTHER_MODE = "contradicting colours", "other mode"
+# What training reads as it is.
+READABLE = frozenset({INDEX, PALETTE, RGB_LABEL, GREY_LABEL, CHANGE_MASK})
 COLOR_DISTANCE, LISTED = 30, 5  # LISTED foreign values or colours are named
 IDENTITY = np.arange(256, dtype=np.uint8)
 Color = tuple[int, int, int]
@@ -44,8 +46,8 @@ def read_label(path: Path, classes: ClassList) -> np.ndarray:
 def _remedy(reading: LabelReading, classes: ClassList) -> str:
     if reading.format == OTHER_MODE:
         return "save class indices as an 8-bit grey or palette PNG, or class colours as RGB"
-    if reading.format == CONTRADICTING_PALETTE:
-        return "save the mask as RGB or with plain indices"
+    if reading.format == CONTRADICTING_COLORS:
+        return "save the mask as RGB or with plain indices of 8 bits"
     if reading.format in (NEAR_COLORS, FOREIGN_COLORS):
         return f"list the colours in {CLASSES_FILE}, or save them without lossy compression"
     if classes.is_binary:
@@ -62,9 +64,10 @@ def inspect_label(
 ) -> LabelReading:
     """Tell format and classes of a label that `open_image` decoded.
 
-    Grey images hold indices, under a binary list 0 and 255 as well; RGB and RGBA images hold
-    colours up to ``color_distance`` from a class's. A palette of class colours, or of grey, is read
-    by its entries, whatever their order; else indices count, unless the palette contradicts them.
+    Grey images hold indices, under a binary list 0 and 255 as well, or else class colours; RGB and
+    RGBA images hold colours up to ``color_distance`` from a class's. A palette of class colours, or
+    of grey, is read by its entries, whatever their order; else indices count, unless the palette
+    contradicts them.
     """
     if image.mode in ("RGB", "RGBA"):
         return _inspect_colors(image, classes, color_distance)
@@ -72,14 +75,16 @@ def inspect_label(
         return LabelReading(OTHER_MODE, None, f"mode {image.mode}")
     lookup, wrong = _palette_lookup(image, classes) if image.mode == "P" else (IDENTITY, "")
     if wrong:
-        return LabelReading(CONTRADICTING_PALETTE, None, wrong)
+        return LabelReading(CONTRADICTING_COLORS, None, wrong)
     values = np.array(image, dtype=np.uint8)
     values = values if lookup is IDENTITY else lookup[values]
     if classes.is_binary:
-        return _inspect_mask(values)
-    if values.max(initial=0) <= classes.num_classes:
-        return LabelReading(PALETTE if image.mode == "P" else INDEX, values)
-    return _foreign_values(values, classes.num_classes)
+        reading = _inspect_mask(values)
+    elif values.max(initial=0) <= classes.num_classes:
+        reading = LabelReading(PALETTE if image.mode == "P" else INDEX, values)
+    else:
+        reading = _foreign_values(values, classes.num_classes)
+    return reading if image.mode == "P" else _compare_greys(image, values, reading, classes)
 
 
 def grey_levels(image: Image.Image) -> set[int] | None:
@@ -140,6 +145,32 @@ def _palette_lookup(image: Image.Image, classes: ClassList) -> tuple[np.ndarray,
     lookup = IDENTITY.copy()
     lookup[list(meaning)] = list(meaning.values())
     return lookup, ""
+
+
+def _compare_greys(
+    image: Image.Image, values: np.ndarray, by_index: LabelReading, classes: ClassList
+) -> LabelReading:
+    """Return what values (H, W) uint8 mean as indices, or as colours where they are no indices.
+
+    Optimisers of files turn RGB and palettes to grey, in the fewest bits that its levels need.
+    """
+    numbers = {color[0]: n for n, color in enumerate(classes.colors) if len(set(color)) == 1}
+    step = WHITE if image.mode == "1" else image.info.get(GREY_STEP, 1)
+    levels = {int(step * value) for value in np.flatnonzero(np.bincount(values.ravel()))}
+    needed = next(s for s in (WHITE, 85, 17, 1) if not any(level % s for level in levels))
+    if not levels <= numbers.keys() or (by_index.mask is not None and needed > step):
+        return by_index
+    lookup = np.zeros(256, dtype=np.uint8)
+    lookup[[level // step for level in levels]] = [numbers[level] for level in levels]
+    mask = lookup[values]
+    if by_index.mask is None:  # a change mask may be meant
+        return by_index if levels == {0, WHITE} else LabelReading(GREY_LABEL, mask)
+    if np.array_equal(mask, by_index.mask):
+        return by_index
+    first = np.flatnonzero((mask != by_index.mask).ravel())[0]
+    index, number = by_index.mask.ravel()[first], mask.ravel()[first]
+    said = f"index {index} ({classes.names[index]}) may be the colour of {classes.names[number]}"
+    return LabelReading(CONTRADICTING_COLORS, None, said)
 
 
 def _inspect_mask(values: np.ndarray) -> LabelReading:

@@ -32,6 +32,9 @@ PRESETS = (  # the keys of datasets.classes.PRESETS, which imports numpy
     *("second", "second-changemamba-order", "landsat-scd", "hi-ucd", "hrscd"),
     *("levir-cd", "whu-cd", "s2looking"),
 )
+# Folders of dates and of labels, as `datasets.classes` has them in all its forms.
+DATES = (("im1", "im2"), ("A", "B"), ("T1", "T2"), ("Image1", "Image2"))
+LABELS = ("label", "label1", "label2", "GT", "GT_T1", "GT_T2")
 DATA = "data: Scores compare only between runs of the same data and split."
 SPEED, ENSEMBLE, RESTART, RUN = "speed", "ensemble", "restart", "run"
 BANDS, MODEL, TRAINING, VALIDATION = "bands", "model", "training", "validation"
@@ -240,6 +243,22 @@ def require_outside(data_root: Path, outdir: Path, folders: Sequence[Path]) -> N
             raise OptionError(
                 f"--outdir {outdir}: {folder} lies in a data set, whose files would be "
                 "replaced; name another folder")
+
+
+def output_path(text: str) -> Path:
+    """Parse where a tool writes: nowhere among the files of a data set, nor by a link to there."""
+    real = Path(text).resolve()
+    for place in (real, *real.parents):
+        splits = [place.parent / split for split in ("train", "val", "test")]
+        found = place in splits and any((s / name).is_dir() for s in splits for name in LABELS)
+        for dates in DATES:
+            beside = all((place.parent / date).is_dir() for date in dates)
+            found |= beside and place.name in (*dates, *LABELS)
+        if found:
+            raise argparse.ArgumentTypeError(
+                f"{text!r} lies in a data set, whose files it could replace, in {place}; name "
+                "another place")
+    return Path(text)
 
 
 @options(RUN)

@@ -55,7 +55,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
         "instead of checking, write a copy with index-PNG labels, or change masks of 0 and 255, "
     )
     about += "into this empty folder"
-    add("--convert", type=Path, metavar="OUT", help=about)
+    add("--convert", type=config.output_path, metavar="OUT", help=about)
     about = "Euclidean distance in RGB up to which a label colour counts as the nearest class's; "
     about += "442 takes any (default: 30)"
     add("--color-distance", type=cli.natural, default=30, metavar="D", help=about)
@@ -68,7 +68,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     about = "set labels to 0 where only one date has a class"
     add("--resolve-disagreement", action="store_true", help=about)
     group = parser.add_argument_group("run")
-    place = {"type": Path, "default": config.OUTDIR / "check"}
+    place = {"type": config.output_path, "default": config.OUTDIR / "check"}
     about = "where report and pictures go (default: outdir/check)"
     group.add_argument("--outdir", **place, metavar="DIR", help=about)
     config.add_processes_arg(group, "that decode files")

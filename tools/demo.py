@@ -11,7 +11,7 @@ import shutil
 import time
 from typing import Any
 
-from engine.config import OUTDIR
+from engine.config import OUTDIR, output_path
 from utils import cli
 from utils.errors import UserError
 
@@ -25,7 +25,8 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     add("--size", type=cli.positive_int, default=96, metavar="PIXELS", help="(default: 96)")
     add("--epochs", type=cli.positive_int, default=8, metavar="N", help="(default: 8)")
     about = "everything goes here, and what an earlier demo left here goes (default: outdir/demo)"
-    parser.add_argument("--outdir", type=Path, default=OUTDIR / "demo", metavar="DIR", help=about)
+    place = {"type": output_path, "default": OUTDIR / "demo"}
+    parser.add_argument("--outdir", **place, metavar="DIR", help=about)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser.parse_args(argv)
 

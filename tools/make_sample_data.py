@@ -9,7 +9,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import importlib
 import re
 
-from engine.config import REPO
+from engine.config import REPO, output_path
 from utils import cli
 from utils.errors import OptionError
 
@@ -34,8 +34,8 @@ def parse_args(argv: list[str] | None) -> Namespace:
         "DIR/{train,val}/{im1,im2,label1,label2,truth1,truth2}/00000.png.",
     )
     add = parser.add_argument_group("where").add_argument
-    add("folder", nargs="?", type=Path, metavar="DIR", help="same as --out")
-    add("--out", type=Path, metavar="DIR", help="folder to write (default: data/sample)")
+    add("folder", nargs="?", type=output_path, metavar="DIR", help="same as --out")
+    add("--out", type=output_path, metavar="DIR", help="folder to write (default: data/sample)")
     add("--overwrite", action="store_true", help="replace sample data that is already in DIR")
     add = parser.add_argument_group("what").add_argument
     add("--train-pairs", type=cli.natural, default=64, metavar="N", help="pairs (default: 64)")

@@ -42,7 +42,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     about = "html: the page; md or tex: the tables of its runs alone (default: html)"
     group.add_argument("--format", choices=("html", "md", "tex"), default="html", help=about)
     about = "the page (default: report.FORMAT in the first run's outdir)"
-    group.add_argument("--out", type=Path, metavar="FILE", help=about)
+    group.add_argument("--out", type=config.output_path, metavar="FILE", help=about)
     config.add_processes_arg(group, "that read masks, fewer for few pairs")
     group.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser.parse_args(argv)

@@ -45,8 +45,9 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     add("--bootstrap", type=cli.natural, default=1000, metavar="N", help=about)
     add("--seed", type=cli.natural, default=0, metavar="N", help="of the resamples (default: 0)")
     group = parser.add_argument_group("output")
-    group.add_argument("--json", type=Path, metavar="FILE", help="write all values as JSON")
-    group.add_argument("--csv", type=Path, metavar="FILE", help="write a row of scores per image")
+    file = {"type": config.output_path, "metavar": "FILE"}
+    group.add_argument("--json", **file, help="write all values as JSON")
+    group.add_argument("--csv", **file, help="write a row of scores per image")
     config.add_processes_arg(group, "that read masks, fewer for few pairs")
     group.add_argument("--debug", action="store_true", help="show the traceback of an error")
     options = parser.parse_args(argv)

@@ -45,6 +45,11 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not os.path.isfile(path):  # says no to impossible names as well
         raise CheckpointError(f"{path}: no such checkpoint; check the path")
     try:
+        with open(path, "rb") as file:
+            is_pickle = file.read(1) == pickle.PROTO
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+    try:
         if path.suffix == ".safetensors":
             return load_file(path, device="cpu")
         if zipfile.is_zipfile(path):
@@ -53,7 +58,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
                     raise ValueError("wrong checksum")
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "Unsupported operand" not in str(error) or _is_pickle(path):
+        if "Unsupported operand" not in str(error) or is_pickle:
             raise CheckpointError(
                 f"{path}: refused, the file holds Python objects that could run code; export its "
                 "tensors as a plain state dict or as .safetensors"
@@ -74,7 +79,7 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
 def unwrap_state_dict(state: dict[str, Any], path: Path) -> dict[str, torch.Tensor]:
     """Return a checkpoint's tensors by name: out of its wrapper, without prefixes of wrappers.
 
-    A `CheckpointError` where there are none.
+    A `CheckpointError` where there are none, or one is sparse, quantised or has no values.
     """
     for wrapper in _WRAPPERS:
         if isinstance(state.get(wrapper), dict):
@@ -86,12 +91,12 @@ def unwrap_state_dict(state: dict[str, Any], path: Path) -> dict[str, torch.Tens
     }
     if not tensors:
         raise CheckpointError(f"{path}: no tensors in it; this is not a model checkpoint")
+    for name, value in tensors.items():
+        if value.layout != torch.strided or value.is_quantized or value.is_meta:
+            raise CheckpointError(
+                f"{path}: {name} is sparse, quantised or without values; save it as dense floats"
+            )
     return tensors
-
-
-def _is_pickle(path: Path) -> bool:
-    with open(path, "rb") as file:
-        return file.read(1) == pickle.PROTO
 
 
 def _damaged(path: Path) -> str:

@@ -13,7 +13,7 @@ from datasets.classes import ClassList, suspect_order
 from datasets.images import DTYPES, lacks_bands, places_apart
 from datasets.labels import (
     BINARY,
-    CONTRADICTING_PALETTE,
+    CONTRADICTING_COLORS,
     FOREIGN_COLORS,
     FOREIGN_VALUES,
     NEAR_COLORS,
@@ -83,7 +83,7 @@ KINDS: dict[str, tuple[str, str, str]] = {
         'list the classes in classes.json, or --convert OUT --class-map FILE, as {"255": 0}'),
     "label-colours": (ERROR, "labels with colours of no class",
         'list the colours in classes.json, or --convert OUT --class-map FILE, as {"#ff8000": 5}'),
-    "label-palette": (ERROR, "palette labels whose colours contradict their indices",
+    "label-palette": (ERROR, "labels whose colours contradict their indices",
         "save them as RGB, or --convert OUT --class-map FILE with the colours alone (#rrggbb)"),
     "label-mode": (ERROR, "labels in a mode that is no label format",
         "save class indices as 8-bit grey PNG, or try --convert OUT"),
@@ -120,7 +120,7 @@ LABEL_KINDS = {
     BINARY: "label-binary",
     FOREIGN_VALUES: "label-values",
     FOREIGN_COLORS: "label-colours",
-    CONTRADICTING_PALETTE: "label-palette",
+    CONTRADICTING_COLORS: "label-palette",
     OTHER_MODE: "label-mode",
 }
 

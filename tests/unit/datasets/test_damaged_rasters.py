@@ -19,6 +19,7 @@ from datasets.bands import Bands
 from datasets.images import (
     MAX_VALUES,
     image_size,
+    open_image,
     read_bands,
     read_header,
     read_raster,
@@ -137,3 +138,39 @@ def test_files_that_are_cut_off(kind, share, tmp_path, capfd):
     with pytest.raises(DataError, match=f"^{path}: cannot be decoded"):
         read_raster(path)
     assert capfd.readouterr().err == ""
+
+
+def png_of(header: tuple, pixels: bytes) -> bytes:
+    chunks = [b"IHDR" + struct.pack(">LL5B", *header), b"IDAT" + zlib.compress(pixels), b"IEND"]
+    framed = (struct.pack(">L", len(c) - 4) + c + struct.pack(">L", zlib.crc32(c)) for c in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(framed)
+
+
+@pytest.mark.parametrize("interlaced", [0, 1])
+@pytest.mark.parametrize("bits", [8, 16])
+def test_pngs_of_too_few_rows_are_refused(bits, interlaced, tmp_path):
+    path, size = tmp_path / "a.png", bits // 8
+    # Adam7's order: top left, bottom left, second column of both, and the row between.
+    rows = [1, 1, 1, 1, 2] if interlaced else [2, 2, 2]
+    pixels = b"".join(bytes(1 + columns * size) for columns in rows)
+    path.write_bytes(png_of((2, 3, bits, 0, 0, 0, interlaced), pixels))
+    assert read_raster(path).shape == (3, 2, 1)
+    path.write_bytes(png_of((2, 3, bits, 0, 0, 0, interlaced), pixels[: -1 - rows[-1] * size]))
+    for read in (read_raster, open_image):
+        with pytest.raises(DataError, match=f"^{path}: cannot be decoded"):
+            read(path)
+
+
+def test_a_png_with_any_bit_changed_is_refused(tmp_path):
+    path = tmp_path / "a.png"
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 7, (8, 8), dtype=np.uint8))
+    image.putpalette(range(21))
+    image.save(path)
+    data = path.read_bytes()
+    for bit in range(0, 8 * len(data), 9):
+        flipped = bytearray(data)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        for read in (read_raster, open_image):
+            with pytest.raises(DataError, match=f"^{path}: "):
+                read(path)

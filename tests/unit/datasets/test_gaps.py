@@ -242,4 +242,9 @@ def test_places_that_agree_or_are_not_known(tmp_path):
         write_tiff(tmp_path / "f.tif", noise(3), **HERE | {"transform": GRID * GRID.scale(1.001)}),
         write_tiff(tmp_path / "g.tif", finer, **HERE | {"transform": GRID * GRID.scale(1 / 3)}),
     ]
-    assert [places_apart(header, read_header(path)) for path in others] == [""] * len(others)
+    for number, flat in enumerate([(0, 0, 5, 0, 0, 7), (0.1, 0.2, 5, 0.3, 0.6, 7)]):
+        place = HERE | {"transform": rasterio.Affine(*flat)}
+        others.append(write_tiff(tmp_path / f"flat{number}.tif", noise(3), **place))
+    headers = [read_header(path) for path in others]
+    assert [places_apart(header, other) for other in headers] == [""] * len(others)
+    assert [places_apart(other, header) for other in headers] == [""] * len(others)

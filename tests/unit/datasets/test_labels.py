@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from datasets.classes import CHANGE_CLASSES, SECOND_CLASSES
+from datasets.classes import CHANGE_CLASSES, SECOND_CLASSES, ClassList
 from datasets.labels import inspect_label, nearest_colors, read_label
+from tests.helpers.raster_files import write_tiff
 from utils.errors import DataError
 
 MASK = np.random.default_rng(0).integers(0, 7, (5, 9), dtype=np.uint8)
@@ -122,6 +123,55 @@ def test_what_says_no_class_is_named(image, classes, message, tmp_path):
     with pytest.raises(DataError, match=f"^{path}: label .*{message}") as caught:
         read_label(path, classes)
     assert len(str(caught.value).splitlines()) == 1
+
+
+def grey_png(path: Path, value: int, bits: int) -> Path:
+    with rasterio.open(
+        path, "w", "PNG", width=4, height=3, count=1, dtype="uint8", nbits=bits
+    ) as file:
+        file.write(np.full((1, 3, 4), value, np.uint8))
+    return path
+
+
+GREYS = ClassList(("none", "a", "b"), ((0, 0, 0), (17, 17, 17), (255, 255, 255)))
+SWAPPED = ClassList(("unchanged", "changed"), (WHITE, BLACK))
+
+
+@pytest.mark.parametrize(
+    ("classes", "bits", "value", "meant"),
+    [
+        (SECOND_CLASSES, 8, 255, 0),  # as optimisers make them of this project's masks
+        (SECOND_CLASSES, 8, 128, 2),
+        (SECOND_CLASSES, 1, 1, None),  # unchanged in white, or water
+        (SECOND_CLASSES, 1, 0, 0),
+        (SECOND_CLASSES, 2, 3, 3),  # white needs a single bit
+        (SECOND_CLASSES, 4, 6, 6),
+        (GREYS, 4, 1, 1),
+        (GREYS, 4, 15, 2),
+        (GREYS, 1, 1, None),
+        (CHANGE_CLASSES, 1, 1, 1),
+        (CHANGE_CLASSES, 8, 255, 1),
+        (SWAPPED, 8, 255, 1),
+        (SWAPPED, 1, 1, None),
+        (SWAPPED, 1, 0, None),
+    ],
+)
+def test_grey_is_index_or_colour_or_refused_where_both_may_be_meant(
+    classes, bits, value, meant, tmp_path
+):
+    path = grey_png(tmp_path / "a.png", value, bits)
+    if meant is None:
+        with pytest.raises(DataError, match=r"may be the colour of .*; save the mask as RGB"):
+            read_label(path, classes)
+    else:
+        assert (read_label(path, classes) == meant).all()
+
+
+def test_tiff_labels_whose_zero_is_white_are_refused(tmp_path):
+    changed = (MASK > 0).astype(np.uint8)
+    path = write_tiff(tmp_path / "a.tif", changed[..., None], nbits=1, photometric="miniswhite")
+    with pytest.raises(DataError, match=f"^{path}: .*0 is white or black.*save labels as PNG"):
+        read_label(path, CHANGE_CLASSES)
 
 
 def test_colours_near_a_class_are_read_on_request():

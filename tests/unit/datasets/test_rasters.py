@@ -223,9 +223,20 @@ def test_pages_and_turned_axes_are_refused_by_name(tmp_path):
     pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:])
     with pytest.raises(DataError, match=r"a\.tif: cannot be decoded .6 pages"):
         read_bands(tmp_path / "a.tif")
-    np.save(tmp_path / "a.npy", np.zeros((3, 64, 256), np.uint8))
-    with pytest.raises(DataError, match=r"a\.npy: .* of 256 bands, .*height, width, bands"):
-        read_bands(tmp_path / "a.npy")
+    for shape in ((3, 64, 256), (3, 128, 100), (13, 40, 52)):
+        np.save(tmp_path / "a.npy", np.zeros(shape, np.uint16))
+        with pytest.raises(DataError, match=r"a\.npy: .* array; .*height, width, bands"):
+            read_header(tmp_path / "a.npy")
+
+
+@pytest.mark.parametrize("said", ['{"shape": [5, 9, 13]}', "ImageJ=1.11a\nimages=5\nslices=5"])
+def test_pages_of_one_directory_are_refused_where_the_file_holds_them(said, tmp_path):
+    path = tmp_path / "a.tif"
+    Image.fromarray(GREY).save(path, description=said)
+    assert_read(path, GREY[..., None])  # cut out of such a file
+    path.write_bytes(path.read_bytes() + 4 * GREY.tobytes())
+    with pytest.raises(DataError, match=r"a\.tif: cannot be decoded .5 pages"):
+        read_raster(path)
 
 
 def test_pictures_of_16_bits_are_stretched_band_by_band_and_of_8_bits_are_not(tmp_path):
@@ -240,5 +251,5 @@ def test_pictures_of_16_bits_are_stretched_band_by_band_and_of_8_bits_are_not(tm
     shown = read_picture(tmp_path / "a.png", (4, 2, 3))
     assert np.array_equal(shown[..., 1:], picture[..., 1:])
     assert np.ptp(read_picture(tmp_path / "a.png", (9, 2))) > 0
-    np.save(tmp_path / "a.npy", noise(13, "uint8"))
-    assert np.array_equal(read_picture(tmp_path / "a.npy"), noise(13, "uint8")[..., :3])
+    np.save(tmp_path / "a.npy", noise(8, "uint8"))
+    assert np.array_equal(read_picture(tmp_path / "a.npy"), noise(8, "uint8")[..., :3])

@@ -217,3 +217,16 @@ def test_transfer_between_architectures_is_refused(change, tmp_path):
     write_model(tmp_path / "a.pth")
     with pytest.raises(CheckpointError, match=next(iter(change))):
         transfer_weights(build_model(small_config(**change)), open_checkpoint(tmp_path / "a.pth"))
+
+
+@pytest.mark.parametrize("change", [torch.Tensor.to_sparse, lambda t: t.to("meta")])
+def test_tensors_without_plain_values_are_named(change, tmp_path):
+    path = tmp_path / "a.pth"
+    torch.save({"model": {"a.weight": change(torch.zeros(2, 3))}}, path)
+    with pytest.raises(CheckpointError, match=rf"^{path}: a\.weight is sparse, quantised or"):
+        read_state_dict(path)
+
+
+def test_a_file_that_cannot_be_read_is_not_called_damaged():
+    with pytest.raises(CheckpointError, match=r"^/proc/self/mem: cannot be read \(Input/output"):
+        read_checkpoint("/proc/self/mem")

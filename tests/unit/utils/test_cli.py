@@ -14,7 +14,9 @@ import torch
 import label
 import test as predict
 import train
-from engine.config import REPO, LabelConfig, TrainConfig
+from datasets.classes import PRESETS
+from engine.config import DATES, LABELS, REPO, LabelConfig, TrainConfig, output_path
+from tools import check_data, compose_pairs, demo, make_sample_data, report, score
 from utils import cli
 from utils.errors import DataError, OptionError, UserError, one_line
 
@@ -256,3 +258,41 @@ def test_mistakes_in_a_file_of_options_are_one_line(text, said, tmp_path, capsys
         cli.parse(TrainConfig, ["--config", str(path)])
     [line] = capsys.readouterr().err.splitlines()
     assert f"error: {path}: " in line and said in line
+
+
+@pytest.mark.parametrize(
+    ("tool", "options"),
+    [
+        (check_data, "{set} --outdir {place}"),
+        (check_data, "other --convert {place}"),
+        (compose_pairs, "--images a --masks b --out {place}"),
+        (make_sample_data, "{place}"),
+        (make_sample_data, "--out {place}"),
+        (score, "--prediction a --label b --json {place}"),
+        (score, "--prediction a --label b --csv {place}"),
+        (report, "run --out {place}"),
+        (demo, "--outdir {place}"),
+    ],
+)
+def test_tools_write_nothing_among_the_files_of_a_data_set(tool, options, tmp_path, capsys):
+    for name in ("train/im1", "train/im2", "train/label1", "test/im1", "test/im2"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "set" / "train" / "im1")
+    for place in ("set/train/im1/a.png", "set/train/im1", "set/train/new", "set/test/x", "link/x"):
+        words = options.format(set=tmp_path / "set", place=tmp_path / place).split()
+        with pytest.raises(SystemExit):
+            tool.parse_args(words)
+        assert "lies in a data set" in capsys.readouterr().err
+    for place in ("set/masks", "set/logs/scores.csv", "out/test/x"):
+        tool.parse_args(options.format(set=tmp_path / "set", place=tmp_path / place).split())
+
+
+def test_folders_of_flat_public_sets_are_known_as_such(tmp_path):
+    forms = [form for preset in PRESETS.values() for form in preset.forms]
+    forms = [form for form in forms if not any("/" in name for name in form.values())]
+    assert {(form["im1"], form["im2"]) for form in forms} == set(DATES)
+    labels = {name for form in forms for key, name in form.items() if key not in ("im1", "im2")}
+    assert labels == set(LABELS)
+    (tmp_path / "masks/test/im1").mkdir(parents=True)  # outputs are none
+    (tmp_path / "masks/test/im2").mkdir()
+    assert output_path(str(tmp_path / "masks/test/scores.json"))
