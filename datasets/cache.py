@@ -24,7 +24,7 @@ from datasets.pairs import IMAGE_FOLDERS, Pair, pseudo_mask
 from datasets.task import Task
 from utils import dist
 from utils.errors import OptionError
-from utils.files import atomic_path, read_text, remove_leftovers, write_text
+from utils.files import atomic_path, read_json, remove_leftovers, write_text
 from utils.text import progress
 
 FORMAT = 4
@@ -60,7 +60,7 @@ class CachedReader:
         self._paths = paths
         self._entries = {}
         for number, path in enumerate(paths):
-            index = json.loads(read_text(path.with_suffix(".json")))
+            index = read_json(path.with_suffix(".json"))
             self._entries |= {name: (number, *entry) for name, entry in index["entries"].items()}
         self._bytes: dict[int, np.ndarray] = {}
 
@@ -177,7 +177,7 @@ def _key(files: Files, classes: ClassList, bands: Bands) -> str:
 def _write_cache(path: Path, files: Files, classes: ClassList, bands: Bands) -> None:
     """Decode files into one, unless that is there."""
     with contextlib.suppress(OSError, ValueError, KeyError):
-        index = json.loads(read_text(path.with_suffix(".json")))
+        index = read_json(path.with_suffix(".json"))
         if path.stat().st_size == index["bytes"]:
             return
     entries, total = _layout(files, bands)

@@ -1,6 +1,5 @@
 """Class lists, names and colours by index, and the public data sets that have them."""
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from utils.errors import DataError, OptionError
-from utils.files import read_text
+from utils.files import read_json
 
 CLASSES_FILE = "classes.json"
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
@@ -242,7 +241,7 @@ def read_classes(path: Path) -> ClassList:
     """Read a JSON list of ``{"name": "tree", "color": [0, 255, 0]}`` by index; else a DataError."""
     path = Path(path)
     try:
-        entries = json.loads(read_text(path))
+        entries = read_json(path)
         colors = tuple((int(r), int(g), int(b)) for r, g, b in (e["color"] for e in entries))
         return ClassList(tuple(str(entry["name"]) for entry in entries), colors)
     except FileNotFoundError as error:

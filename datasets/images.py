@@ -96,7 +96,8 @@ class Place:
     matrix: np.ndarray
 
     def __str__(self) -> str:
-        (width, _, left), (_, height, top), _ = self.matrix.tolist()
+        left, top = self.matrix[:2, 2]
+        width, height = np.linalg.norm(self.matrix[:2, :2], axis=0)
         name = self.crs.split('"')[1] if '"' in self.crs else "no coordinate system"
         return f"{name}, pixels of {width:g} × {height:g} from {left:.10g}, {top:.10g}"
 

@@ -1,6 +1,5 @@
 """Loaders: batches of a process's share, in an order that a resumed run takes up again."""
 
-import os
 import shutil
 import signal
 from collections.abc import Collection, Iterator, Sequence, Sized
@@ -14,6 +13,7 @@ from datasets.dataset import ChangeDetectionDataset, require_size
 from datasets.images import common_size
 from utils import dist
 from utils.errors import DataError
+from utils.machine import processes_here
 from utils.signals import STOP_SIGNALS
 
 PREFETCHED = 2  # batches that wait, per reader
@@ -115,7 +115,7 @@ def fit_shared_memory(*loaders: DataLoader) -> None:
     if not wanted or not SHARED_MEMORY.is_dir():
         return
     free = shutil.disk_usage(SHARED_MEMORY).free
-    batches = sum(map(_batch_bytes, loaders)) * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    batches = sum(map(_batch_bytes, loaders)) * processes_here()
     readers = wanted
     while readers and (readers * (PREFETCHED + 1) + 1) * batches > free * (1 - SPARE):
         readers -= 1

@@ -1,6 +1,5 @@
 """Mean and standard deviation of each band, over the images of the training pairs."""
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from datasets.images import read_header, read_masked, require_bands
 from datasets.pairs import Pair
 from utils import dist
 from utils.errors import DataError
-from utils.files import read_text
+from utils.files import read_json
 from utils.text import progress
 
 MEASURED_PAIRS = 100  # of a training run without given statistics
@@ -99,7 +98,7 @@ def read_statistics(path: Path, bands: Bands) -> Imagery:
     a DataError if it says nothing of a chosen band, or is of another depth.
     """
     try:
-        content = json.loads(read_text(path))
+        content = read_json(path)
         content = content.get(REPORT_KEY, content)
         if content is None:
             raise DataError(

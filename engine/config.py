@@ -4,6 +4,7 @@ An option is one field: default, help text, check, and whether a resumed run mus
 """
 
 import argparse
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -55,10 +56,11 @@ def band_numbers(text: str) -> tuple[int, ...]:
 
 def run_name(text: str) -> str:
     """Parse the name of a run, which begins the names of its files."""
-    if not re.fullmatch(r"\w[\w.+-]{,99}", text) or text.endswith("_latest"):
+    long = len(os.fsencode(text)) > 100
+    if long or not re.fullmatch(r"\w[\w.+-]*", text) or text.endswith("_latest"):
         raise argparse.ArgumentTypeError(
-            f"{text!r} is no name: up to 100 letters, digits and . _ + -, a letter or digit first, "
-            "not _latest at the end"
+            f"{text!r} is no name: up to 100 bytes of letters, digits and . _ + -, a letter or "
+            "digit first, not _latest at the end"
         )
     return text
 
@@ -234,12 +236,16 @@ class EnsembleOptions:
 
 def require_outside(data_root: Path, outdir: Path, folders: Sequence[Path]) -> None:
     """Raise an OptionError where outputs would land in a data set, maybe by a link into one."""
-    sets = [(data_root / split).resolve() for split in ("train", "val", "test")]
+    splits = [data_root / split for split in ("train", "val", "test")]
+    inside = [path for split in splits if split.is_dir() for path in split.iterdir()]
+    sets = [path.resolve() for path in (*splits, *inside) if path.is_dir()]
     for folder in folders:
         real = folder.resolve()
         near = (real, real.parent) if folder.is_symlink() else (real,)
         labelled = any((p / name).is_dir() for p in near for name in ("label", "label1", "label2"))
-        if labelled or any(real.is_relative_to(split) for split in sets):
+        linked = any(real.is_relative_to(place) for place in sets)
+        linked |= folder.parent.name == "masks" and any(p.is_relative_to(real) for p in sets)
+        if labelled or linked:
             raise OptionError(
                 f"--outdir {outdir}: {folder} lies in a data set, whose files would be "
                 "replaced; name another folder")
@@ -266,7 +272,7 @@ class RunOptions:
     """Where to write and what to run on."""
 
     config: Path | None = option(
-        None, "JSON of options by name, such as an earlier run's options.json; options given here "
+        None, "JSON of options by name, as training writes its options.json; options given here "
         "win, and it resumes, evaluates and debugs nothing", once=True)
     outdir: Path = option(OUTDIR, "where models, logs and masks go", metavar="DIR", shown="outdir")
     device: str = option(
@@ -316,7 +322,8 @@ class TrainConfig(RunOptions, ValidationOptions, TrainingOptions, ModelOptions, 
             raise OptionError(
                 "--compile and --checkpoint-activations: compiled code chooses by itself which "
                 "activations it keeps; leave one out")
-        if self.load_from and (self.bands != RGB.numbers or self.band_statistics):
+        given = self.bands != RGB.numbers or self.band_statistics
+        if self.load_from and given and not self.config:  # a run's options name its bands
             raise OptionError(
                 "--load-from: the checkpoint knows its bands and statistics; leave out --bands and "
                 "--band-statistics")
@@ -331,13 +338,13 @@ class TrainConfig(RunOptions, ValidationOptions, TrainingOptions, ModelOptions, 
         return {name: values[name] for name in FIXED_OPTIONS}
 
 
-FIXED_OPTIONS = tuple(field.name for field in fields(TrainConfig) if cli.is_fixed(field))
-
-
 def _plain(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value.resolve())
     return list(value) if isinstance(value, tuple) else value
+
+
+FIXED_OPTIONS = {f.name: _plain(f.default) for f in fields(TrainConfig) if cli.is_fixed(f)}
 
 
 @options(VOTING)

@@ -39,7 +39,8 @@ from engine.runtime import (
 )
 from utils import dist
 from utils.dist import broadcast, gather, is_main, print0, sole_writer
-from utils.files import file_state, read_text, remove_leftovers, write_json
+from utils.errors import OptionError
+from utils.files import file_state, read_json, remove_leftovers, write_json
 from utils.locks import LOCK
 from utils.pictures import read_note, save_change_mask, save_mask
 from utils.text import plural
@@ -165,6 +166,8 @@ def _begin(
 def mask_set(folder: Path) -> str:
     """Return what tells the masks of a folder from those of other work; "" without a manifest."""
     manifest = _read_manifest(folder)
+    if isinstance(manifest, dict):  # where the data lie changes no mask
+        manifest = {name: value for name, value in manifest.items() if name != "data"}
     return "" if manifest is None else _digest(manifest)
 
 
@@ -172,10 +175,16 @@ def unfinished(folder: Path, pairs: Sequence[Pair]) -> list[Pair]:
     """Return the pairs whose masks of both dates are missing or of other work than the manifest's.
 
     Without a manifest the masks were made elsewhere and are taken as they are: returns nothing.
+    An OptionError for one of before masks carried notes.
     """
-    work = mask_set(folder)
+    work, manifest = mask_set(folder), _read_manifest(folder)
     if not work:
         return []
+    if isinstance(manifest, dict) and "format" not in manifest:
+        raise OptionError(
+            f"{folder}: masks of an older label.py, which do not tell whether all are of one run; "
+            f"run label.py again, or remove {MANIFEST} to take them as they are"
+        )
     return [
         pair
         for pair in pairs
@@ -190,7 +199,7 @@ def _read_manifest(folder: Path) -> Any:
     """Return what the manifest holds: None where there is none, "" where it is damaged."""
     with suppress(FileNotFoundError):
         try:
-            return json.loads(read_text(folder / MANIFEST))
+            return read_json(folder / MANIFEST)
         except ValueError:  # somebody's hand
             return ""
     return None
@@ -201,8 +210,11 @@ def _digest(value: Any) -> str:
 
 
 def _digest_of(path: Path) -> str:
+    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 class MaskWriter:

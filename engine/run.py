@@ -17,7 +17,7 @@ import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 
 from datasets.task import Task
-from engine.config import TrainConfig
+from engine.config import FIXED_OPTIONS, TrainConfig
 from engine.predict import mask_set
 from models.checkpoint import Checkpoint, open_checkpoint
 from utils.dist import broadcast, gather, is_main, print0
@@ -211,9 +211,10 @@ def check_resumable(
             f"{path}: was trained on other pseudo masks than lie there now; restore them, or "
             "start anew, without --resume"
         )
-    differing = [name for name, value in info["options"].items() if options.get(name) != value]
+    saved_options = FIXED_OPTIONS | info["options"]  # which may be of before there were some
+    differing = {name: old for name, old in saved_options.items() if options.get(name) != old}
     if differing:
-        found = ", ".join(f"{name} {info['options'][name]}" for name in differing)
+        found = ", ".join(f"{name} {old}" for name, old in differing.items())
         raise OptionError(
             f"{path}: the run to resume had {found}; use the same options, another --outdir, or no "
             "--resume"

@@ -140,12 +140,14 @@ class TrainState:
         if self.device.type == "cuda":  # where passes of validation are as large as memory allows
             free, _ = torch.cuda.mem_get_info(self.device)
         else:
-            free = (available_memory() or math.inf) / processes_here()
+            known = available_memory()
+            free = (math.inf if known is None else known) / processes_here()
             largest = max(map(math.prod, data.val_loader.batch_sampler.sizes))
             at_once = max(largest, min(CPU_PIXELS_PER_PASS, largest * config.val_batch_size))
             validation = fixed + per_predicted_pixel * at_once
         need = f"about {max(training, validation) / 1e9:.1f} GB of memory"
-        need += f"{' each' if dist.size() > 1 else ''}, {free / 1e9:.1f} GB free"
+        need += " each" if dist.size() > 1 else ""
+        need += f", {free / 1e9:.1f} GB free" if free < math.inf else ""
         if max(training, validation) <= free:
             print0(need)
             return
@@ -338,7 +340,8 @@ def _keep_threads(threads: int | None, asked: int | None) -> None:
     """Take the threads of the run to resume, or say that last digits will differ."""
     if threads in (None, torch.get_num_threads()):
         return
-    if asked or usable_cores(most=threads) < threads:
+    told = asked or os.environ.get("OMP_NUM_THREADS") or os.environ.get(WHY_THREADS)
+    if told or usable_cores(most=threads) < threads:
         print0(f"note: the run to resume had {plural(threads, 'thread')}; last digits differ")
     else:
         torch.set_num_threads(threads)

@@ -19,13 +19,12 @@ from pathlib import Path
 from typing import Any, NoReturn, TextIO, TypeVar
 
 from utils.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError, first_line, one_line
-from utils.files import read_text
+from utils.files import read_json
 from utils.machine import first_look
 
 Config = TypeVar("Config")
 # Control characters but tab and line feed, line separators, and what changes the direction of text.
 _UNSAFE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
-STARTED = "SCD_STARTED"  # in the environment: the `time.time` at which the user started the script
 # In the environment: the `time.time` at which the user started the script, and in a few words what
 # lowered the number of threads, if anything.
 STARTED, WHY_THREADS = "SCD_STARTED", "SCD_WHY_THREADS"
@@ -132,7 +131,7 @@ def _read_options(parser: Parser, config_class: type) -> Iterator[str]:
     What is null, or counts for one start alone, is left out.
     """
     try:
-        content = json.loads(read_text(parser.source))
+        content = read_json(parser.source)
     except (OSError, ValueError) as error:
         parser.error(f"cannot be read as JSON ({getattr(error, 'strerror', None) or error})")
     if not isinstance(content, dict):

@@ -91,6 +91,14 @@ def read_text(path: Path | str) -> str:
     return Path(path).read_text(encoding="utf-8-sig")
 
 
+def read_json(path: Path) -> Any:
+    """Return what a JSON file holds; an OSError or a ValueError where it is none."""
+    try:
+        return json.loads(read_text(path))
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
 def file_state(path: Path) -> tuple[int, int]:
     """Return what changes when a file is replaced: its bytes and its time in ns."""
     state = path.stat()

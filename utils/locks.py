@@ -26,7 +26,7 @@ def exclusive(lock: Path, what: str) -> Iterator[None]:
     The lock ends with its process, however that ends. A `UserError` where another program holds
     it, or the folder cannot be written. Where the file system has no locks: a warning.
     """
-    own, owner = FileLock(lock, LOCK_WAIT_S, mode=0o666), _owner_file(lock)
+    own, owner = FileLock(lock, LOCK_WAIT_S, mode=0o666, fallback_to_soft=False), _owner_file(lock)
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
         own.acquire()
@@ -44,6 +44,8 @@ def exclusive(lock: Path, what: str) -> Iterator[None]:
             "program writes there",
             file=sys.stderr,
         )
+        with suppress(OSError):
+            lock.unlink()
         yield
         return
     try:
@@ -64,7 +66,7 @@ def holder(lock: Path) -> str:
     if not lock.exists():
         return ""
     try:
-        with FileLock(lock, 0, mode=0o666):
+        with FileLock(lock, 0, mode=0o666, fallback_to_soft=False):
             return ""
     except Timeout:
         return _read_owner(lock)

@@ -104,6 +104,17 @@ def test_masks_go_through_no_link_into_a_data_set(sample_root, tmp_path):
         label.main(options(sample_root, tmp_path))
 
 
+@pytest.mark.parametrize("folder", ["im1", "label1"])
+def test_no_folder_of_a_data_set_is_a_link_to_masks(folder, sample_root, tmp_path):
+    root, masks = tmp_path / "root", tmp_path / "masks" / "train" / "im1"
+    shutil.copytree(sample_root, root)
+    masks.parent.mkdir(parents=True)
+    (root / "train" / folder).rename(masks)
+    (root / "train" / folder).symlink_to(masks)
+    with pytest.raises(OptionError, match="lies in a data set"):
+        label.main(options(root, tmp_path))
+
+
 @pytest.mark.parametrize("line", ["../../../etc/passwd", "..", "/", ".", "train/../../x.png"])
 def test_lists_name_pairs_of_the_data_set_alone(line, sample_root, tmp_path):
     names = tmp_path / "val.txt"

@@ -2,15 +2,16 @@
 
 import csv
 import json
-import shutil
 
 import pytest
 import torch
 
 import label
 import train
+from engine import state
 from tests.helpers.faults import CrashError, before_step, crash
 from tests.helpers.runs import assert_same_values, best_files, latest_file, options, train_options
+from utils.cli import WHY_THREADS
 from utils.errors import OptionError
 from utils.tensor_files import read_checkpoint
 
@@ -80,17 +81,21 @@ def test_a_run_is_repeated_from_its_options(sample_root, tmp_path, monkeypatch):
     assert {k for k in kept if kept[k] != found[k]} == {"config", "outdir"}
 
 
-def test_a_resumed_run_keeps_its_threads(half_outdir, fcn_run, tmp_path, monkeypatch, capsys):
-    assert read_checkpoint(latest_file(half_outdir))["training"]["threads"] == 1
-    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+@pytest.mark.parametrize(
+    ("asked", "variable", "threads"), [(None, "", 1), (2, "", 2), (None, "2", 2)]
+)
+def test_a_resumed_run_keeps_its_threads(
+    asked, variable, threads, half_outdir, monkeypatch, capsys
+):
+    saved = read_checkpoint(latest_file(half_outdir))["training"]["threads"]
+    assert saved == 1
+    monkeypatch.setenv("OMP_NUM_THREADS", variable)
+    monkeypatch.setenv(WHY_THREADS, "")
     torch.set_num_threads(2)
     try:
-        for more, said in (
-            ((), "1 thread (as the run to resume had)"),
-            (("--threads", 2), "the run to resume had 1 thread; last digits differ"),
-        ):
-            outdir = shutil.copytree(half_outdir, tmp_path / str(len(more)))
-            train.main(fcn_run.argv(outdir, "--resume", "--dry-run", *more))
-            assert said in capsys.readouterr().out
+        state._keep_threads(saved, asked)
+        assert torch.get_num_threads() == threads
+        noted = "the run to resume had 1 thread; last digits differ" in capsys.readouterr().out
+        assert noted == (threads == 2)
     finally:
         torch.set_num_threads(1)

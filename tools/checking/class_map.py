@@ -1,6 +1,5 @@
 """From the values, colours or names of another data set's labels to a class list."""
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from PIL import Image
 from datasets.classes import ClassList
 from datasets.labels import COLOR_DISTANCE, nearest_colors
 from utils.errors import DataError
-from utils.files import read_text
+from utils.files import read_json
 
 HEX_COLOR = re.compile(r"#[0-9a-fA-F]{6}")
 DECIMAL_COLOR = re.compile(r"\(?\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*\)?")
@@ -94,7 +93,7 @@ def load_class_map(path: Path, source: ClassList, target: ClassList) -> ClassMap
     """
     path = Path(path)
     try:
-        entries = json.loads(read_text(path))
+        entries = read_json(path)
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read as JSON ({error})") from error
     if not isinstance(entries, dict) or not entries:

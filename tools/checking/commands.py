@@ -21,6 +21,7 @@ from tools.checking.pictures import draw_pictures
 from tools.checking.tables import tables, to_dict
 from utils.errors import OptionError
 from utils.files import write_json
+from utils.text import plural
 
 LISTED = 20  # pairs left out; convert.json has all
 
@@ -39,7 +40,8 @@ def check(args: Namespace) -> int:
     for part in (*tables(report), *report.findings):
         print(part, end="\n\n")
     levels = Counter(finding.level for finding in report.findings)
-    print(f"{levels['error']} kinds of errors, {levels['warning']} kinds of warnings")
+    errors, warnings = (plural(levels[level], "kind") for level in ("error", "warning"))
+    print(f"{errors} of errors, {warnings} of warnings")
     failed = bool(levels["error"] or (args.strict and levels["warning"]))
     write_json(args.outdir / "report.json", to_dict(report) | {"passed": not failed})
     written = ["report.json", *draw_pictures(report, args.outdir)]

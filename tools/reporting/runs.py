@@ -3,7 +3,6 @@
 import contextlib
 import csv
 import io
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from datasets.pairs import split_pairs
 from datasets.splits import SplitOptions, parse_k_fold
 from engine.metrics import RANKS, Metrics, titles
 from utils.errors import CheckpointError, DataError, OptionError, UserError
-from utils.files import read_text
+from utils.files import read_json, read_text
 from utils.tensor_files import read_checkpoint
 
 METRICS_FILE, OPTIONS_FILE = "metrics.csv", "options.json"
@@ -154,7 +153,7 @@ def _read_options(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        return dict(json.loads(read_text(path)))
+        return dict(read_json(path))
     except (OSError, ValueError, TypeError) as error:
         raise DataError(f"{path}: {error}; copy the file again or remove it") from error
 

@@ -13,7 +13,7 @@ import numpy as np
 from datasets.images import open_image
 from datasets.pairs import UNFINISHED
 from utils.errors import OptionError
-from utils.files import file_state, read_text, remove_leftovers, write_json
+from utils.files import file_state, read_json, remove_leftovers, write_json
 from utils.locks import LOCK, exclusive, holder
 
 SPLITS = ("train", "val")
@@ -32,7 +32,7 @@ def goes_on(root: Path, record: Mapping[str, Any], overwrite: bool = False) -> b
         if writer:
             raise OptionError(f"{root}: {writer} is writing there; choose another folder")
         try:
-            found = dict(json.loads(read_text(root / UNFINISHED)))
+            found = dict(read_json(root / UNFINISHED))
         except (ValueError, TypeError):  # somebody's hand
             found = {}
         record = json.loads(json.dumps(record, default=str))

@@ -14,7 +14,8 @@ from datasets.pairs import index_pairs
 from datasets.task import Task
 from engine.config import TrainConfig
 from engine.predict import MANIFEST, mask_set, open_masks, unfinished
-from engine.run import Run
+from engine.run import Run, check_resumable
+from models.checkpoint import Checkpoint
 from tests.helpers.runs import PREFIX, train_options
 from utils import cli
 from utils.errors import OptionError, UserError
@@ -93,6 +94,19 @@ def test_without_a_manifest_masks_are_taken_as_they_are(folder, pairs):
     assert mask_set(folder) == ""
 
 
+def test_masks_of_an_older_program_are_named(folder, pairs):
+    (folder / MANIFEST).write_text('{"tta": true}', encoding="utf-8")
+    with pytest.raises(OptionError, match=r"masks of an older label.py.* remove manifest.json"):
+        unfinished(folder, pairs)
+
+
+def test_where_the_data_lie_changes_no_mask(folder, pairs):
+    begin(folder, pairs, KEY | {"data": ["/a"]})
+    before = mask_set(folder)
+    assert begin(folder, pairs, KEY | {"data": ["/b"]}) == ["a", "b"]
+    assert mask_set(folder) == before
+
+
 def test_one_program_at_a_time_writes_into_a_folder(folder, pairs):
     refusal = pytest.raises(UserError, match=r"masks: .*process \d+ on .*since .* is writing masks")
     with open_masks(folder, TASK, KEY, pairs, False), refusal:
@@ -122,6 +136,17 @@ def test_a_run_keeps_no_state_of_other_masks(folder, pairs, sample_root, tmp_pat
             save(state)
     assert run.latest.read_bytes() == before
     assert list(run.folder.iterdir()) == [run.latest]
+
+
+def test_a_resumed_run_had_the_defaults_of_options_that_it_does_not_know(sample_root, tmp_path):
+    argv = train_options(sample_root, tmp_path, "--crop-size", 32, "--crops-per-image", 3)
+    config = cli.parse(TrainConfig, argv)
+    options = config.fixed_options()
+    del options["crops_per_image"]
+    identity = {"classes": {"names": []}, "split": {}, "labelled_dates": {}, "mask_set": ""}
+    saved = Checkpoint(tmp_path, None, {}, identity | {"training": {}, "options": options})
+    with pytest.raises(OptionError, match="the run to resume had crops_per_image 1;"):
+        check_resumable(saved, identity, config.fixed_options())
 
 
 def test_two_runs_of_one_model_are_not_trained_into_one_outdir(sample_root, tmp_path):

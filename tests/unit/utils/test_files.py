@@ -16,7 +16,7 @@ from datasets.bands import RGB
 from datasets.images import read_bands
 from tests.helpers.processes import REPO
 from utils.errors import DataError, UserError
-from utils.files import atomic_path, read_text, remove_leftovers, write_csv, write_text
+from utils.files import atomic_path, read_json, read_text, remove_leftovers, write_csv, write_text
 from utils.locks import exclusive, holder
 from utils.pictures import save_image
 
@@ -136,6 +136,12 @@ def test_special_files_are_named_and_not_waited_for(tmp_path):
             read_text(tmp_path / name)
     with pytest.raises(FileNotFoundError):
         read_text(tmp_path / "none")
+
+
+def test_json_nested_too_deeply_is_a_value_error(tmp_path):
+    (tmp_path / "a.json").write_text("[" * 10**6)
+    with pytest.raises(ValueError, match="nested too deeply"):
+        read_json(tmp_path / "a.json")
 
 
 def test_a_lock_keeps_others_away_until_its_block_ends(tmp_path):
