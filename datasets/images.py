@@ -18,8 +18,10 @@ import numpy as np
 import rasterio
 from PIL import Image, ImageOps
 from PIL.ExifTags import Base
+from rasterio import warp
 from rasterio.crs import CRS
 from rasterio.enums import ColorInterp, MaskFlags
+from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader
 
 from datasets.bands import MAX_BANDS, RGB, Bands
@@ -43,6 +45,7 @@ _PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
 # The first column and row of each pass of an interlaced PNG, and the steps to the next ones.
 _PNG_PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2))
 _PNG_PASSES += ((0, 1, 1, 2),)
+SHARP = 0.95  # of a mask's pixels are 0 or its top; the rest are soft edges
 MAX_SHIFT = 0.5  # pixels by which the corners of two dates may lie apart
 _READ_AS = {"1": "L", "L": "L", "LA": "LA", "RGBA": "RGBA"}  # by Pillow's mode; others as RGB
 # No look around for files that belong to a raster.
@@ -119,10 +122,15 @@ class _Raster:
             alpha_is_left = header.has_alpha and _serves_as_rgb(header, numbers)
             there = [number for number in numbers if number <= header.bands - alpha_is_left]
             mask = self.mask(values, there)
-            # Infrared may be called alpha; what is more than a mask is none.
-            if mask is not None and np.isin(mask, (0, np.iinfo(mask.dtype).max)).all():
-                valid = None if mask.all() else _upright(mask > 0, header.orientation)
+            if mask is not None and not mask.all() and self._is_mask(mask):
+                valid = _upright(mask > 0, header.orientation)
         return _upright(values, header.orientation), valid
+
+    def _is_mask(self, mask: np.ndarray) -> bool:
+        """Tell whether alpha is a mask: infrared may be called so, but has few of its ends."""
+        top = np.iinfo(mask.dtype).max
+        sharp = np.isin(mask, (0, top)).mean() >= SHARP
+        return bool(sharp and (not self.header.has_alpha or (mask == top).any()))
 
 
 def read_header(path: Path) -> Header:
@@ -156,14 +164,18 @@ def places_apart(header: Header, other: Header) -> str:
         return ""
     said = f"on the map they differ, {other.place} beside {header.place}"
     crs, other_crs = header.place.crs, other.place.crs
-    if crs and other_crs and crs != other_crs and CRS.from_wkt(crs) != CRS.from_wkt(other_crs):
-        return said
     # The corners of the other as shares of this one's sides.
     scale, other_scale = (np.diag([h.width, h.height, 1]) for h in (header, other))
     there, matrix = np.linalg.inv(header.place.matrix @ scale), other.place.matrix @ other_scale
     corners = np.array([[0, 1, 0, 1], [0, 0, 1, 1], [1, 1, 1, 1]])
-    shift = np.abs(scale @ (there @ matrix @ corners - corners)).max()
-    return f"{said}: up to {shift:.1f} pixels apart" if shift > MAX_SHIFT else ""
+    found = matrix @ corners
+    if crs and other_crs and crs != other_crs:  # other names, maybe of the same system
+        try:
+            found[:2] = warp.transform(CRS.from_wkt(other_crs), CRS.from_wkt(crs), *found[:2])
+        except RasterioError:  # no system that is known
+            return said
+    shift = np.abs(scale @ (there @ found - corners)).max()
+    return "" if shift <= MAX_SHIFT else f"{said}: up to {shift:.1f} pixels apart"
 
 
 def read_raster(path: Path) -> np.ndarray:
@@ -187,7 +199,7 @@ def read_masked(path: Path, bands: Bands = RGB) -> tuple[np.ndarray, np.ndarray 
     the pixels that have data, (H, W) bool, in at least one of the bands; None for all.
 
     Not data is what the file itself calls so: its nodata value in all chosen bands, its mask, or
-    alpha that holds nothing but 0 and the top of its type and is not chosen itself.
+    alpha that is 0 or, somewhere, the top of its type, soft edges aside, and not chosen itself.
     """
     with _opened(path) as raster:
         require_bands(path, raster.header, bands)

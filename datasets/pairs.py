@@ -25,7 +25,7 @@ CHANGE_FOLDER = "label"  # change masks, as public sets name it
 UNFINISHED = "unfinished.json"  # in a data set until the tool that writes it has come to its end
 _READ = ", ".join(sorted(suffix[1:] for suffix in RASTER_SUFFIXES))
 # Images in these formats are meant as such, but not read; other suffixes may be anything.
-_UNREAD = (*(".webp", ".jp2", ".j2k", ".gif", ".avif", ".heic", ".img", ".vrt", ".ecw"), ".npz")
+_UNREAD = (".webp", ".jp2", ".j2k", ".gif", ".avif", ".heic", ".ecw")
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def scan_folder(folder: Path, preset: Preset = STANDARD) -> FolderScan:
 
     A DataError where a published list names a pair that is not there.
     """
-    _require_finished(folder)
+    _require_finished(folder, folder.absolute().parent)
     place, form, names = locate_split(folder, preset)
     scan = FolderScan(label_folders(folder, preset))
     folders = {date: form[date] for date in IMAGE_FOLDERS} | scan.labels
@@ -123,7 +123,7 @@ def scan_folder(folder: Path, preset: Preset = STANDARD) -> FolderScan:
     lost = [p for p in ignored if p.suffix.lower() in _UNREAD and p.stem not in stems]
     for stem in sorted({path.stem for path in lost}):
         pair = tuple(path for path in lost if path.stem == stem)
-        if len(pair) > 1:
+        if len({path.parent for path in pair}) > 1:
             scan.problems.append(Problem("unread-pair", pair))
     return scan
 
@@ -131,7 +131,7 @@ def scan_folder(folder: Path, preset: Preset = STANDARD) -> FolderScan:
 def index_pairs(folder: Path, preset: Preset = STANDARD) -> list[Pair]:
     """List pairs and labels of ``folder``; a DataError if it has none or a file has no partner."""
     folder = Path(folder)
-    _require_finished(folder)
+    _require_finished(folder, folder.absolute().parent)
     place, form, _ = locate_split(folder, preset)
     for name in ("", form["im1"], form["im2"]):
         if not _folders(place, name):
@@ -197,8 +197,10 @@ def split_pairs(
 
 
 def test_split(root: Path, preset: Preset = STANDARD) -> str:
-    """Return the folder to test on: ``test`` where it has images, else ``val``, as of old."""
-    return "test" if scan_folder(Path(root) / "test", preset).pairs else "val"
+    """Return the folder to test on: ``test`` where it holds anything, else ``val``, as of old."""
+    folder = Path(root) / "test"
+    there = folder.is_dir() and any(folder.glob("[!.]*"))
+    return "test" if there or scan_folder(folder, preset).pairs else "val"
 
 
 test_split.__test__ = False  # pytest takes the name for one of its own
@@ -260,7 +262,7 @@ def differing_labels(root: Path, split: str = "val", preset: Preset = STANDARD) 
 
 def files_by_stem(folder: Path, suffixes: Collection[str] = IMAGE_SUFFIXES) -> dict[str, Path]:
     """Return a folder's files of some suffixes by stem, sorted; a DataError if a stem repeats."""
-    _require_finished(folder)
+    _require_finished(*folder.absolute().parents[:2])
     problems: list[Problem] = []
     files = _list_files([folder] if folder.is_dir() else [], problems, suffixes)
     _refuse(problems)
@@ -282,9 +284,9 @@ def and_more(names: Collection[str]) -> str:
     return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
 
 
-def _require_finished(folder: Path) -> None:
-    """Raise a DataError where a folder is of a data set that a killed program has left."""
-    for root in (folder, *folder.absolute().parents[:2]):
+def _require_finished(*roots: Path) -> None:
+    """Raise a DataError where a folder is a data set that a killed program has left."""
+    for root in roots:
         if (root / UNFINISHED).exists():
             raise DataError(
                 f"{root}: not finished; wait for the program that writes it, or give its command "

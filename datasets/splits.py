@@ -23,7 +23,7 @@ PUBLISHED_STEP = 10
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"})  # masks as well
 RASTER_SUFFIXES = IMAGE_SUFFIXES | {".npy"}
 # How Landsat-SCD calls the copies of a tile that it was augmented with.
-_COPY = re.compile(r"(CropResize|Zhe[dD]ang|rotate)\d+$")
+_COPY = re.compile(r"(?<=\d)(CropResize|Zhe[dD]ang|rotate)\d+$")
 _K_FOLD = re.compile(r"k-fold\(k=(\d+), fold=(\d+), seed=(\d+)\)")
 
 

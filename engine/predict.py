@@ -152,6 +152,13 @@ def _begin(
         write_json(folder / MANIFEST, key)
     work = mask_set(folder)
     notes = {p.name: f"{work}-{_digest([file_state(file) for file in p.files])}" for p in pairs}
+    stray = {path.stem for date in task.mask_folders for path in (folder / date).glob("*.png")}
+    stray -= notes.keys()
+    if stray:
+        print0(
+            f"warning: {folder}: {plural(len(stray), 'mask')} of earlier work, such as "
+            f"{min(stray)}.png; remove what is not wanted"
+        )
     finished = []
     for index, pair in enumerate(pairs):
         masks = [folder / date / f"{pair.name}.png" for date in task.mask_folders]
@@ -166,8 +173,6 @@ def _begin(
 def mask_set(folder: Path) -> str:
     """Return what tells the masks of a folder from those of other work; "" without a manifest."""
     manifest = _read_manifest(folder)
-    if isinstance(manifest, dict):  # where the data lie changes no mask
-        manifest = {name: value for name, value in manifest.items() if name != "data"}
     return "" if manifest is None else _digest(manifest)
 
 

@@ -37,7 +37,8 @@ def scan_dataset(root: Path, preset: Preset = STANDARD) -> dict[str, SplitScan]:
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; name the one that holds train/im1, train/im2, …")
     names = [name for name in SPLIT_FOLDERS if locate_split(root / name, preset)[0].is_dir()]
-    for folder in (root, *(root / name for name in names)):
+    standard = any((root / name / "im1").is_dir() for name in names)
+    for folder in (*([] if standard else [root]), *(root / name for name in names)):
         if preset is STANDARD and layout_hint(folder):
             raise DataError(f"{folder}: no im1 and im2 in it{layout_hint(folder)}")
     scans = {name: _scan_split(root / name, preset) for name in names}

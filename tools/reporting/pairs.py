@@ -74,9 +74,9 @@ def read_masks(options: Namespace, first: Run) -> Masks | None:
         )
         for pair, mask in zip(pairs, masks, strict=True)
     ]
-    counter = folders.MaskCounter(classes, one_sided="keep")
-    counts = folders.count_all(jobs, counter, options.workers)[0]
     bands = tuple(first.options.get("bands", RGB.numbers))
+    counter = folders.MaskCounter(classes, "keep", bands)
+    counts = folders.count_all(jobs, counter, options.workers)[0]
     figures = rank_pairs(pairs, counts, labelled)
     shown = []
     for i, known in progress(figures[: options.pairs], "embed", unit="pair"):

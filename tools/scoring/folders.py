@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from datasets.bands import RGB
 from datasets.classes import CHANGE_CLASSES, SECOND_CLASSES, ClassList, classes_file, read_classes
 from datasets.images import read_all, read_header, valid_in_all
 from datasets.labels import read_label
@@ -134,6 +135,7 @@ class MaskCounter:
 
     classes: ClassList
     one_sided: str  # ``error``, ``unchanged`` or ``keep`` pixels predicted to change at one date
+    bands: tuple[int, ...] = RGB.numbers  # whose gaps count nowhere
 
     def __call__(self, job: MaskJob) -> list[PairCounts]:
         """Return the counts of the pair for each folder of predictions.
@@ -153,7 +155,8 @@ class MaskCounter:
                 )
         valid = None
         with suppress(DataError):  # another program may have predicted what is not read here
-            valid = valid_in_all(read_all(p)[1] for p in job.images if read_header(p).masked)
+            masked = [path for path in job.images if read_header(path).masked]
+            valid = valid_in_all(read_all(path, self.bands)[1] for path in masked)
         if valid is not None and valid.shape == masks[paths[0]].shape:
             masks = {path: mask[valid] for path, mask in masks.items()}
         return [self._count(job.label, prediction, masks) for prediction in job.predictions]

@@ -99,6 +99,24 @@ def test_alpha_is_a_mask_but_infrared_is_not(kind, dtype, tmp_path):
         assert_valid(path, np.ones_like(HOLE), Bands(numbers, bits))
 
 
+def test_alpha_without_its_top_is_none_and_soft_edges_are_data(tmp_path):
+    alpha = np.where(HOLE, 0, 255).astype(np.uint8)
+    alpha[2, 3] = 9
+    for name, values, valid in (("dark", alpha * 0, None), ("soft", alpha, alpha > 0)):
+        path = tmp_path / f"{name}.png"
+        save_raster(path, np.dstack([noise(3, "uint8"), values]))
+        found = read_masked(path)[1]
+        assert np.array_equal(found, valid) if valid is not None else found is None
+
+
+def test_equal_places_in_systems_of_other_names_agree(tmp_path):
+    place = {"transform": rasterio.transform.from_origin(113.1, 22.9, 1e-5, 1e-5)}
+    paths = [tmp_path / f"{code}.tif" for code in (4326, 4490)]
+    for path in paths:
+        write_tiff(path, noise(3), crs=f"EPSG:{path.stem}", **place)
+    assert places_apart(*map(read_header, paths)) == ""
+
+
 def test_alpha_of_grey_and_transparent_colours_of_png(tmp_path):
     path, grey = tmp_path / "a.png", with_holes(1, "uint8", 7)[..., 0]
     Image.fromarray(np.dstack([grey, np.where(HOLE, 0, 255).astype(np.uint8)])).save(path)

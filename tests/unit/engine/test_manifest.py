@@ -100,13 +100,6 @@ def test_masks_of_an_older_program_are_named(folder, pairs):
         unfinished(folder, pairs)
 
 
-def test_where_the_data_lie_changes_no_mask(folder, pairs):
-    begin(folder, pairs, KEY | {"data": ["/a"]})
-    before = mask_set(folder)
-    assert begin(folder, pairs, KEY | {"data": ["/b"]}) == ["a", "b"]
-    assert mask_set(folder) == before
-
-
 def test_one_program_at_a_time_writes_into_a_folder(folder, pairs):
     refusal = pytest.raises(UserError, match=r"masks: .*process \d+ on .*since .* is writing masks")
     with open_masks(folder, TASK, KEY, pairs, False), refusal:
