@@ -83,7 +83,7 @@ def open_work(config: LabelConfig | TestConfig, device: torch.device, job: Job) 
     """Open the ensemble and the folder of its masks; every process must call it.
 
     The loader has this process's batches of the pairs that are not finished, and as
-    ``batch_sampler.skipped`` its share of those that are. The text is that of `epochs_chosen`.
+    ``batch_sampler.skipped`` its share of those that are.
     """
     set_backend_options()
     task, pairs = job.task, job.pairs
