@@ -223,6 +223,12 @@ def valid_in_all(masks: Iterable[np.ndarray | None]) -> np.ndarray | None:
     return np.logical_and.reduce(masks) if masks else None
 
 
+def valid_pixels(paths: Iterable[Path], numbers: Sequence[int]) -> np.ndarray | None:
+    """Return where all of some images have data in their bands; those without gaps stay unread."""
+    masked = [path for path in paths if read_header(path).masked]
+    return valid_in_all(read_all(path, numbers)[1] for path in masked)
+
+
 def fill_gaps(values: np.ndarray, valid: np.ndarray | None) -> np.ndarray:
     """Give pixels without data the mean of each band, so that convolutions see no edge there.
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from datasets.classes import CLASSES_FILE, ClassList
+from datasets.classes import CLASSES_FILE, ClassList, Preset
 from datasets.images import GREY_STEP, open_image
 from utils.errors import DataError
 
@@ -41,6 +41,34 @@ def read_label(path: Path, classes: ClassList) -> np.ndarray:
         wrong = f"{reading.detail} ({reading.format}); {_remedy(reading, classes)}"
         raise DataError(f"{path}: label {wrong}")
     return reading.mask
+
+
+def read_coded(paths: Sequence[Path], preset: Preset) -> dict[str, np.ndarray]:
+    """Read labels in the codes of a public set, a file for each of `Preset.coded`.
+
+    Returns (H, W) uint8 class indices by date. A DataError for files that are missing, of several
+    sizes, or hold what is no code.
+    """
+    if len(paths) != len(preset.coded):
+        raise DataError(
+            f"{paths[0]}: {len(paths)} of {len(preset.coded)} label folders; unpack all of them"
+        )
+    masks = {}
+    for path, (key, (band, codes)) in zip(paths, preset.coded.items(), strict=True):
+        values = np.atleast_3d(np.asarray(open_image(path)))  # of a palette the indices
+        if values.shape[-1] <= band:
+            raise DataError(f"{path}: {values.shape[-1]} bands, but the set is published with more")
+        values = values[..., band]
+        lookup = np.array(list(map(int, codes)) or range(len(preset.classes.names)), np.uint8)
+        foreign = values[~np.isin(values, range(len(lookup)))]
+        if foreign.size:
+            highest = len(lookup) - 1
+            raise DataError(f"{path}: value {foreign[0]}, but codes up to {highest} are published")
+        masks[key] = lookup[values.astype(np.uint8)]
+    if len({mask.shape for mask in masks.values()}) > 1:
+        raise DataError(f"{paths[0]}: the labels of its pair differ in size; leave the pair out")
+    changed = masks.pop("change_mask", 1)
+    return {key: mask * (changed > 0) for key, mask in masks.items()}
 
 
 def _remedy(reading: LabelReading, classes: ClassList) -> str:

@@ -119,7 +119,7 @@ def open_work(config: LabelConfig | TestConfig, device: torch.device, job: Job) 
         compile_if_asked(predictor, config.compile, loader)
         names = [checkpoint.path.name for checkpoint in checkpoints]
         chosen = epochs_chosen(checkpoints, [pair.id for pair in pairs])
-        made_with = {"checkpoints": names, "epoch_choice": chosen}
+        made_with = {"checkpoints": names, "epoch_choice": chosen, "bands": bands.numbers}
         made_with |= conditions(predictor, precision)
         yield Work(loader, predictor, writer, made_with)
 

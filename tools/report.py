@@ -32,6 +32,8 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     add("--masks", type=Path, metavar="DIR", help=about + "run's outdir, if it is there)")
     about = "data set they are of (default: that of the first run's options)"
     add("--data-root", type=Path, metavar="DIR", help=about)
+    about = "a public set, in its published folders (default: that of the first run's options)"
+    add("--preset", choices=config.PRESETS, help=about)
     about = "test: ROOT/test, or ROOT/val without; val: the validation pairs of the first run; "
     about += "train: ROOT/train (default: test)"
     add("--split", choices=("test", "val", "train"), default="test", help=about)

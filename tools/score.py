@@ -27,6 +27,8 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     add = parser.add_argument_group("masks").add_argument
     add("--prediction", type=Path, required=True, metavar="DIR", help="folder to score")
     add("--label", type=Path, required=True, metavar="DIR", help="folder that is right")
+    about = "a public set: --label is a split of it as it is published, ROOT/test"
+    add("--preset", choices=config.PRESETS, help=about)
     about = "second folder to score, B; says whether --prediction, A, is better"
     add("--versus", type=Path, metavar="DIR", help=about)
     about = "score only these pairs, one name a line (default: all; no folder may have more)"
@@ -34,6 +36,9 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     about = "JSON list of classes, or a folder with a classes.json (default: classes.json beside "
     about += "the labels or one folder up, else SECOND's classes, or none for change masks)"
     add("--classes", type=Path, metavar="FILE", help=about)
+    about = "whose pixels without data count nowhere, in the images beside the labels, as --bands "
+    about += "of train.py (default: those of A's metrics.json, which test.py writes, else 3)"
+    add("--bands", type=config.band_numbers, metavar="N|B,B,…", help=about)
     add = parser.add_argument_group("scores").add_argument
     about = "dates (or 7): one matrix of classes over both dates; transitions (or 37): one of "
     about += "from→to entries; 7 and 37 are their sizes for SECOND (default: dates)"

@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image
 
 from datasets.classes import CLASSES_FILE, STANDARD, ClassList, Preset
-from datasets.images import open_image, read_header, read_raster
-from datasets.labels import COLOR_DISTANCE, NEAR_COLORS, inspect_label
+from datasets.images import open_image, read_all, read_header
+from datasets.labels import COLOR_DISTANCE, NEAR_COLORS, inspect_label, read_coded
 from datasets.pairs import CHANGE_FOLDER, SPLIT_FOLDERS, Pair
 from tools.checking.class_map import ClassMap
 from tools.checking.findings import Entry
@@ -102,7 +102,7 @@ def convert_pair(pair: Pair, out: Path, rules: Rules) -> str:
             (plain if is_plain else copies)[folder / name / f"{pair.name}{suffix}"] = path
         if all(path.exists() for path in (*plain, *copies, *labels.values())):
             return ""
-        arrays = {path: read_raster(path) for path in images.values()}
+        arrays = {path: read_all(path)[0] for path in images.values()}
         masks = _convert_labels(pair, rules) if labels else {}
     except (DataError, ValueError) as error:
         return str(error)
@@ -134,23 +134,15 @@ def _require_empty(out: Path) -> None:
 
 
 def _convert_labels(pair: Pair, rules: Rules) -> dict[str, np.ndarray]:
-    labels, coded = {}, rules.preset.coded
-    if coded and pair.labels.keys() != coded.keys():
-        raise ValueError(f"{len(pair.labels)} of {len(coded)} label folders; unpack all of them")
-    for key, path in pair.labels.items():
+    coded = rules.preset.coded
+    labels = read_coded(list(pair.labels.values()), rules.preset) if coded else {}
+    for key, path in () if coded else pair.labels.items():
         try:
-            labels[key] = (
-                _decode_coded(path, *coded[key], rules)
-                if coded
-                else _decode_label(open_image(path), rules)
-            )
+            labels[key] = _decode_label(open_image(path), rules)
         except ValueError as error:
             raise ValueError(f"{path.parent.name}/{path.name}: {error}") from error
     if len({label.shape for label in labels.values()}) > 1:
         raise ValueError(OTHER_SIZE)
-    if coded and "change_mask" in labels:
-        changed = labels.pop("change_mask") > 0
-        labels = {key: label * changed for key, label in labels.items()}
     if rules.source and not rules.class_map:
         order = np.array([rules.classes.names.index(name) for name in rules.source.names])
         labels = {key: order[label] for key, label in labels.items()}
@@ -183,16 +175,3 @@ def _decode_label(image: Image.Image, rules: Rules) -> np.ndarray:
         return values.astype(np.uint8)
     remedy = "raise --color-distance" if reading.format == NEAR_COLORS else "give a --class-map"
     raise ValueError(f"{reading.format}, {reading.detail}; {remedy}")
-
-
-def _decode_coded(path: Path, band: int, codes: str, rules: Rules) -> np.ndarray:
-    """Return a label of a public set with codes of its own as (H, W) uint8 indices."""
-    values = np.atleast_3d(np.asarray(open_image(path)))  # of a palette the indices
-    if values.shape[-1] <= band:
-        raise ValueError(f"{values.shape[-1]} bands, but the data set is published with more")
-    values = values[..., band]
-    lookup = np.array(list(map(int, codes)) or range(len(rules.source.names)), np.uint8)
-    foreign = values[~np.isin(values, range(len(lookup)))]
-    if foreign.size:
-        raise ValueError(f"value {foreign[0]}, but codes up to {len(lookup) - 1} are published")
-    return lookup[values.astype(np.uint8)]

@@ -8,10 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from datasets.bands import RGB
-from datasets.classes import ClassList, Preset, find_preset
-from datasets.images import read_all, read_header, read_picture, valid_in_all
-from datasets.labels import read_label
+from datasets.classes import STANDARD, ClassList, Preset, find_preset
+from datasets.images import read_picture, valid_pixels
 from datasets.pairs import Pair, and_more, differing_labels, index_pairs, split_pairs, test_split
 from datasets.splits import SplitOptions
 from datasets.task import load_classes
@@ -19,7 +17,7 @@ from engine.config import DATA_ROOT
 from tools.reporting.gallery import PairMaps, encode_pair
 from tools.reporting.runs import Run
 from tools.scoring import folders
-from tools.scoring.folders import PairPaths
+from tools.scoring.folders import MaskCounter, MaskJob
 from tools.scoring.statistics import PairCounts, image_scores, tally
 from utils.errors import DataError, OptionError
 from utils.text import progress
@@ -53,7 +51,7 @@ def read_masks(options: Namespace, first: Run) -> Masks | None:
             print(f"note: no {folder}, so no gallery; test.py writes masks, --masks names others")
             return None
     root = options.data_root or Path(first.options.get("data_root") or DATA_ROOT)
-    preset = find_preset(first.options.get("preset"), root)
+    preset = find_preset(options.preset or first.options.get("preset"), root, coded=True)
     classes = load_classes(root, preset)
     pairs = find_pairs(options, root, first, preset)
     found = folders.find_masks(folder, classes.is_binary)
@@ -66,7 +64,7 @@ def read_masks(options: Namespace, first: Run) -> Masks | None:
     masks = [found[pair.name] for pair in pairs]
     labelled = all(has_all_labels(pair, classes) for pair in pairs)
     jobs = [
-        folders.MaskJob(
+        MaskJob(
             pair.name,
             tuple(pair.labels.values()) if labelled else mask,
             (mask,),
@@ -74,13 +72,13 @@ def read_masks(options: Namespace, first: Run) -> Masks | None:
         )
         for pair, mask in zip(pairs, masks, strict=True)
     ]
-    bands = tuple(first.options.get("bands", RGB.numbers))
-    counter = folders.MaskCounter(classes, "keep", bands)
+    bands = tuple(first.options.get("bands") or folders.bands_read(folder))
+    counter = MaskCounter(classes, "keep", bands, preset if labelled else STANDARD)
     counts = folders.count_all(jobs, counter, options.workers)[0]
     figures = rank_pairs(pairs, counts, labelled)
     shown = []
     for i, known in progress(figures[: options.pairs], "embed", unit="pair"):
-        maps = read_pair(pairs[i], masks[i], classes, bands)  # one pair in full size at a time
+        maps = read_pair(jobs[i], labelled, counter)  # one pair in full size at a time
         shown.append({"name": pairs[i].name} | known | encode_pair(maps, len(classes.names)))
     said = folders.epoch_choice(folder)
     title = f"{'/'.join(folder.resolve().parts[-2:])} of {'/'.join(root.resolve().parts[-2:])}"
@@ -152,23 +150,21 @@ def rank_pairs(
     ]
 
 
-def read_pair(pair: Pair, masks: PairPaths, classes: ClassList, bands: tuple[int, ...]) -> PairMaps:
+def read_pair(job: MaskJob, labelled: bool, counter: MaskCounter) -> PairMaps:
     """Read the images, of which the first three of some bands are shown, and masks of one pair."""
-    images = [read_picture(path, bands) for path in (pair.image1, pair.image2)]
-    predictions = [read_label(path, classes) for path in masks]
-    labels: list[np.ndarray] = []
-    if has_all_labels(pair, classes):
-        paths = list(pair.labels.values())[: len(predictions)]
-        labels = [read_label(path, classes) for path in paths]
+    classes, bands, masks = counter.classes, counter.bands, job.predictions[0]
+    images = [read_picture(path, bands) for path in job.images]
+    predictions, labels = folders.read_maps(masks, classes), []
+    if labelled:
+        labels = folders.read_maps(job.label, classes, counter.preset)[: len(predictions)]
     height, width = images[0].shape[:2]
-    for path, array in zip((pair.image2, *masks), (images[1], *predictions), strict=True):
+    for path, array in zip((job.images[1], *masks), (images[1], *predictions), strict=True):
         if array.shape[:2] != (height, width):
             raise DataError(
-                f"{path}: {array.shape[1]} × {array.shape[0]} pixels, but {pair.image1} has "
+                f"{path}: {array.shape[1]} × {array.shape[0]} pixels, but {job.images[0]} has "
                 f"{width} × {height}; write masks of the images' size"
             )
-    headers = {path: read_header(path) for path in (pair.image1, pair.image2)}
-    valid = valid_in_all(read_all(p, bands)[1] for p, header in headers.items() if header.masked)
+    valid = valid_pixels(job.images, bands)
     if valid is not None:  # nothing is right or wrong there
         predictions, labels = ([mask * valid for mask in maps] for maps in (predictions, labels))
     return PairMaps(images, predictions, labels)

@@ -1,30 +1,40 @@
 """Masks on disk that are to be compared: labels and predictions, paired by name and counted."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from datasets.bands import RGB
-from datasets.classes import CHANGE_CLASSES, SECOND_CLASSES, ClassList, classes_file, read_classes
-from datasets.images import read_all, read_header, valid_in_all
-from datasets.labels import read_label
+from datasets.bands import RGB, Bands
+from datasets.classes import (
+    CHANGE_CLASSES,
+    SECOND_CLASSES,
+    STANDARD,
+    ClassList,
+    Preset,
+    classes_file,
+    read_classes,
+)
+from datasets.images import valid_pixels
+from datasets.labels import read_coded, read_label
 from datasets.pairs import (
     IMAGE_FOLDERS,
     IMAGE_SUFFIXES,
     LABEL_FOLDERS,
     and_more,
     files_by_stem,
+    index_pairs,
     label_folders,
     require_partners,
 )
 from datasets.splits import RASTER_SUFFIXES, choose_named, read_lines
-from datasets.task import is_mask_folder
+from datasets.task import is_mask_folder, load_classes
 from tools.scoring.statistics import PairCounts, count_change, count_pair, drop_one_sided
 from utils.errors import DataError
+from utils.files import read_json
 from utils.parallel import ParallelMap
 from utils.pictures import CHANGE_MASKS
 from utils.text import progress
@@ -42,8 +52,12 @@ class MaskJob:
     images: PairPaths = ()  # whose pixels without data do not count
 
 
-def find_classes(path: Path | None, label: Path) -> tuple[ClassList, str]:
+def find_classes(
+    path: Path | None, label: Path, preset: Preset = STANDARD
+) -> tuple[ClassList, str]:
     """Return the class list and where it comes from."""
+    if preset is not STANDARD:
+        return load_classes(label.absolute().parent, preset), "those of --preset"
     if path is not None:
         file = classes_file(path)
         return read_classes(file), str(file)
@@ -57,22 +71,36 @@ def find_classes(path: Path | None, label: Path) -> tuple[ClassList, str]:
 
 def epoch_choice(folder: Path) -> str:
     """Return on which pairs the epoch was chosen that predicted a folder, where test.py tells."""
-    with suppress(OSError, ValueError, AttributeError):
-        told = json.loads((folder / "metrics.json").read_text("utf-8"))
-        return str(told.get("epoch_choice", ""))
-    return ""
+    return str(_told(folder).get("epoch_choice", ""))
+
+
+def bands_read(folder: Path) -> tuple[int, ...]:
+    """Return the bands that a folder was predicted from, where test.py tells, else 1 to 3."""
+    with suppress(KeyError, TypeError, ValueError):
+        return Bands(_told(folder)["bands"]).numbers
+    return RGB.numbers
+
+
+def _told(folder: Path) -> dict[str, Any]:
+    with suppress(OSError, ValueError, TypeError):
+        return dict(read_json(folder / "metrics.json"))
+    return {}
 
 
 def find_jobs(
-    label: Path, predictions: Sequence[Path], names: Path | None, binary: bool = False
+    label: Path,
+    predictions: Sequence[Path],
+    names: Path | None,
+    classes: ClassList,
+    preset: Preset = STANDARD,
 ) -> list[MaskJob]:
-    """List the pairs to score, by name; arguments beside the folders as `find_masks`.
+    """List the pairs to score, by name; with a preset, labels are a split as it is published.
 
     Raises:
         DataError: a folder or file is missing, a file is too many, or a name is unknown.
     """
-    labels = find_masks(label, binary)
-    found = [find_masks(folder, binary) for folder in predictions]
+    labels, images = _find_labels(label, classes.is_binary, preset)
+    found = [find_masks(folder, classes.is_binary) for folder in predictions]
     chosen = read_names(names, labels) if names else sorted(labels)
     for folder, masks in zip(predictions, found, strict=True):
         missing = [name for name in chosen if name not in masks]
@@ -87,10 +115,23 @@ def find_jobs(
                 f"{masks[extra[0]][0]}: no label in {label}{and_more(extra)}; remove the file, or "
                 "list the pairs to score with --names"
             )
+    return [MaskJob(n, labels[n], tuple(masks[n] for masks in found), images[n]) for n in chosen]
+
+
+def _find_labels(
+    label: Path, binary: bool, preset: Preset
+) -> tuple[dict[str, PairPaths], dict[str, PairPaths]]:
+    """Return labels by name, and the images beside them."""
+    if preset is not STANDARD:
+        pairs = index_pairs(label, preset)
+        if not pairs[0].labels:
+            raise DataError(f"{label}: no labels in it; name a split that has them")
+        labels = {pair.name: tuple(pair.labels.values()) for pair in pairs}
+        return labels, {pair.name: (pair.image1, pair.image2) for pair in pairs}
+    labels = find_masks(label, binary)
     places = [label / name for name in IMAGE_FOLDERS if label_folders(label)]
     files = [files_by_stem(place, RASTER_SUFFIXES) for place in places]
-    images = {n: tuple(of[n] for of in files if n in of) for n in chosen}
-    return [MaskJob(n, labels[n], tuple(masks[n] for masks in found), images[n]) for n in chosen]
+    return labels, {name: tuple(of[name] for of in files if name in of) for name in labels}
 
 
 def find_masks(folder: Path, binary: bool = False) -> dict[str, PairPaths]:
@@ -129,6 +170,13 @@ def read_names(path: Path, known: Iterable[str]) -> list[str]:
     return choose_named(path, read_lines(path), {name: name for name in known}, "has no label")
 
 
+def read_maps(paths: PairPaths, classes: ClassList, preset: Preset = STANDARD) -> list[np.ndarray]:
+    """Read the masks of a pair, or its labels as a preset codes them: (H, W) uint8 indices."""
+    if preset.coded:
+        return list(read_coded(paths, preset).values())
+    return [read_label(path, classes) for path in paths]
+
+
 @dataclass(frozen=True)
 class MaskCounter:
     """Reads the masks of a pair and counts them."""
@@ -136,6 +184,7 @@ class MaskCounter:
     classes: ClassList
     one_sided: str  # ``error``, ``unchanged`` or ``keep`` pixels predicted to change at one date
     bands: tuple[int, ...] = RGB.numbers  # whose gaps count nowhere
+    preset: Preset = STANDARD  # of the labels
 
     def __call__(self, job: MaskJob) -> list[PairCounts]:
         """Return the counts of the pair for each folder of predictions.
@@ -144,30 +193,30 @@ class MaskCounter:
             DataError: a mask is unreadable, holds what is no class, or differs in size, or the
                 dates disagree on what changed.
         """
-        paths = [path for each in (job.label, *job.predictions) for path in each]
-        masks = {path: read_label(path, self.classes) for path in paths}
-        for path, mask in masks.items():
-            if mask.shape != masks[paths[0]].shape:
-                height, width = masks[paths[0]].shape
+        masks = {job.label: read_maps(job.label, self.classes, self.preset)}
+        for paths in job.predictions:
+            masks[paths] = masks.get(paths) or read_maps(paths, self.classes)
+        height, width = size = masks[job.label][0].shape
+        for path, mask in ((p, m) for each in masks.items() for p, m in zip(*each, strict=False)):
+            if mask.shape != size:
                 raise DataError(
-                    f"{path}: {mask.shape[1]} × {mask.shape[0]} pixels, but {paths[0]} has "
+                    f"{path}: {mask.shape[1]} × {mask.shape[0]} pixels, but {job.label[0]} has "
                     f"{width} × {height}; write masks of the labels' size"
                 )
         valid = None
         with suppress(DataError):  # another program may have predicted what is not read here
-            masked = [path for path in job.images if read_header(path).masked]
-            valid = valid_in_all(read_all(path, self.bands)[1] for path in masked)
-        if valid is not None and valid.shape == masks[paths[0]].shape:
-            masks = {path: mask[valid] for path, mask in masks.items()}
+            valid = valid_pixels(job.images, self.bands)
+        if valid is not None and valid.shape == size:
+            masks = {paths: [mask[valid] for mask in each] for paths, each in masks.items()}
         return [self._count(job.label, prediction, masks) for prediction in job.predictions]
 
     def _count(
-        self, label: PairPaths, prediction: PairPaths, masks: Mapping[Path, np.ndarray]
+        self, label: PairPaths, prediction: PairPaths, masks: Mapping[PairPaths, list[np.ndarray]]
     ) -> PairCounts:
-        labels, predictions = ([masks[path] for path in each] for each in (label, prediction))
+        labels, predictions = masks[label], masks[prediction]
         if self.classes.is_binary:
             for paths in (label, prediction):
-                differing = int((masks[paths[0]] != masks[paths[-1]]).sum())
+                differing = int((masks[paths][0] != masks[paths][-1]).sum())
                 if differing:
                     raise _disagreement(paths, differing, "one, both dates have to be equal")
             return count_change(predictions[0], labels[0])

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from datasets.classes import ClassList
+from datasets.classes import ClassList, find_preset
 from tools.scoring import folders, statistics, tables
 from tools.scoring.statistics import PairCounts, Scores
 from utils.errors import OptionError
@@ -35,12 +35,16 @@ def score_folders(options: Namespace) -> dict:
         )
     if options.versus and not options.bootstrap:
         raise OptionError("--versus compares by resampling; give --bootstrap at least 1")
-    classes, source = folders.find_classes(options.classes, options.label)
+    if options.classes and options.preset:
+        raise OptionError("--classes: --preset knows the classes; leave one of them out")
+    preset = find_preset(options.preset, options.label.absolute().parent, coded=True)
+    classes, source = folders.find_classes(options.classes, options.label, preset)
     if classes.is_binary and options.matrix == "transitions":
         raise OptionError("--matrix transitions: change masks without classes have none")
     predictions = [folder for folder in (options.prediction, options.versus) if folder]
-    jobs = folders.find_jobs(options.label, predictions, options.names, classes.is_binary)
-    counter = folders.MaskCounter(classes, options.one_sided)
+    jobs = folders.find_jobs(options.label, predictions, options.names, classes, preset)
+    bands = options.bands or folders.bands_read(options.prediction)
+    counter = folders.MaskCounter(classes, options.one_sided, bands, preset)
     counts = folders.count_all(jobs, counter, options.workers)
     report = Report(options, classes, source, [job.name for job in jobs], counts)
     print(report.text())
