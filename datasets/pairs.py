@@ -1,5 +1,6 @@
 """Bi-temporal pairs on disk: the one scanner of the folder layout."""
 
+import os
 import unicodedata
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -131,7 +132,7 @@ def scan_folder(folder: Path, preset: Preset = STANDARD) -> FolderScan:
 def index_pairs(folder: Path, preset: Preset = STANDARD) -> list[Pair]:
     """List pairs and labels of ``folder``; a DataError if it has none or a file has no partner."""
     folder = Path(folder)
-    _require_finished(folder, folder.absolute().parent)
+    scan = scan_folder(folder, preset)
     place, form, _ = locate_split(folder, preset)
     for name in ("", form["im1"], form["im2"]):
         if not _folders(place, name):
@@ -140,7 +141,6 @@ def index_pairs(folder: Path, preset: Preset = STANDARD) -> list[Pair]:
                 expected = "; it needs im1 and im2, and --data-root names its parent"
             expected = layout_hint(place if name else place.parent) or expected
             raise DataError(f"{place / name}: no such folder{expected}")
-    scan = scan_folder(folder, preset)
     _refuse(scan.problems)
     if not scan.pairs:
         raise DataError(f"{place / form['im1']}: no images in it; expected {_READ} files")
@@ -303,10 +303,11 @@ def _list_files(
     """Return the files of folders by stem, sorted."""
     files: dict[str, Path] = {}
     lower: dict[str, Path] = {}
-    for path in sorted(path for folder in folders for path in folder.iterdir()):
+    found = {Path(entry): entry.is_dir() for folder in folders for entry in os.scandir(folder)}
+    for path, is_folder in sorted(found.items()):
         if path.name.startswith("."):
             continue
-        if path.suffix.lower() not in suffixes:
+        if is_folder or path.suffix.lower() not in suffixes:
             problems.append(Problem("ignored-files", (path,)))
             continue
         stem = preset.stem(path)

@@ -39,6 +39,7 @@ from utils.errors import (
     DataError,
     InterruptionError,
 )
+from utils.files import require_writable
 from utils.locks import LOCK
 from utils.signals import StopRequest
 from utils.text import progress
@@ -53,6 +54,7 @@ def main(config: TrainConfig, device: torch.device) -> AnyMetrics | None:
     """
     set_backend_options()
     if config.dry_run:
+        require_writable(config.outdir)
         config = replace(config, cache="off")
     data = TrainingData.open(config, device)
     if config.dry_run:

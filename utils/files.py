@@ -91,6 +91,13 @@ def read_text(path: Path | str) -> str:
     return Path(path).read_text(encoding="utf-8-sig")
 
 
+def require_writable(folder: Path) -> None:
+    """Raise a `UserError` where a folder cannot be written or made; nothing is tried."""
+    place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not (place.is_dir() and os.access(place, os.W_OK | os.X_OK)):
+        raise UserError(f"cannot write {folder}: no way into {place}; free or change the folder")
+
+
 def read_json(path: Path) -> Any:
     """Return what a JSON file holds; an OSError or a ValueError where it is none."""
     try:

@@ -12,7 +12,7 @@ from engine import state
 from tests.helpers.faults import CrashError, before_step, crash
 from tests.helpers.runs import assert_same_values, best_files, latest_file, options, train_options
 from utils.cli import WHY_THREADS
-from utils.errors import OptionError
+from utils.errors import OptionError, UserError
 from utils.tensor_files import read_checkpoint
 
 
@@ -68,6 +68,9 @@ def test_a_dry_run_writes_nothing_and_tells_what_does_not_fit(sample_root, tmp_p
     assert warning.startswith("warning: about ")
     assert " of 1000000 pairs at once: --accumulate, a smaller --batch-size" in warning
     assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"file/out: no way into .*file; free"):
+        train.main([*argv, "--outdir", str(tmp_path / "file/out")])
 
 
 def test_a_run_is_repeated_from_its_options(sample_root, tmp_path, monkeypatch):

@@ -70,11 +70,12 @@ def test_other_files_are_ignored_and_named(write_pairs):
     for name in (".a.png", "Thumbs.db", "notes.txt", "a.png.xml", "png", "a.webp"):
         for kind in ("im1", "label2"):
             (folder / kind / name).write_text("no image")
-    (folder / "im2" / "more").mkdir()
+    for name in ("more", "b.png"):
+        (folder / "im2" / name).mkdir()
     scan = scan_folder(folder)
     assert [pair.name for pair in index_pairs(folder) + scan.pairs] == ["a", "a"]
     assert {problem.kind for problem in scan.problems} == {"ignored-files"}
-    assert len(scan.problems) == 11
+    assert len(scan.problems) == 12
 
 
 def test_pairs_are_sorted_by_name(write_pairs):

@@ -37,6 +37,15 @@ def test_coverage_and_accuracy_are_of_the_unlabelled_pixels(sample_root, masks, 
     assert f"{100 * result['coverage']:.2f} %" in capsys.readouterr().out
 
 
+def test_pixels_without_data_are_no_gap_of_the_vote(broken_root, masks):
+    """The columns that the masks leave have no data in one image: nothing is left uncovered."""
+    for path in sorted((broken_root / "train/im1").iterdir()):
+        rgba = np.dstack([read(path), np.full((64, 64), 255, np.uint8)])
+        rgba[:, :16, 3] = 0
+        write(path, rgba)
+    assert measure(broken_root, masks) == {"coverage": 1, "accuracy": 1}
+
+
 @pytest.mark.parametrize("damaged", ["masks", "truth"])
 def test_other_sizes_and_missing_files_are_named(damaged, broken_root, masks):
     path = {"masks": masks / "im2", "truth": broken_root / "train/truth2"}[damaged] / "00003.png"
