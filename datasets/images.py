@@ -6,9 +6,7 @@ ignores it, but labels are drawn on, and tiles cut from, what people see.
 
 import math
 import re
-import struct
 import warnings
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import rasterio
 from PIL import Image, ImageOps
-from PIL.ExifTags import Base
 from rasterio import warp
 from rasterio.crs import CRS
 from rasterio.enums import ColorInterp, MaskFlags
@@ -27,6 +24,14 @@ from rasterio.io import DatasetReader
 from datasets.bands import MAX_BANDS, RGB, Bands
 from utils.errors import DataError
 from utils.files import atomic_path
+from utils.image_files import (
+    exif_orientation,
+    load_whole,
+    require_whole_png,
+    tiff_orientation,
+    upright,
+    upright_size,
+)
 from utils.pictures import PNG_LEVEL, to_rgb
 
 DTYPES = {"uint8": 8, "uint16": 16}
@@ -37,14 +42,6 @@ _STARTS = dict.fromkeys((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), "TIFF")
 _STARTS |= {b"\x89PNG\r\n\x1a\n": "PNG", b"\xff\xd8\xff": "JPEG", b"BM": "BMP", b"\x93NUMPY": "NPY"}
 _PNG_BITS_AT = 24  # the byte of a PNG that tells its bits per channel
 GREY_STEP = "step"  # of Pillow's info: in 8 bits what 1 is in a label's own, if these are 2 or 4
-_EXIF_KEYS = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}  # of Pillow's info
-# By orientation tag, as EXIF and TIFF define it: transpose, then reverse rows, then columns.
-_UPRIGHT = {2: (0, 0, 1), 3: (0, 1, 1), 4: (0, 1, 0), 5: (1, 0, 0), 6: (1, 0, 1), 7: (1, 1, 1)}
-_UPRIGHT |= {8: (1, 1, 0)}
-_PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
-# The first column and row of each pass of an interlaced PNG, and the steps to the next ones.
-_PNG_PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2))
-_PNG_PASSES += ((0, 1, 1, 2),)
 SHARP = 0.95  # of a mask's pixels are 0 or its top; the rest are soft edges
 MAX_SHIFT = 0.5  # pixels by which the corners of two dates may lie apart
 _READ_AS = {"1": "L", "L": "L", "LA": "LA", "RGBA": "RGBA"}  # by Pillow's mode; others as RGB
@@ -116,15 +113,15 @@ class _Raster:
     mask: Callable[[np.ndarray, Sequence[int]], np.ndarray | None] = lambda *_: None
 
     def read(self, numbers: Sequence[int]) -> tuple[np.ndarray, np.ndarray | None]:
-        """Return `read_raster` and which pixels have data in some bands, as `read_masked`."""
+        """Return what `read_all` does."""
         header, values, valid = self.header, self.decode(), None
         if header.masked:
             alpha_is_left = header.has_alpha and _serves_as_rgb(header, numbers)
             there = [number for number in numbers if number <= header.bands - alpha_is_left]
             mask = self.mask(values, there)
             if mask is not None and not mask.all() and self._is_mask(mask):
-                valid = _upright(mask > 0, header.orientation)
-        return _upright(values, header.orientation), valid
+                valid = upright(mask > 0, header.orientation)
+        return upright(values, header.orientation), valid
 
     def _is_mask(self, mask: np.ndarray) -> bool:
         """Tell whether alpha is a mask: infrared may be called so, but has few of its ends."""
@@ -178,15 +175,13 @@ def places_apart(header: Header, other: Header) -> str:
     return "" if shift <= MAX_SHIFT else f"{said}: up to {shift:.1f} pixels apart"
 
 
-def read_raster(path: Path) -> np.ndarray:
-    """Read (H, W, bands) uint8 or uint16 as in the file, but palettes as RGB; else a DataError."""
-    return read_all(path)[0]
-
-
 def read_all(
     path: Path, numbers: Sequence[int] = RGB.numbers
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return `read_raster` and which pixels have data, as `read_masked`, in some of its bands."""
+    """Read (H, W, bands) uint8 or uint16 as in the file, but palettes as RGB; else a DataError.
+
+    Beside them come the pixels that have data in some of its bands, as of `read_masked`.
+    """
     with _opened(path) as raster:
         _require_whole_numbers(path, raster.header)
         return raster.read(numbers)
@@ -259,8 +254,8 @@ def open_image(path: Path) -> Image.Image:
     else:
         with _named_errors(path):
             image = Image.open(path, formats=(kind,))
-            tag = _exif_orientation(image)
-            _load(image, tag)
+            tag = exif_orientation(image)
+            load_whole(image, tag)
             ImageOps.exif_transpose(image, in_place=True)
         if kind == "PNG" and start[_PNG_BITS_AT] in (2, 4) and image.mode == "L":
             step = 255 // (2 ** start[_PNG_BITS_AT] - 1)
@@ -343,10 +338,10 @@ def _opened(path: Path) -> Iterator[_Raster]:
     else:  # the quickest way for what nearly all data sets hold
         with _named_errors(path), Image.open(path, formats=(kind,)) as image:
             mode = _READ_AS.get(image.mode, "RGB")
-            shape, tag = (image.height, image.width, len(mode)), _exif_orientation(image)
+            shape, tag = (image.height, image.width, len(mode)), exif_orientation(image)
 
             def decode() -> np.ndarray:
-                _load(image, tag)
+                load_whole(image, tag)
                 return np.array(image if image.mode == mode else image.convert(mode)).reshape(shape)
 
             def alpha(values: np.ndarray, numbers: Sequence[int]) -> np.ndarray | None:
@@ -357,7 +352,7 @@ def _opened(path: Path) -> Iterator[_Raster]:
                 return np.asarray(image.convert("RGBA"))[..., -1]
 
             masked = mode in ("LA", "RGBA") or "transparency" in image.info
-            size = _upright_size(*shape[:2], tag)
+            size = upright_size(*shape[:2], tag)
             header = Header(*size, shape[2], "uint8", kind, image.mode, masked, tag)
             yield _Raster(header, decode, alpha)
 
@@ -388,12 +383,12 @@ def _opened_by_gdal(
         elif bands == 1:
             mode = {"uint8": "L", "uint16": "I;16"}.get(dtype, "F" if "f" in dtype else "I")
         if kind == "TIFF":
-            tag = _tiff_orientation(path)
+            tag = tiff_orientation(path)
         else:
             with Image.open(path, formats=(kind,)) as image:
-                tag = _exif_orientation(image)
+                tag = exif_orientation(image)
         masked = has_alpha or any(MaskFlags.all_valid not in f for f in file.mask_flag_enums)
-        size, place = _upright_size(file.height, file.width, tag), None
+        size, place = upright_size(file.height, file.width, tag), None
         matrix = np.array(file.transform, dtype=np.float64).reshape(3, 3)
         sensible = np.isfinite(matrix).all() and np.linalg.matrix_rank(matrix[:2, :2]) == 2
         # Whether a tag turns the place as well, programs do not agree.
@@ -419,72 +414,6 @@ def _described_pages(path: Path, file: DatasetReader) -> int:
     return described if path.stat().st_size > needed else 1
 
 
-def _load(image: Image.Image, tag: int) -> None:
-    image.load()
-    if image.format == "PNG":
-        last_row = image.crop((0, image.height - 1, *image.size))
-        _require_whole_png(image.filename, any(np.ravel(last_row.getextrema())))
-    if _exif_orientation(image) != tag:  # headers are read without it
-        raise ValueError("an orientation tag behind the pixels, save it anew")
-
-
-def _require_whole_png(path: str, last_row: bool) -> None:
-    """Raise a ValueError for wrong checksums or missing rows, which decoders take for zeros.
-
-    ``last_row`` tells of decoded pixels whether any in the last row is not 0.
-    """
-    data, at, kind, pixels = memoryview(Path(path).read_bytes()), 8, b"", []
-    while kind != b"IEND":
-        length, kind = struct.unpack_from(">L4s", data, at)
-        end = at + 8 + length
-        if zlib.crc32(data[at + 4 : end]) != struct.unpack_from(">L", data, end)[0]:
-            raise ValueError("a wrong checksum")
-        pixels += [data[at + 8 : end]] * (kind == b"IDAT")
-        at = end + 4
-    width, height, bits, color, *_, interlaced = struct.unpack_from(">LL5B", data, 16)
-    if last_row and not interlaced:
-        return
-    passes = _PNG_PASSES if interlaced else ((0, 0, 1, 1),)
-    sizes = [(-((x - width) // dx), -((y - height) // dy)) for x, y, dx, dy in passes]
-    wanted = sum(r * (1 + -(-c * bits * _PNG_CHANNELS[color] // 8)) for c, r in sizes if c > 0)
-    if len(zlib.decompressobj().decompress(b"".join(pixels), wanted)) < wanted:
-        raise ValueError("rows are missing")
-
-
-def _exif_orientation(image: Image.Image) -> int:
-    """Return the tag of an open JPEG or PNG; 1 for none."""
-    if image.info.keys().isdisjoint(_EXIF_KEYS):
-        return 1
-    tag = Image.Image.getexif(image).get(Base.Orientation)  # PNG's own decodes all pixels first
-    return tag if tag in _UPRIGHT else 1
-
-
-def _tiff_orientation(path: Path) -> int:
-    with open(path, "rb") as file:
-        start = file.read(16)
-        order, big = "<" if start[:1] == b"I" else ">", 43 in start[2:4]
-        (offset,) = struct.unpack_from(f"{order}{'Q' if big else 'L'}", start, 8 if big else 4)
-        file.seek(offset)
-        (count,) = struct.unpack(f"{order}{'Q' if big else 'H'}", file.read(8 if big else 2))
-        tags = file.read(min(count, 2**16) * (20 if big else 12))
-    # Number, type, count and value of each tag.
-    for number, _, _, tag in struct.iter_unpack(f"{order}HH{'QH6x' if big else 'LH2x'}", tags):
-        if number == Base.Orientation and tag in _UPRIGHT:
-            return tag
-    return 1
-
-
-def _upright(values: np.ndarray, tag: int) -> np.ndarray:
-    """Turn (H, W, …) as an orientation tag says."""
-    transpose, rows, columns = _UPRIGHT.get(tag, (0, 0, 0))
-    values = values.swapaxes(0, 1) if transpose else values
-    return np.ascontiguousarray(values[:: -1 if rows else 1, :: -1 if columns else 1])
-
-
-def _upright_size(height: int, width: int, tag: int) -> tuple[int, int]:
-    return (width, height) if _UPRIGHT.get(tag, (0,))[0] else (height, width)
-
-
 def _lookup_table(file: DatasetReader) -> tuple[np.ndarray, str]:
     """Return a palette (256, 3) uint8, or (256, 1) if grey is written as one, and Pillow's mode."""
     colors = np.zeros((256, 3), dtype=np.uint8)
@@ -503,19 +432,19 @@ def _read_all(file: DatasetReader, colors: np.ndarray | None) -> np.ndarray:
         return colors[file.read(1)]
     values = np.ascontiguousarray(np.moveaxis(file.read(), 0, -1))
     if file.driver == "PNG":
-        _require_whole_png(file.name, values[-1].any())
+        require_whole_png(file.name, values[-1].any())
     return values
 
 
 def _to_picture(file: DatasetReader, header: Header, colors: np.ndarray | None) -> Image.Image:
     """Return a TIFF as Pillow would, in its own bits."""
     if header.mode == "P":
-        image = Image.fromarray(_upright(file.read(1), header.orientation))
+        image = Image.fromarray(upright(file.read(1), header.orientation))
         image.putpalette(colors.tobytes())
         return image
     if header.mode == "" or (header.bands > 1 and header.dtype != "uint8"):
         raise ValueError(f"{header.bands} bands of {header.dtype} are no picture")
-    values = _upright(_read_all(file, colors), header.orientation)
+    values = upright(_read_all(file, colors), header.orientation)
     types = {"1": bool, "I": np.int32, "F": np.float32}
     values = values.astype(types.get(header.mode, values.dtype))
     return Image.fromarray(values if header.bands > 1 else values[..., 0])

@@ -13,7 +13,7 @@ import test as predict
 import train
 from datasets.bands import Bands, Imagery
 from datasets.classes import SECOND_CLASSES
-from datasets.images import read_raster, save_raster
+from datasets.images import read_all, save_raster
 from models.checkpoint import open_checkpoint
 from tests.helpers.band_models import STATISTICS
 from tests.helpers.runs import (
@@ -55,7 +55,7 @@ def statistics(tmp_path) -> Path:
 def assert_measured(imagery: Imagery, root: Path, numbers: tuple[int, ...]) -> None:
     """A run's statistics are those of all its training images."""
     assert imagery.bands == Bands(numbers, 16)
-    values = np.stack([read_raster(path) for path in sorted(root.glob("train/im[12]/*.png"))])
+    values = np.stack([read_all(path)[0] for path in sorted(root.glob("train/im[12]/*.png"))])
     values = values[..., [number - 1 for number in numbers]].astype(np.float64)
     assert imagery.mean == pytest.approx(values.mean((0, 1, 2)), rel=1e-6)
     assert imagery.std == pytest.approx(values.std((0, 1, 2)), rel=1e-6)
@@ -157,7 +157,7 @@ def test_convert_copies_them_as_they_are(bands_root, tmp_path):
     source, out = tmp_path / "source", tmp_path / "out"
     shutil.copytree(bands_root, source)
     for path in source.glob("train/im[12]/*.png"):
-        np.save(path.with_suffix(".npy"), read_raster(path))
+        np.save(path.with_suffix(".npy"), read_all(path)[0])
         path.unlink()
     Image.fromarray(np.zeros((64, 64), np.uint8)).save(source / "val" / "im1" / "00001.bmp")
     (source / "val" / "im1" / "00001.png").unlink()
@@ -187,7 +187,7 @@ def test_sample_data_of_other_bands(bands, bits, tmp_path):
     images = []
     for folder in ("first", "again"):
         make_sample_data.main([str(part) for part in (tmp_path / folder, *kind)])
-        images.append(read_raster(tmp_path / folder / "train" / "im2" / "00000.png"))
+        images.append(read_all(tmp_path / folder / "train" / "im2" / "00000.png")[0])
     assert images[0].shape == (48, 48, bands) and images[0].dtype == f"uint{bits}"
     assert images[0].max() > (255 if bits == 16 else 50) and (images[0] < 4000).all()
     assert np.array_equal(*images)

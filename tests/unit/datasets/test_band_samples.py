@@ -9,7 +9,7 @@ from datasets.bands import MAX_BANDS, Bands
 from datasets.cache import FileReader, build_cache
 from datasets.classes import SECOND_CLASSES
 from datasets.dataset import ChangeDetectionDataset
-from datasets.images import read_raster, save_raster
+from datasets.images import read_all, save_raster
 from datasets.loaders import collate
 from datasets.pairs import index_pairs
 
@@ -21,7 +21,7 @@ def test_samples_hold_the_chosen_bands(bands_root):
     )
     sample = dataset[0]
     assert sample["image2"].dtype == torch.uint16
-    expected = read_raster(pairs[0].image2)[..., [3, 0]]
+    expected = read_all(pairs[0].image2)[0][..., [3, 0]]
     assert np.array_equal(sample["image2"].permute(1, 2, 0).numpy(), expected)
     batch = collate([dataset[0], dataset[1]])
     assert batch["image1"].shape == (2, 2, 64, 64) and batch["image1"].dtype == torch.uint16
@@ -76,7 +76,7 @@ def test_light_is_brightness_contrast_and_balance():
 def test_cached_samples_of_odd_sizes_are_those_without_cache(numbers, write_pairs, tmp_path):
     folder = write_pairs({"a": (33, 35), "b": (31, 37)})
     for path in folder.glob("im[12]/*.png"):
-        save_raster(path, read_raster(path).astype(np.uint16) * 251)
+        save_raster(path, read_all(path)[0].astype(np.uint16) * 251)
     pairs, bands = index_pairs(folder), Bands(numbers, 16)
     reader = build_cache(pairs, SECOND_CLASSES, tmp_path / "cache", bands=bands)
     assert reader.image(pairs[0].image2)[0].flags.aligned

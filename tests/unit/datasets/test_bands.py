@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from datasets.bands import RGB, RGB_IMAGERY, Bands, Imagery
-from datasets.images import read_raster
+from datasets.images import read_all
 from datasets.pairs import Pair, index_pairs
 from datasets.statistics import (
     MEASURED_PAIRS,
@@ -24,7 +24,7 @@ from utils.errors import DataError
 
 
 def images_of(pairs: list[Pair]) -> np.ndarray:
-    return np.stack([read_raster(path) for pair in pairs for path in pair.files[:2]])
+    return np.stack([read_all(path)[0] for pair in pairs for path in pair.files[:2]])
 
 
 @pytest.mark.parametrize("numbers", [(), (0,), (1, 1), (True,), ("1",), (1.0,), (129,)])

@@ -20,9 +20,9 @@ from datasets.images import (
     MAX_VALUES,
     image_size,
     open_image,
+    read_all,
     read_bands,
     read_header,
-    read_raster,
     save_raster,
 )
 from tests.helpers.damaged_bytes import arrays_or_named_errors, changes, mutate
@@ -39,7 +39,7 @@ def test_a_png_whose_header_is_not_first_is_a_named_error(tmp_path):
         path.write_bytes(data[:8] + chunk + data[8:])
         with Image.open(path) as image:
             assert image.size == (WIDTH, HEIGHT)  # Pillow forgives it
-        for read in (read_header, read_raster, read_bands):
+        for read in (read_header, read_all, read_bands):
             with pytest.raises(DataError, match=f"^{path}: cannot be decoded .no PNG header"):
                 read(path)
 
@@ -48,7 +48,7 @@ def test_threads_leave_the_filters_of_warnings_alone(tmp_path):
     path = write_tiff(tmp_path / "a.tif", noise(5))
     before = list(warnings.filters)
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(read_raster, [path] * 40))
+        list(pool.map(read_all, [path] * 40))
     assert warnings.filters == before
 
 
@@ -60,7 +60,7 @@ def test_numpy_files_that_promise_more_than_they_hold(shape, tmp_path):
     path = tmp_path / "a.npy"
     header = f"{{'descr': '<u2', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
     path.write_bytes(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + b"\0\0")
-    for read in (read_header, read_raster, image_size):
+    for read in (read_header, read_all, image_size):
         with pytest.raises(DataError, match=f"^{path}: ") as caught:
             read(path)
         assert "\n" not in str(caught.value)
@@ -74,13 +74,13 @@ class Payload:
 def test_numpy_files_run_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     np.save(tmp_path / "a.npy", np.full((4, 4, 1), Payload(), dtype=object), allow_pickle=True)
-    for read in (read_header, read_raster):
+    for read in (read_header, read_all):
         with pytest.raises(DataError):
             read(tmp_path / "a.npy")
     records = np.zeros((4, 4), dtype=[("a", "u1"), ("b", "u1")])
     np.save(tmp_path / "b.npy", records)
     with pytest.raises(DataError, match="save images as"):
-        read_raster(tmp_path / "b.npy")
+        read_all(tmp_path / "b.npy")
     assert not (tmp_path / "payload_ran").exists()
 
 
@@ -91,7 +91,7 @@ def test_tiff_bombs_are_refused(tmp_path):
         warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
         rasterio.open(path, "w", width=side, height=side, count=5, **options).close()
     assert path.stat().st_size < 10**6
-    for read in (read_header, read_raster, image_size):
+    for read in (read_header, read_all, image_size):
         with pytest.raises(DataError, match=f"^{path}: .*cut the scene into tiles"):
             read(path)
 
@@ -116,7 +116,7 @@ def test_damaged_files_are_named_errors(tmp_path, file, steps):
     suffix, data = file
     path = tmp_path / f"image.{suffix}"
     path.write_bytes(mutate(data, steps))
-    readers = (read_header, read_raster, lambda p: read_bands(p, Bands((1, 2), 16)))
+    readers = (read_header, read_all, lambda p: read_bands(p, Bands((1, 2), 16)))
     for found in arrays_or_named_errors(path, readers):
         assert found.dtype in (np.uint8, np.uint16) and found.ndim == 3
 
@@ -136,7 +136,7 @@ def test_files_that_are_cut_off(kind, share, tmp_path, capfd):
         write_tiff(path, values, compress="lzw")
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
     with pytest.raises(DataError, match=f"^{path}: cannot be decoded"):
-        read_raster(path)
+        read_all(path)
     assert capfd.readouterr().err == ""
 
 
@@ -154,9 +154,9 @@ def test_pngs_of_too_few_rows_are_refused(bits, interlaced, tmp_path):
     rows = [1, 1, 1, 1, 2] if interlaced else [2, 2, 2]
     pixels = b"".join(bytes(1 + columns * size) for columns in rows)
     path.write_bytes(png_of((2, 3, bits, 0, 0, 0, interlaced), pixels))
-    assert read_raster(path).shape == (3, 2, 1)
+    assert read_all(path)[0].shape == (3, 2, 1)
     path.write_bytes(png_of((2, 3, bits, 0, 0, 0, interlaced), pixels[: -1 - rows[-1] * size]))
-    for read in (read_raster, open_image):
+    for read in (read_all, open_image):
         with pytest.raises(DataError, match=f"^{path}: cannot be decoded"):
             read(path)
 
@@ -171,6 +171,6 @@ def test_a_png_with_any_bit_changed_is_refused(tmp_path):
         flipped = bytearray(data)
         flipped[bit // 8] ^= 1 << bit % 8
         path.write_bytes(flipped)
-        for read in (read_raster, open_image):
+        for read in (read_all, open_image):
             with pytest.raises(DataError, match=f"^{path}: "):
                 read(path)

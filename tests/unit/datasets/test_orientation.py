@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from datasets.images import image_size, open_image, read_header, read_raster, save_raster
+from datasets.images import image_size, open_image, read_all, read_header, save_raster
 from tests.helpers.raster_files import noise, write_tiff
 from utils.errors import DataError
 
@@ -25,7 +25,7 @@ def upright(values: np.ndarray, tag: int) -> np.ndarray:
 
 
 def assert_upright(path: Path, stored: np.ndarray, tag: int) -> None:
-    found, header = read_raster(path), read_header(path)
+    found, header = read_all(path)[0], read_header(path)
     assert np.array_equal(found, upright(stored, tag).reshape(found.shape))
     assert (header.height, header.width, header.bands) == found.shape
     assert image_size(path) == found.shape[:2] and header.orientation == tag
@@ -100,7 +100,7 @@ def test_pngs_of_16_bits_and_a_tag_behind_the_pixels(tmp_path):
         path.write_bytes(data[:33] + chunk + data[33:])
         assert_upright(path, values, 6)
         path.write_bytes(data[:-12] + chunk + data[-12:])
-        for read in (read_raster, open_image):
+        for read in (read_all, open_image):
             if dtype == "uint8":
                 with pytest.raises(DataError, match=r"a\.png: .*orientation tag behind the pixels"):
                     read(path)

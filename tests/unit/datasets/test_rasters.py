@@ -16,10 +16,10 @@ from datasets.images import (
     image_size,
     lacks_bands,
     open_image,
+    read_all,
     read_bands,
     read_header,
     read_picture,
-    read_raster,
     save_raster,
 )
 from tests.helpers.raster_files import HEIGHT, WIDTH, noise, write_tiff
@@ -28,7 +28,7 @@ from utils.pictures import to_rgb
 
 
 def assert_read(path: Path, values: np.ndarray) -> None:
-    found = read_raster(path)
+    found = read_all(path)[0]
     assert found.dtype == values.dtype and np.array_equal(found, values)
     header = read_header(path)
     assert (header.height, header.width, header.bands) == values.shape
@@ -212,7 +212,7 @@ def test_no_program_is_started_by_an_image(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     path = tmp_path / "a.png"
     path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
-    for read in (read_header, read_raster, read_bands, open_image):
+    for read in (read_header, read_all, read_bands, open_image):
         with pytest.raises(DataError, match=f"^{path}: cannot be decoded .no PNG, JPEG, BMP, TIFF"):
             read(path)
     assert not (tmp_path / "ran").exists()
@@ -236,7 +236,7 @@ def test_pages_of_one_directory_are_refused_where_the_file_holds_them(said, tmp_
     assert_read(path, GREY[..., None])  # cut out of such a file
     path.write_bytes(path.read_bytes() + 4 * GREY.tobytes())
     with pytest.raises(DataError, match=r"a\.tif: cannot be decoded .5 pages"):
-        read_raster(path)
+        read_all(path)
 
 
 def test_pictures_of_16_bits_are_stretched_band_by_band_and_of_8_bits_are_not(tmp_path):
