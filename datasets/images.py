@@ -15,10 +15,7 @@ from pathlib import Path
 import numpy as np
 import rasterio
 from PIL import Image, ImageOps
-from rasterio import warp
-from rasterio.crs import CRS
 from rasterio.enums import ColorInterp, MaskFlags
-from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader
 
 from datasets.bands import MAX_BANDS, RGB, Bands
@@ -33,6 +30,7 @@ from utils.image_files import (
     upright_size,
 )
 from utils.pictures import PNG_LEVEL, to_rgb
+from utils.places import Place, places_apart
 
 DTYPES = {"uint8": 8, "uint16": 16}
 # As Pillow does with twice its limit; values count here, since a pixel may have hundreds of them.
@@ -43,7 +41,6 @@ _STARTS |= {b"\x89PNG\r\n\x1a\n": "PNG", b"\xff\xd8\xff": "JPEG", b"BM": "BMP", 
 _PNG_BITS_AT = 24  # the byte of a PNG that tells its bits per channel
 GREY_STEP = "step"  # of Pillow's info: in 8 bits what 1 is in a label's own, if these are 2 or 4
 SHARP = 0.95  # of a mask's pixels are 0 or its top; the rest are soft edges
-MAX_SHIFT = 0.5  # pixels by which the corners of two dates may lie apart
 _READ_AS = {"1": "L", "L": "L", "LA": "LA", "RGBA": "RGBA"}  # by Pillow's mode; others as RGB
 # No look around for files that belong to a raster.
 _GDAL_OPTIONS = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_PAM_ENABLED": "NO"}
@@ -68,7 +65,7 @@ class Header:
     mode: str = ""
     masked: bool = False
     orientation: int = 1
-    place: "Place | None" = None
+    place: Place | None = None
 
     @property
     def bits(self) -> int:
@@ -84,22 +81,6 @@ class Header:
     def is_rgb(self) -> bool:
         """Whether the file serves as three bands of 8 bits, which loses nothing but alpha."""
         return self.dtype == "uint8" and (self.bands in (1, 3) or self.has_alpha)
-
-
-@dataclass(frozen=True, eq=False)
-class Place:
-    """Where a raster lies: its coordinate system as WKT, or "", and what takes (column, row, 1)
-    there, (3, 3) float64.
-    """
-
-    crs: str
-    matrix: np.ndarray
-
-    def __str__(self) -> str:
-        left, top = self.matrix[:2, 2]
-        width, height = np.linalg.norm(self.matrix[:2, :2], axis=0)
-        name = self.crs.split('"')[1] if '"' in self.crs else "no coordinate system"
-        return f"{name}, pixels of {width:g} × {height:g} from {left:.10g}, {top:.10g}"
 
 
 @dataclass(frozen=True)
@@ -146,33 +127,10 @@ def common_size(image1: Path, image2: Path) -> tuple[int, int]:
     """Return `image_size` of a pair's first date; a DataError if they lie at different places."""
     header = read_header(image1)
     if header.place:  # of most data sets, half the files need not be opened
-        apart = places_apart(header, read_header(image2))
+        apart = places_apart(header.place, read_header(image2).place)
         if apart:
             raise DataError(f"{image2} and {image1}: {apart}; warp the pair to one grid")
     return header.height, header.width
-
-
-def places_apart(header: Header, other: Header) -> str:
-    """Say how far another raster lies from one; "" if at most `MAX_SHIFT` or if one says nothing.
-
-    The sides of both may have different numbers of pixels.
-    """
-    if not header.place or not other.place:
-        return ""
-    said = f"on the map they differ, {other.place} beside {header.place}"
-    crs, other_crs = header.place.crs, other.place.crs
-    # The corners of the other as shares of this one's sides.
-    scale, other_scale = (np.diag([h.width, h.height, 1]) for h in (header, other))
-    there, matrix = np.linalg.inv(header.place.matrix @ scale), other.place.matrix @ other_scale
-    corners = np.array([[0, 1, 0, 1], [0, 0, 1, 1], [1, 1, 1, 1]])
-    found = matrix @ corners
-    if crs and other_crs and crs != other_crs:  # other names, maybe of the same system
-        try:
-            found[:2] = warp.transform(CRS.from_wkt(other_crs), CRS.from_wkt(crs), *found[:2])
-        except RasterioError:  # no system that is known
-            return said
-    shift = np.abs(scale @ (there @ found - corners)).max()
-    return "" if shift <= MAX_SHIFT else f"{said}: up to {shift:.1f} pixels apart"
 
 
 def read_all(
@@ -393,7 +351,7 @@ def _opened_by_gdal(
         sensible = np.isfinite(matrix).all() and np.linalg.matrix_rank(matrix[:2, :2]) == 2
         # Whether a tag turns the place as well, programs do not agree.
         if tag == 1 and sensible and (matrix != np.eye(3)).any():
-            place = Place(file.crs.to_wkt() if file.crs else "", matrix)
+            place = Place(file.crs.to_wkt() if file.crs else "", matrix, file.height, file.width)
         header = Header(*size, bands, dtype, kind, mode, masked, tag, place)
         _require_sensible(path, header)
         yield file, header, colors

@@ -10,7 +10,7 @@ import numpy as np
 
 from datasets.bands import RGB
 from datasets.classes import ClassList, suspect_order
-from datasets.images import DTYPES, lacks_bands, places_apart
+from datasets.images import DTYPES, lacks_bands
 from datasets.labels import (
     BINARY,
     CONTRADICTING_COLORS,
@@ -21,6 +21,7 @@ from datasets.labels import (
     READABLE,
 )
 from tools.checking.pair_report import FileReport, PairReport, sum_images
+from utils.places import places_apart
 
 ERROR, WARNING, NOTE = "error", "warning", "note"
 
@@ -205,7 +206,7 @@ def pair_entries(report: PairReport, bands: Sequence[int] = RGB.numbers) -> Foun
             yield kind, entry([file], detail)
     first, *others = report.images + report.labels
     for file in others:
-        apart = first.header and file.header and places_apart(first.header, file.header)
+        apart = first.header and file.header and places_apart(first.header.place, file.header.place)
         if apart:
             kind = "label-place" if file.label_format else "places-differ"
             yield kind, entry([first, file], apart)

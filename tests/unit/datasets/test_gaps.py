@@ -16,7 +16,6 @@ from datasets.cache import FileReader, build_cache
 from datasets.classes import IGNORED, SECOND_CLASSES
 from datasets.dataset import ChangeDetectionDataset
 from datasets.images import (
-    places_apart,
     read_bands,
     read_header,
     read_masked,
@@ -29,6 +28,7 @@ from datasets.statistics import measure
 from datasets.task import Task
 from tests.helpers.raster_files import HEIGHT, WIDTH, noise, write_tiff
 from utils.errors import DataError
+from utils.places import places_apart
 
 SECOND = Task(SECOND_CLASSES)
 HOLE = np.zeros((HEIGHT, WIDTH), dtype=bool)
@@ -114,7 +114,7 @@ def test_equal_places_in_systems_of_other_names_agree(tmp_path):
     paths = [tmp_path / f"{code}.tif" for code in (4326, 4490)]
     for path in paths:
         write_tiff(path, noise(3), crs=f"EPSG:{path.stem}", **place)
-    assert places_apart(*map(read_header, paths)) == ""
+    assert places_apart(*(read_header(path).place for path in paths)) == ""
 
 
 def test_alpha_of_grey_and_transparent_colours_of_png(tmp_path):
@@ -249,7 +249,7 @@ def test_dates_that_lie_elsewhere_are_named(said, write_pairs, tmp_path):
 
 
 def test_places_that_agree_or_are_not_known(tmp_path):
-    header = read_header(write_tiff(tmp_path / "a.tif", noise(3), **HERE))
+    here = read_header(write_tiff(tmp_path / "a.tif", noise(3), **HERE)).place
     wkt = rasterio.crs.CRS.from_epsg(32632).to_wkt().replace('"WGS 84 / UTM zone 32N"', '"x"')
     finer = noise(3).repeat(3, 0).repeat(3, 1)
     others = [
@@ -263,6 +263,6 @@ def test_places_that_agree_or_are_not_known(tmp_path):
     for number, flat in enumerate([(0, 0, 5, 0, 0, 7), (0.1, 0.2, 5, 0.3, 0.6, 7)]):
         place = HERE | {"transform": rasterio.Affine(*flat)}
         others.append(write_tiff(tmp_path / f"flat{number}.tif", noise(3), **place))
-    headers = [read_header(path) for path in others]
-    assert [places_apart(header, other) for other in headers] == [""] * len(others)
-    assert [places_apart(other, header) for other in headers] == [""] * len(others)
+    places = [read_header(path).place for path in others]
+    assert [places_apart(here, place) for place in places] == [""] * len(others)
+    assert [places_apart(place, here) for place in places] == [""] * len(others)
