@@ -20,6 +20,7 @@ from tools.checking.scan import (
     UNUSED,
     assign_splits,
     differing_label_entries,
+    name_entries,
     scan_dataset,
 )
 from utils.parallel import ParallelMap
@@ -109,7 +110,7 @@ def scan_names(
         OptionError: the split asks for labels in ROOT/val that are not there.
     """
     scans = scan_dataset(root, preset)
-    found = [item for scan in scans.values() for item in scan.found]
+    found = [item for name in scans for item in name_entries(root / name, scans[name])]
     found += differing_label_entries(root, scans, split, preset)
     pairs = [pair for scan in scans.values() for pair in scan.pairs]
     split_of = assign_splits(scans, split)

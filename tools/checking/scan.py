@@ -1,13 +1,12 @@
 """The names in a data set's folders, before files are opened: pairs, splits, odd names."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from datasets.classes import STANDARD, Preset
 from datasets.pairs import (
     SPLIT_FOLDERS,
-    Pair,
+    FolderScan,
     Problem,
     differing_labels,
     label_folders,
@@ -22,16 +21,7 @@ from utils.errors import DataError
 HELD_OUT, UNUSED = "held out of train", "unused"
 
 
-@dataclass
-class SplitScan:
-    """The names in one split's folders."""
-
-    pairs: list[Pair] = field(default_factory=list)  # those that are complete
-    labelled: bool = False  # there are label folders
-    found: list[tuple[str, Entry]] = field(default_factory=list)  # what is wrong with the names
-
-
-def scan_dataset(root: Path, preset: Preset = STANDARD) -> dict[str, SplitScan]:
+def scan_dataset(root: Path, preset: Preset = STANDARD) -> dict[str, FolderScan]:
     """Index the split folders of a data set by name; a DataError where there is no pair."""
     root = Path(root)
     if not root.is_dir():
@@ -41,22 +31,22 @@ def scan_dataset(root: Path, preset: Preset = STANDARD) -> dict[str, SplitScan]:
     for folder in (*([] if standard else [root]), *(root / name for name in names)):
         if preset is STANDARD and layout_hint(folder):
             raise DataError(f"{folder}: no im1 and im2 in it{layout_hint(folder)}")
-    scans = {name: _scan_split(root / name, preset) for name in names}
-    if not any(scan.pairs or scan.found for scan in scans.values()):
+    scans = {name: scan_folder(root / name, preset) for name in names}
+    if not any(scan.pairs or name_entries(root / n, scan) for n, scan in scans.items()):
         raise DataError(
             f"{root}: no image pairs in it; expected train/im1 and train/im2, and val or test alike"
         )
     return scans
 
 
-def _scan_split(folder: Path, preset: Preset) -> SplitScan:
-    scan = scan_folder(folder, preset)
+def name_entries(folder: Path, scan: FolderScan) -> list[tuple[str, Entry]]:
+    """List what is wrong with the names in a split's folder."""
     found = [(problem.kind, _entry(problem, folder.parent)) for problem in scan.problems]
     if len(scan.labels) == 1 and "change_mask" not in scan.labels:
         found.append(("one-date", Entry((f"{folder.name}/{next(iter(scan.labels))}",))))
     if folder.name == "train" and not scan.labels:
         found.append(("no-labels", Entry((folder.name,))))
-    return SplitScan(scan.pairs, bool(scan.labels), found)
+    return found
 
 
 def _entry(problem: Problem, root: Path) -> Entry:
@@ -65,11 +55,11 @@ def _entry(problem: Problem, root: Path) -> Entry:
 
 
 def differing_label_entries(
-    root: Path, scans: dict[str, SplitScan], options: SplitOptions, preset: Preset = STANDARD
+    root: Path, scans: dict[str, FolderScan], options: SplitOptions, preset: Preset = STANDARD
 ) -> Iterable[tuple[str, Entry]]:
     """Yield that ``val``, where it is to be validated on, has labels of another kind than train."""
-    val = scans.get("val", SplitScan())
-    if options.choose(val.labelled) == "folders" and differing_labels(root, "val", preset):
+    val = scans.get("val", FolderScan({}))
+    if options.choose(bool(val.labels)) == "folders" and differing_labels(root, "val", preset):
         folders = {
             split: label_folders(root / split, preset).values() for split in ("train", "val")
         }
@@ -77,15 +67,15 @@ def differing_label_entries(
         yield "labels-differ", Entry(names)
 
 
-def assign_splits(scans: dict[str, SplitScan], options: SplitOptions) -> dict[str, str]:
+def assign_splits(scans: dict[str, FolderScan], options: SplitOptions) -> dict[str, str]:
     """Name the split of every pair, as training divides the data set."""
     split_of = {pair.id: name for name, scan in scans.items() for pair in scan.pairs}
-    train, val = scans.get("train", SplitScan()), scans.get("val", SplitScan())
+    train, val = scans.get("train", FolderScan({})), scans.get("val", FolderScan({}))
     ids = [pair.id for pair in train.pairs]
-    protocol = options.choose(val.labelled)
+    protocol = options.choose(bool(val.labels))
     # Without lists or a protocol asked for, what cannot be trained on is looked at all the same.
     asked = options.protocol or options.val_list
-    if protocol == "folders" or not (asked or (len(ids) > 1 and train.labelled)):
+    if protocol == "folders" or not (asked or (len(ids) > 1 and train.labels)):
         return split_of
     split = divide(ids, options, protocol)
     split_of |= dict.fromkeys(ids, UNUSED)

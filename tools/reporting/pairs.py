@@ -62,7 +62,8 @@ def read_masks(options: Namespace, first: Run) -> Masks | None:
             "pairs, choose another --split, or list those to show with --names"
         )
     masks = [found[pair.name] for pair in pairs]
-    labelled = all(has_all_labels(pair, classes) for pair in pairs)
+    dates = 0 if classes.is_binary else 2
+    labelled = all(pair.labels and len(pair.labelled_dates) >= dates for pair in pairs)
     jobs = [
         MaskJob(
             pair.name,
@@ -120,11 +121,6 @@ def validation_pairs(root: Path, run: Run, preset: Preset) -> list[Pair]:
             "it; name the data of that run with --data-root"
         )
     return [by_id[name] for name in run.split.val]
-
-
-def has_all_labels(pair: Pair, classes: ClassList) -> bool:
-    """Tell whether a pair can be scored: labels of both dates, or a change mask."""
-    return bool(pair.labels) if classes.is_binary else len(pair.labelled_dates) == 2
 
 
 def rank_pairs(
