@@ -31,12 +31,13 @@ from datasets.pairs import Pair, index_pairs
 from datasets.task import load_task
 from engine.config import LabelConfig, TrainConfig
 from engine.labelling import label, vote_batch
-from engine.predictor import VIEWS, decode
+from engine.predictor import VIEWS
 from engine.runtime import build_predictor, choose_precision
 from engine.state import TrainState
 from engine.training import training_step
 from models.change_detector import ModelConfig, build_model
 from models.checkpoint import open_checkpoint
+from models.decoding import decode
 from models.losses import ChangeCriterion, default_class_weights
 from models.recompute import checkpoint_activations
 from tools.scenes.scene import make_scene

@@ -17,6 +17,7 @@ from datasets.bands import IMAGENET_MEAN, IMAGENET_STD
 from engine.predictor import VIEWS, Probabilities, View, apply_view, undo_view
 from models.change_detector import ChangeDetector, ChangeOutput
 from models.checkpoint import load_model
+from models.decoding import INDEPENDENT
 
 
 class Detector(nn.Module):
@@ -55,6 +56,8 @@ class Predictor:
     """
 
     def __init__(self, paths: Sequence[Path], device: torch.device, views: Sequence[View]) -> None:
+        self.decoding = INDEPENDENT
+        self.decoding = INDEPENDENT
         self.models = [Detector(load_model(path, device)) for path in paths]
         self.views = views
 

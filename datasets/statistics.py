@@ -1,7 +1,8 @@
-"""Mean and standard deviation of each band, over the images of the training pairs."""
+"""What is measured on training pairs: mean and deviation of each band, changes within a class."""
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
@@ -11,6 +12,8 @@ from typing import Any
 import numpy as np
 
 from datasets.bands import RGB, RGB_IMAGERY, Bands, Imagery
+from datasets.classes import IGNORED
+from datasets.dataset import ChangeDetectionDataset
 from datasets.images import read_header, read_masked, require_bands
 from datasets.pairs import Pair
 from utils import dist
@@ -79,7 +82,7 @@ def find_imagery(bands: Bands, given: Imagery | None, pairs: Sequence[Pair]) -> 
     return imagery
 
 
-def measured_pairs(pairs: Sequence[Pair]) -> Sequence[Pair]:
+def measured_pairs(pairs: Sequence) -> Sequence:
     """Return evenly spread pairs, `MEASURED_PAIRS` at the most."""
     return pairs[:: max(1, math.ceil(len(pairs) / MEASURED_PAIRS))]
 
@@ -91,6 +94,33 @@ def measure(pairs: Sequence[Pair], bands: Bands) -> Imagery:
     total = reduce(add, sums)
     _require_contrast(total.std(), bands, pairs[0].image1.parent)
     return Imagery(bands, tuple(total.mean()), tuple(total.std()))
+
+
+def same_class_weight(dataset: ChangeDetectionDataset) -> float:
+    """Return how much rarer than chance changed pixels keep their class, 0 (never) to 1.
+
+    It is the odds of one class at both dates against two, over what they were if the classes of
+    both dates were drawn apart; counted on `measured_pairs`, 0 without labels of both dates. Every
+    process must call it.
+    """
+    counts = np.zeros((IGNORED, IGNORED))
+    unique = len(dict.fromkeys(dataset.pairs))
+    for index in measured_pairs(range(unique if dist.is_main() else 0)):
+        if dataset.pairs[index].labelled_dates != (1, 2):
+            continue
+        with suppress(DataError):  # training says so when it comes to the pair
+            labels = dataset.labels(index)
+            label1, label2 = labels["label1"].numpy(), labels["label2"].numpy()
+            changed = (label1 != IGNORED) & (label1 > 0)
+            cells = label1[changed].astype(np.int64) * IGNORED + label2[changed]
+            counts += np.bincount(cells, minlength=counts.size).reshape(counts.shape)
+    weight = 0.0
+    if counts.trace():
+        apart = np.outer(counts.sum(1), counts.sum(0))
+        same, by_chance = (table.trace() / table.sum() for table in (counts, apart))
+        expected = (1 - same) * by_chance
+        weight = min(1.0, same * (1 - by_chance) / expected) if expected else 1.0
+    return dist.broadcast(float(weight))
 
 
 def read_statistics(path: Path, bands: Bands) -> Imagery:

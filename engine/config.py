@@ -29,6 +29,8 @@ REPO = Path(__file__).resolve().parents[1]
 DATA_ROOT = REPO / "data" / "dataset"
 OUTDIR = REPO / "outdir"
 MODELS = ("fcn", "pspnet")  # the keys of models.heads.HEADS, which imports torch
+DECODINGS = ("independent", "joint")  # models.decoding.NAMES
+DECODE = "independent"  # of new runs, and of checkpoints that do not tell
 PRESETS = (  # the keys of datasets.classes.PRESETS, which imports numpy
     *("second", "second-changemamba-order", "landsat-scd", "hi-ucd", "hrscd"),
     *("levir-cd", "whu-cd", "s2looking"),
@@ -210,6 +212,10 @@ class ValidationOptions:
         1, "validate every N epochs, and after the last", cli.positive_int)
     val_batch_size: int = option(16, "pairs read at a time", cli.positive_int)
     tta: bool = option(False, "average six flipped and turned views", fixed=True)
+    decode: str | None = option(
+        None, "independent: change by its own probability, each date's likeliest class; joint: "
+        "dates and change as one model, where a changed pixel has two classes", choices=DECODINGS,
+        shown=f"{DECODE}, or as the run to resume or --load-from has it")
     load_from: Path | None = option(None, "evaluate this checkpoint and return", once=True)
     save_mask: bool = option(
         False, "write the best model's validation masks to OUTDIR/masks/val/{im1,im2}")
@@ -224,6 +230,11 @@ class EnsembleOptions:
         shown="the best of every run in OUTDIR/models; of runs with and without pseudo labels "
         "test.py takes the former alone, label.py the latter")
     test_batch_size: int = option(16, "pairs read at a time", cli.positive_int)
+    decode: str | None = option(
+        None, "how probabilities become classes, as in train.py; joint in label.py: of unchanged "
+        "pixels, by the product of both dates", choices=DECODINGS,
+        shown=f"as the checkpoints were validated, {DECODE} where they differ or do not tell; "
+        "independent for label.py's hard vote")
     compile: str = option(
         "auto",
         "compile the models, a minute per model; auto does so on a GPU for many pairs of one size",

@@ -3,13 +3,16 @@
 from collections import Counter
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from statistics import fmean
 
 from datasets.bands import RGB, Bands, union
 from datasets.classes import SECOND_CLASSES, ClassList
 from datasets.images import DTYPES, read_header, require_bands
 from datasets.task import Task
+from engine.config import DECODE
 from engine.metrics import RANKS
 from models.checkpoint import Checkpoint, open_checkpoint
+from models.decoding import INDEPENDENT, Decoding
 from utils.dist import print0
 from utils.errors import CheckpointError, DataError
 
@@ -173,6 +176,27 @@ def bands_to_read(checkpoints: Sequence[Checkpoint], image: Path) -> Bands:
             f"{apart} at once; name --checkpoints of one kind"
         )
     return together
+
+
+def choose_decoding(asked: str | None, checkpoints: Sequence[Checkpoint]) -> Decoding:
+    """Return how an ensemble decodes: as ``--decode`` has it, else as all its runs validated.
+
+    Its parameters are their means. Without two classes, or labels of two dates to learn them from,
+    it is independent whatever is asked.
+    """
+    told = [c.info.get("decoding", {"name": DECODE}) for c in checkpoints]
+    each = [Decoding(**values) for values in told]
+    for checkpoint in checkpoints:
+        dates = checkpoint.info.get("labelled_dates", {}).get("training", (1, 2))
+        if checkpoint.config.num_classes < 2 or len(dates) < 2:
+            return INDEPENDENT
+    names = {decoding.name for decoding in each}
+    return Decoding(
+        asked or (names.pop() if len(names) == 1 else DECODE),
+        fmean(decoding.evidence for decoding in each),
+        fmean(decoding.threshold for decoding in each),
+        fmean(decoding.same_class for decoding in each),
+    )
 
 
 def describe(checkpoint: Checkpoint) -> str:

@@ -1,6 +1,7 @@
 """label.py: an ensemble votes a class for the pixels that the ground truth leaves unlabelled."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,7 +11,8 @@ from datasets.pairs import index_voted_pairs, split_pairs
 from datasets.task import load_task
 from engine.config import LabelConfig
 from engine.predict import Job, open_work
-from engine.predictor import Predictor
+from engine.predictor import Predictor, Probabilities
+from models.decoding import Decoding, joint_change_probs
 from utils.dist import all_sum, print0
 from utils.text import progress, table
 
@@ -22,6 +24,8 @@ def label(config: LabelConfig, device: torch.device) -> "Coverage":
     """Write pseudo masks for ROOT/train as one of the processes; return what was labelled."""
     preset = find_preset(config.preset, config.data_root)
     task = load_task(config.data_root, preset)
+    if config.vote == "hard" and not config.decode:  # as published, whatever the checkpoints say
+        config = replace(config, decode="independent")
     pairs = index_voted_pairs(config.data_root, task, preset)
     # The masks are for a student that validates on these.
     split, _, _ = split_pairs(config.data_root, config.split_options, preset)
@@ -46,14 +50,17 @@ def vote_batch(
     config: LabelConfig, predictor: Predictor, batch: Mapping[str, Any], num_classes: int
 ) -> torch.Tensor:
     """Return the ensemble's vote for every pixel of a batch: (N, H, W) uint8, 0 = no class."""
-    images = batch["image1"], batch["image2"]
+    images, decoding = (batch["image1"], batch["image2"]), predictor.decoding
     if config.vote == "soft":
-        probs = predictor(*images)
-        return soft_vote(probs.semantic_probs1, probs.semantic_probs2, config.min_confidence)
-    votes = [
-        hard_votes(*((each.argmax(dim=1) + 1).to(torch.uint8) for each in probs[:2]))
-        for probs in predictor.each_model(*images)
-    ]
+        probs1, probs2, _ = predictor(*images)
+        return soft_vote(probs1, probs2, config.min_confidence, decoding.is_joint)
+    if decoding.is_joint:
+        votes = [joint_votes(probs, decoding) for probs in predictor.each_model(*images)]
+    else:
+        votes = [
+            hard_votes(*((each.argmax(dim=1) + 1).to(torch.uint8) for each in probs[:2]))
+            for probs in predictor.each_model(*images)
+        ]
     return count_votes(torch.stack(votes), num_classes)
 
 
@@ -76,14 +83,32 @@ def count_votes(votes: torch.Tensor, num_classes: int) -> torch.Tensor:
     return torch.stack(ranks).argmax(dim=0).to(torch.uint8)
 
 
+def joint_votes(probs: Probabilities, decoding: Decoding) -> torch.Tensor:
+    """Return a model's vote under joint decoding, (N, H, W) uint8: the likeliest class of
+    unchanged pixels, and `ABSTAIN` where it takes one for changed.
+    """
+    unchanged = joint_change_probs(*probs, decoding) < decoding.threshold
+    vote = (probs.semantic_probs1 * probs.semantic_probs2).argmax(dim=1) + 1
+    return torch.where(unchanged, vote, ABSTAIN).to(torch.uint8)
+
+
 def soft_vote(
-    semantic_probs1: torch.Tensor, semantic_probs2: torch.Tensor, min_confidence: float
+    semantic_probs1: torch.Tensor,
+    semantic_probs2: torch.Tensor,
+    min_confidence: float,
+    joint: bool = False,
 ) -> torch.Tensor:
     """Return the likeliest class of unchanged pixels: (N, C, H, W) twice → (N, H, W) uint8, 0..C.
 
-    It is 0 where the mean probability of both dates is below ``min_confidence``.
+    It is 0 where its probability is below ``min_confidence``: the mean of both dates or, if
+    ``joint``, their product as a share of all classes'.
     """
-    confidence, winner = ((semantic_probs1 + semantic_probs2) / 2).max(dim=1)
+    if joint:
+        product = semantic_probs1 * semantic_probs2
+        confidence, winner = product.max(dim=1)
+        confidence = confidence / product.sum(dim=1).clamp(min=torch.finfo(product.dtype).tiny)
+    else:
+        confidence, winner = ((semantic_probs1 + semantic_probs2) / 2).max(dim=1)
     return torch.where(confidence >= min_confidence, winner + 1, ABSTAIN).to(torch.uint8)
 
 

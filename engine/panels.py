@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from datasets.task import Task
-from engine.predictor import Probabilities, decode
 from utils.pictures import contact_sheet, to_rgb
 
 # Okabe and Ito's colours, which hold for all common kinds of colour blindness. The last one is the
@@ -44,19 +44,20 @@ def draw_errors(kinds: np.ndarray) -> np.ndarray:
 
 
 def panel(
-    predictor: Callable[..., Probabilities],
+    predict: Callable[..., Sequence[torch.Tensor]],
     dataset: Sequence[Mapping[str, Any]],
     task: Task,
     cell: int = 160,
 ) -> np.ndarray:
     """Draw a few pairs, the same at every call: images, labels, predictions, where these are wrong.
 
-    ``predictor`` takes the images of both dates, (1, bands, H, W); ``dataset`` holds samples, any
-    labels of which may be absent; ``cell`` is a picture's side. Returns (height, width, 3) uint8.
+    ``predict`` makes the maps of a model of the images of both dates, (1, bands, H, W);
+    ``dataset`` holds samples, any labels of which may be absent; ``cell`` is a picture's side.
+    Returns (height, width, 3) uint8.
     """
     shown = min(len(dataset), SHOWN_PAIRS)
     samples = [dataset[i * len(dataset) // shown] for i in range(shown)]
-    rows = [_row(sample, predictor, task) for sample in samples]
+    rows = [_row(sample, predict, task) for sample in samples]
     labelled = [key for key in task.label_keys if any(key in sample for sample in samples)]
     titles, errors, kinds = TITLES, "errors, both dates", ERROR_KINDS[1:]
     if task.is_binary:
@@ -68,10 +69,10 @@ def panel(
 
 
 def _row(
-    sample: Mapping[str, Any], predictor: Callable[..., Probabilities], task: Task
+    sample: Mapping[str, Any], predict: Callable[..., Sequence[torch.Tensor]], task: Task
 ) -> list[np.ndarray]:
     images = [sample["image1"], sample["image2"]]
-    predictions = [np.asarray(m[0].cpu()) for m in decode(predictor(*(i[None] for i in images)))]
+    predictions = [np.asarray(m[0].cpu()) for m in predict(*(i[None] for i in images))]
     labels = [np.asarray(sample[key]) if key in sample else None for key in task.label_keys]
     if "ignored" in sample:
         predictions, labels = (

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ from datasets.task import Task
 from engine.config import LabelConfig, TestConfig
 from engine.ensemble import (
     bands_to_read,
+    choose_decoding,
     choose_ensemble,
     describe_all,
     epochs_chosen,
@@ -96,11 +97,14 @@ def open_work(config: LabelConfig | TestConfig, device: torch.device, job: Job) 
     warn_of_leakage(checkpoints, job.unseen)
     bands = bands_to_read(checkpoints, pairs[0].image1)
     precision = choose_precision(config.amp, device)
+    decoding = choose_decoding(config.decode, checkpoints)
     key = {name: getattr(config, name) for name in job.options} | {
         "precision": precision.name,
         "checkpoints": [_digest_of(c.path) for c in checkpoints] if is_main() else [],
         "data": sorted({str(pair.image1.parents[1].resolve()) for pair in pairs}),
     }
+    if decoding.is_joint:  # masks of before there was a choice are independent
+        key["decoding"] = asdict(decoding)
     with open_masks(job.folder, task, key, pairs, config.overwrite) as writer:
         loader = evaluation_loader(
             ChangeDetectionDataset(pairs, task, reader=FileReader(task.classes, bands)),
@@ -114,6 +118,7 @@ def open_work(config: LabelConfig | TestConfig, device: torch.device, job: Job) 
         if skipped:
             print0(f"{skipped} pairs were finished already (--overwrite makes them again)")
         predictor = build_predictor(checkpoints, device, precision, config.tta)
+        predictor.decoding = decoding
         work = describe(predictor.models, precision, loader.num_workers)
         print0(f"{work}; {sum(gather(len(loader)))} batches of {config.test_batch_size} pairs")
         compile_if_asked(predictor, config.compile, loader)

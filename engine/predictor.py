@@ -1,4 +1,4 @@
-"""Test-time augmentation, ensembles, and the way from probabilities to class maps."""
+"""Test-time augmentation, ensembles, and their scores."""
 
 import math
 import sys
@@ -12,6 +12,7 @@ from torch import nn
 
 from datasets.task import Task
 from engine.metrics import AnyMetrics, LabelCounts, score_labels
+from models.decoding import INDEPENDENT, decode
 from utils.dist import all_sum, print0
 
 # (flip left-right first, then quarter turns counter-clockwise), in the order in which
@@ -19,7 +20,6 @@ from utils.dist import all_sum, print0
 View = tuple[bool, int]
 VIEWS: tuple[View, ...] = ((False, 0), (True, 0), (True, 2), (False, 1), (False, 2), (False, 3))
 IDENTITY: tuple[View, ...] = VIEWS[:1]
-CHANGE_THRESHOLD = 0.5
 # On a CPU larger passes gain little (`docs/performance.md`), and one that is too large is not an
 # exception there but a killed process: 2^20 pixels take hrnet_w64 1 GB.
 CPU_PIXELS_PER_PASS = 2**20
@@ -58,7 +58,7 @@ class Predictor:
 
     A forward pass takes both dates of as many pairs, and these under as many views, as memory
     allows; the number is halved when the device runs out of memory, and stays so. The models are in
-    eval mode, on one device and of one class list; ``views`` may be changed later.
+    eval mode, on one device and of one class list; ``views`` and ``decoding`` may be changed.
     """
 
     def __init__(
@@ -70,6 +70,7 @@ class Predictor:
         self.models = self._plain_models = list(models)
         self.views = tuple(views)
         self.autocast = autocast
+        self.decoding = INDEPENDENT
         self.device = next(self.models[0].parameters()).device
         on_cpu = self.device.type == "cpu"
         self.pixels_per_pass = CPU_PIXELS_PER_PASS if on_cpu else sys.maxsize
@@ -100,6 +101,11 @@ class Predictor:
         for mean in total.present():
             mean.div_(len(self.models))
         return total
+
+    @torch.inference_mode()
+    def maps(self, image1: torch.Tensor, image2: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return what `decode` makes of the mean; arguments as for a call."""
+        return decode(self(image1, image2), self.decoding)
 
     @torch.inference_mode()
     def each_model(self, image1: torch.Tensor, image2: torch.Tensor) -> Iterator[Probabilities]:
@@ -191,16 +197,6 @@ def _under(views: Sequence[View], images: torch.Tensor, size: int) -> torch.Tens
     return batch.view(dtype)
 
 
-def decode(probs: Probabilities) -> tuple[torch.Tensor, ...]:
-    """Return the predicted maps, (N, H, W) uint8, of both dates: 0 = unchanged, 1..C = class.
-
-    Of models without classes it is the one map of change, 1 = changed.
-    """
-    changed = probs.change_probs >= CHANGE_THRESHOLD
-    classes = [p.argmax(dim=1) + 1 for p in probs[:2] if p is not None]
-    return tuple((c * changed).to(torch.uint8) for c in classes) or (changed.to(torch.uint8),)
-
-
 def evaluate(
     predictor: Predictor,
     batches: Iterable[dict],
@@ -216,7 +212,7 @@ def evaluate(
     """
     counts = counts or LabelCounts(task.num_classes, predictor.device)
     for batch in batches:
-        maps = decode(predictor(batch["image1"], batch["image2"]))
+        maps = predictor.maps(batch["image1"], batch["image2"])
         if "ignored" in batch:
             ignored = batch["ignored"].to(predictor.device, non_blocking=True)
             maps = tuple(pred.masked_fill(ignored, 0) for pred in maps)

@@ -100,7 +100,8 @@ class Run:
     def start_log(self, config: TrainConfig) -> None:
         """Write down the options, and open TensorBoard's file where it is wanted."""
         if is_main():
-            write_json(self._log_folder / "options.json", config.to_dict())
+            told = {"decode": self.identity["decoding"]["name"]}
+            write_json(self._log_folder / "options.json", config.to_dict() | told)
             if config.tensorboard:
                 _silence_writer_thread()
                 with _named_errors(self._log_folder):

@@ -13,6 +13,7 @@ from datasets.loaders import is_one_size
 from engine.predictor import IDENTITY, VIEWS, Predictor
 from models.change_detector import ChangeDetector
 from models.checkpoint import Checkpoint
+from models.decoding import INDEPENDENT
 from models.fold import fold_batch_norm
 from utils import dist
 from utils.cli import WHY_THREADS
@@ -117,19 +118,21 @@ def describe(models: Sequence[nn.Module], precision: Precision, readers: int) ->
 
 
 def conditions(predictor: Predictor, precision: Precision) -> dict[str, str | int]:
-    """Return what the last digits of scores depend on, beside weights and pairs."""
+    """Return what scores depend on, beside weights and pairs."""
     return {
         "number_format": precision.title,
         "views": len(predictor.views),
         "threads": torch.get_num_threads(),
         "device": predictor.device.type,
+        "decoding": predictor.decoding.title,
     }
 
 
 def in_words(values: Mapping[str, str | int]) -> str:
     """Return `conditions` for a line of text."""
     counted = [plural(values[f"{name}s"], name) for name in ("view", "thread")]
-    return ", ".join([values["number_format"], *counted, values["device"]])
+    decoding = f"decoding {values.get('decoding', INDEPENDENT.title)}"
+    return ", ".join([values["number_format"], *counted, values["device"], decoding])
 
 
 def compile_if_asked(predictor: Predictor, mode: str, loader: DataLoader) -> None:

@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,18 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from datasets.images import image_size
-from datasets.statistics import find_imagery
+from datasets.statistics import find_imagery, same_class_weight
 from datasets.task import Task
-from engine.config import TrainConfig
+from engine.config import DECODE, TrainConfig
 from engine.data import TrainingData
+from engine.ensemble import choose_decoding
 from engine.metrics import AnyMetrics, metrics_from_dict
 from engine.predictor import CPU_PIXELS_PER_PASS, IDENTITY, VIEWS, Predictor
 from engine.run import Run
 from engine.runtime import build_folded, choose_precision, conditions, describe
 from models.change_detector import ChangeDetector, ModelConfig, build_model
 from models.checkpoint import Checkpoint
+from models.decoding import INDEPENDENT, Decoding
 from models.fold import refold
 from models.footprint import Footprint, measure_footprint
 from models.losses import ChangeCriterion, default_class_weights
@@ -74,6 +77,7 @@ class TrainState:
         self.losses = LossReader()
         self.scored_with: dict[str, str | int] = {}
         self.footprint: Footprint | None = None
+        self.decoding = INDEPENDENT
         self._predictor: Predictor | None = None
 
     @classmethod
@@ -85,6 +89,9 @@ class TrainState:
         weights = _class_weights(config, data.task)
         model_config = _model_config(config, data, saved)
         run.identity["config"] = model_config.to_dict()
+        own = saved or Checkpoint(Path(), model_config, {}, run.identity)
+        decoding = _decoding(config, data, own)
+        run.identity["decoding"] = asdict(decoding)
         torch.manual_seed(config.seed)
         start = (config.pretrain_from, config.pretrained, config.pretrained_dir)
         model = build_model(model_config) if saved else start_model(model_config, *start)
@@ -101,7 +108,7 @@ class TrainState:
             model.compile(dynamic=False)
         steps = config.epochs * (len(data.train_loader) // config.accumulate)
         state = cls(config, model, criterion, steps)
-        state.footprint = footprint
+        state.footprint, state.decoding = footprint, decoding
         if saved:
             saved.fill(model)
             try:
@@ -196,6 +203,7 @@ class TrainState:
                 folded, self._names = build_folded(weights, self.device, self.precision)
             views = VIEWS if tta else IDENTITY
             self._predictor = Predictor([folded], views, self.precision.autocast)
+            self._predictor.decoding = self.decoding
         else:
             refold(*self._predictor.models, self._names, self.model)
         return self._predictor
@@ -357,6 +365,27 @@ def _class_weights(config: TrainConfig, task: Task) -> tuple[float, ...] | None:
             f"({', '.join(names)})"
         )
     return weights
+
+
+def _decoding(config: TrainConfig, data: TrainingData, checkpoint: Checkpoint) -> Decoding:
+    """Return how to validate; ``checkpoint`` is the one to resume, or what a new run's will tell.
+
+    A resumed run keeps to what it did, which was independent before there was a choice.
+    """
+    info = checkpoint.info
+    resumed = "training" in info
+    if "decoding" not in info:
+        pairs = data.train_loader.dataset
+        new = Decoding() if resumed else Decoding(DECODE, same_class=same_class_weight(pairs))
+        checkpoint = checkpoint._replace(info=info | {"decoding": asdict(new)})
+    decoding = choose_decoding(config.decode, [checkpoint])
+    before = checkpoint.info["decoding"]["name"]
+    if resumed and decoding.name != before:
+        raise OptionError(
+            f"{checkpoint.path}: the run to resume had decode {before}; use the same option, "
+            "another --outdir, or no --resume"
+        )
+    return decoding
 
 
 def _model_config(config: TrainConfig, data: TrainingData, saved: Checkpoint | None) -> ModelConfig:

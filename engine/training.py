@@ -15,7 +15,7 @@ from tqdm import tqdm
 from datasets.loaders import set_epoch
 from engine.config import TrainConfig
 from engine.data import TrainingData
-from engine.ensemble import choose_ensemble, epochs_chosen, warn_of_leakage
+from engine.ensemble import choose_decoding, choose_ensemble, epochs_chosen, warn_of_leakage
 from engine.metrics import AnyMetrics, details, summary
 from engine.panels import panel
 from engine.predict import open_masks
@@ -128,7 +128,8 @@ def train(
                 run.save_best(state.weights_and_scores(), scores.rank)
             run.save_latest(state.to_dict())
             if run.tensorboard and scores:
-                picture = panel(state.predictor(config.tta), data.val_loader.dataset, data.task)
+                maps = state.predictor(config.tta).maps
+                picture = panel(maps, data.val_loader.dataset, data.task)
                 run.log_image(picture, state.epoch)
             left_s = (now - run_started) / (state.epoch - first + 1) * (config.epochs - state.epoch)
             left = f", {tqdm.format_interval(left_s)} left" if left_s else ""
@@ -213,6 +214,7 @@ def evaluate_checkpoint(
     warn_of_leakage([checkpoint], ids)
     precision = choose_precision(config.amp, device)
     predictor = build_predictor([checkpoint], device, precision, config.tta)
+    predictor.decoding = choose_decoding(config.decode, [checkpoint])
     print0(describe(predictor.models, precision, loader.num_workers))
     folder, masks = config.outdir / "masks" / "val", nullcontext()
     if config.save_mask:  # the key: else test.py --split val would take these masks for its own

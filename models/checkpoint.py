@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 
 from models.change_detector import ChangeDetector, ModelConfig, build_model
+from models.decoding import NAMES
 from models.published import convert_published, is_published
 from utils.errors import CheckpointError, OptionError
 from utils.tensor_files import read_checkpoint, unwrap_state_dict
@@ -92,6 +93,10 @@ def _are_scores(value: Any) -> bool:
     )
 
 
+def _is_share(value: Any) -> bool:
+    return isinstance(value, NUMBER) and not isinstance(value, bool) and 0 <= value <= 1
+
+
 def _is_file_name(value: Any) -> bool:
     # It becomes a path; a file from elsewhere must not lead out of the folders of a run.
     return isinstance(value, str) and bool(re.fullmatch(r"\w[\w.+-]{,200}", value))
@@ -121,6 +126,11 @@ OF_RUN = {
     "epoch": (ABSENT, _is_count),
     "metrics": (ABSENT, _are_scores),
     "scored_with": (ABSENT, {str: (int, str)}),
+    "decoding": (
+        ABSENT,
+        {"name": NAMES.__contains__}
+        | dict.fromkeys(("evidence", "threshold", "same_class"), _is_share),
+    ),
 }
 TO_RESUME = {
     **{key: OF_RUN[key][1] for key in ("classes", "split", "run", "epoch", "metrics")},

@@ -2,7 +2,8 @@
 
 import re
 
-from engine.config import MODELS
+from engine.config import DECODE, DECODINGS, MODELS
+from models.decoding import NAMES
 from models.heads import HEADS
 from tests.helpers.pages import (
     SCRIPTS,
@@ -35,6 +36,7 @@ def test_every_tool_command_is_accepted():
 
 def test_options_name_the_models_there_are():
     assert set(MODELS) == set(HEADS)
+    assert DECODINGS == NAMES and DECODE in NAMES
 
 
 def test_named_files_and_make_targets_exist():

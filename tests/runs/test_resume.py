@@ -268,3 +268,26 @@ def test_starting_anew_beside_a_latest_file_says_so(half_outdir, sample_root, tm
         read_checkpoint(latest_file(outdir))["run"]
         != read_checkpoint(latest_file(half_outdir))["run"]
     )
+
+
+def test_a_resumed_run_decodes_as_before(sample_root, custom_root, half_outdir, fcn_run, tmp_path):
+    argv = train_options(custom_root, tmp_path, "--decode", "joint")
+    train.main(argv)
+    [best], latest = best_files(tmp_path), read_checkpoint(latest_file(tmp_path))
+    # Six classes made two, so that changes of a pixel may stay within one.
+    assert 0 < latest["decoding"]["same_class"] < 1
+    assert latest["decoding"] == read_checkpoint(best)["decoding"]
+    train.main([*argv[: argv.index("--decode")], "--resume"])  # as it was, unasked
+    assert read_checkpoint(latest_file(tmp_path))["decoding"] == latest["decoding"]
+    with pytest.raises(OptionError, match="the run to resume had decode joint; use the same"):
+        train.main([*argv, "--decode", "independent", "--resume"])
+    state = read_checkpoint(latest_file(half_outdir))
+    assert state["decoding"]["same_class"] == 0.0
+    del state["decoding"]  # as older versions left it
+    (tmp_path / "old" / "models").mkdir(parents=True)
+    torch.save(state, latest_file(tmp_path / "old"))
+    with pytest.raises(OptionError, match="the run to resume had decode independent;"):
+        train.main(fcn_run.argv(tmp_path / "old", "--resume", "--decode", "joint"))
+    resume(fcn_run, tmp_path / "old")
+    found = read_checkpoint(latest_file(tmp_path / "old"))["decoding"]
+    assert found["name"] == "independent"

@@ -2,13 +2,16 @@
 
 import json
 import shutil
+from dataclasses import asdict
 
+import numpy as np
 import pytest
 from PIL import Image
 
 import test as predict
 import train
 from engine.predict import MANIFEST
+from models.decoding import Decoding
 from tests.helpers.runs import (
     VAL_NAMES,
     assert_metrics,
@@ -35,15 +38,19 @@ def test_prediction_without_labels(tta, ensemble_outdir, unlabelled_val_root, ca
     assert "mIoU" not in printed
 
 
-@pytest.mark.parametrize("amp", ["off", "bf16"])
-def test_one_checkpoint_has_one_score(amp, sample_root, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("amp", "decode"), [("off", "independent"), ("bf16", "independent"), ("off", "joint")]
+)
+def test_one_checkpoint_has_one_score(amp, decode, sample_root, tmp_path, capsys):
     """In training, evaluated alone and by test.py, whatever the batches: digit for digit."""
     model = ("--model", "pspnet", "--backbone", "hrnet_w18_small", "--amp", amp)
-    trained = train.main(train_options(sample_root, tmp_path, *model, "--lr", 1e-3))
+    once = ("--lr", 1e-3, "--decode", decode)
+    trained = train.main(train_options(sample_root, tmp_path, *model, *once))
     [path] = best_files(tmp_path)
     saved = read_checkpoint(path)
     assert saved["metrics"] == trained.to_dict() and trained.iou_changed > 0
-    said = f"{'float32' if amp == 'off' else amp}, 1 view, 1 thread, cpu"
+    assert saved["decoding"] == asdict(Decoding(decode))
+    said = f"{'float32' if amp == 'off' else amp}, 1 view, 1 thread, cpu, decoding {decode}"
     assert capsys.readouterr().out.count(said) == 1
     for size in (1, 16):
         again = (*model, "--load-from", path, "--val-batch-size", size)
@@ -57,6 +64,29 @@ def test_one_checkpoint_has_one_score(amp, sample_root, tmp_path, capsys):
     assert found["score"] == trained.score and found["iou"]["tree"] == trained.class_iou[4]
     assert found["checkpoints"] == [path.name] and found["pairs"] == 4
     assert {key: found[key] for key in saved["scored_with"]} == saved["scored_with"]
+    assert saved["scored_with"]["decoding"] == found["decoding"] == Decoding(decode).title
+
+
+def test_masks_of_a_joint_test_have_two_classes_where_they_change(fcn_run, sample_root, tmp_path):
+    argv = options(sample_root, tmp_path, "--checkpoints", fcn_run.best)
+    folder = tmp_path / "masks" / "test"
+
+    def kept() -> int:
+        """Pixels that change within a class."""
+        masks = read_masks(folder)
+        dates = ([masks[f"{date}/{name}"] for name in VAL_NAMES] for date in ("im1", "im2"))
+        first, second = map(np.stack, dates)
+        assert ((first > 0) == (second > 0)).all() and (first > 0).any()
+        return int(((first == second) & (first > 0)).sum())
+
+    independent = predict.main(argv)
+    told = (folder / MANIFEST).read_text(encoding="utf-8")
+    assert kept() > 0 and "decoding" not in told  # masks of older versions go on
+    assert predict.main([*argv, "--decode", "joint"]) != independent
+    assert kept() == 0
+    assert json.loads((folder / MANIFEST).read_text())["decoding"] == asdict(Decoding("joint"))
+    assert predict.main(argv) == independent
+    assert kept() > 0 and (folder / MANIFEST).read_text(encoding="utf-8") == told
 
 
 def test_a_test_folder_is_predicted_and_val_chose_the_epoch(fcn_run, sample_root, tmp_path, capsys):

@@ -93,6 +93,7 @@ class Run:
         words = [self.options.get("model"), self.options.get("backbone")]
         words.append("lightweight" if self.options.get("lightweight") else None)
         words.append("pseudo labels" if self.options.get("use_pseudo_label") else None)
+        words.append("decoded jointly" if self.options.get("decode") == "joint" else None)
         return ", ".join(str(word) for word in words if word) or "–"
 
 

@@ -16,7 +16,7 @@ from datasets.classes import SECOND_CLASSES
 from datasets.images import read_bands
 from datasets.labels import read_label
 from datasets.pairs import index_pairs
-from engine.config import REPO
+from engine.config import DECODINGS, REPO
 from models.change_detector import ModelConfig, build_model
 from tools.scenes.truth import measure_pseudo_labels
 from utils.errors import UserError
@@ -67,7 +67,9 @@ def run_recipe(
     accuracy = measure_pseudo_labels(data, outdir / "masks" / "train")
     rows.append(train("student: A with pseudo labels", *STUDENT, "--use-pseudo-label"))
     best = [path for path in (outdir / "models").glob("*.pth") if "_latest" not in path.name]
-    rows.append(test("test.py, all three, TTA", "--tta", "--checkpoints", *sorted(best)))
+    for decode in DECODINGS:  # the pictures show the last
+        ensemble = ("--tta", "--decode", decode, "--checkpoints", *sorted(best))
+        rows.append(test(f"all three, TTA, {decode} decoding", *ensemble))
     return rows, accuracy
 
 

@@ -13,7 +13,8 @@ from datasets.labels import read_label
 from datasets.task import load_classes
 from engine.labelling import count_votes, hard_votes
 from engine.metrics import ConfusionMatrix, compute_metrics
-from engine.predictor import Probabilities, decode
+from engine.predictor import Probabilities
+from models.decoding import decode
 from tools.scoring.statistics import count_pair
 from utils.errors import DataError
 from utils.pictures import save_image, save_mask

@@ -1,4 +1,4 @@
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +9,11 @@ from datasets.bands import RGB, Bands, Imagery
 from datasets.classes import CHANGE_CLASSES, PRESETS, ClassList
 from datasets.images import save_raster
 from datasets.task import Task
+from engine.config import DECODE
 from engine.ensemble import (
     bands_to_read,
     check_classes,
+    choose_decoding,
     choose_ensemble,
     describe,
     describe_all,
@@ -20,7 +22,8 @@ from engine.ensemble import (
     warn_of_leakage,
 )
 from models.change_detector import ModelConfig
-from models.checkpoint import open_checkpoint
+from models.checkpoint import Checkpoint, open_checkpoint
+from models.decoding import INDEPENDENT, Decoding
 from tests.helpers.band_models import STATISTICS, checkpoint_of
 from tests.helpers.checkpoints import CLASSES, write_model
 from utils.errors import CheckpointError, DataError
@@ -192,3 +195,31 @@ def test_grey_and_alpha_are_not_read_in_two_ways_at_once(tmp_path):
     one = checkpoint_of(Imagery(Bands((1,)), (1.0,), (2.0,)))
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(image)
     assert bands_to_read([rgb, one], image) == RGB  # grey is each of the three
+
+
+def deciding(*decodings: Decoding | None, classes: int = 6, **info) -> list[Checkpoint]:
+    """Checkpoints of these decodings; of None one that does not tell."""
+    told = [{"decoding": asdict(each)} if each else {} for each in decodings]
+    config = ModelConfig("fcn", "x", num_classes=classes)
+    return [Checkpoint(Path(), config, {}, each | info) for each in told]
+
+
+def test_an_ensemble_decodes_as_it_was_validated():
+    joint, other = Decoding("joint", 0.5, 0.6, 0.0), Decoding("joint", 0.25, 0.5, 0.5)
+    mean = Decoding("joint", 0.375, 0.55, 0.25)
+    assert choose_decoding(None, deciding(joint, other)) == mean
+    assert choose_decoding("independent", deciding(joint)).name == "independent"
+    assert (
+        choose_decoding("joint", deciding(INDEPENDENT, replace(other, name="independent"))) == mean
+    )
+    for members in ((None,), (joint, INDEPENDENT)):
+        assert choose_decoding(None, deciding(*members)) == Decoding(DECODE)
+    assert choose_decoding("joint", deciding(None)) == joint  # a foreign one
+
+
+def test_what_cannot_be_decoded_jointly_is_not():
+    joint = Decoding("joint")
+    for classes in (0, 1):
+        assert choose_decoding("joint", deciding(joint, classes=classes)) == INDEPENDENT
+    one_date = deciding(joint, labelled_dates={"training": [2], "validation": [1, 2]})
+    assert choose_decoding("joint", one_date) == INDEPENDENT

@@ -8,10 +8,10 @@ from engine.predictor import (
     Predictor,
     Probabilities,
     apply_view,
-    decode,
     undo_view,
 )
 from models.change_detector import ModelConfig, build_model
+from models.decoding import decode
 
 CLASSES = 5
 

@@ -8,7 +8,7 @@ from PIL import ImageDraw
 from datasets.classes import CHANGE_CLASSES, SECOND_CLASSES
 from datasets.task import Task
 from engine.panels import CHANGE_TITLES, ERROR_KINDS, TITLES, draw_errors, error_map, panel
-from engine.predictor import Probabilities
+from models.decoding import decode
 from utils.pictures import GAP, TITLE_HEIGHT
 
 SECOND, CHANGE = Task(SECOND_CLASSES), Task(CHANGE_CLASSES)
@@ -17,11 +17,11 @@ SECOND, CHANGE = Task(SECOND_CLASSES), Task(CHANGE_CLASSES)
 def predict_first(image1, image2):
     """See class 1 at date 1 and class 2 at date 2; what changed says band 1 of date 1."""
     classes = torch.eye(6)[:2, :, None, None].expand(-1, -1, *image1.shape[2:])
-    return Probabilities(classes[:1], classes[1:], image1[:, 0].float())
+    return decode((classes[:1], classes[1:], image1[:, 0].float()))
 
 
 def predict_change(image1, image2):
-    return Probabilities(None, None, image1[:, 0].float())
+    return decode((None, None, image1[:, 0].float()))
 
 
 def samples(count, keys, bands=3):

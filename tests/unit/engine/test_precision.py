@@ -6,11 +6,12 @@ import torch
 from torch import nn
 
 from engine.config import TrainConfig
-from engine.predictor import VIEWS, Predictor, decode
+from engine.predictor import VIEWS, Predictor
 from engine.runtime import Precision, choose_precision
 from engine.state import TrainState
 from engine.training import training_step
 from models.change_detector import ModelConfig, build_model
+from models.decoding import decode
 from models.losses import ChangeCriterion
 from tools.scenes.scene import make_scene
 from utils.errors import OptionError

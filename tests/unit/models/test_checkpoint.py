@@ -76,7 +76,13 @@ def test_all_that_is_written_is_taken(tmp_path):
     save_checkpoint(tmp_path / "a.pth", state)
     checkpoint = open_checkpoint(tmp_path / "a.pth")
     assert checkpoint.info.keys() == state.keys() - {"config", "model"}
-    for key in ("training", "options", "best_file", "labelled_dates"):  # a best file of old
+    for key in (
+        "training",
+        "options",
+        "best_file",
+        "labelled_dates",
+        "decoding",
+    ):  # a best file of old
         del state[key]
     del state["config"]["imagery"]
     save_checkpoint(tmp_path / "a.pth", state)
@@ -99,6 +105,27 @@ def test_what_is_missing_or_of_another_type_is_named(place, tmp_path):
         with pytest.raises(CheckpointError, match=rf"a\.pth: .*{place[0]}") as caught:
             open_checkpoint(tmp_path / "a.pth")
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"name": "both"},
+        {"evidence": 1.5},
+        {"threshold": "x"},
+        {"same_class": -0.1},
+        {"evidence": None},
+    ],
+    ids=str,
+)
+def test_a_decoding_that_cannot_be_is_refused(change, tmp_path):
+    state = latest_state()
+    state["decoding"] |= change
+    save_checkpoint(tmp_path / "a.pth", state)
+    with pytest.raises(
+        CheckpointError, match=rf"a\.pth: .*decoding\.{next(iter(change))} is missing"
+    ):
+        open_checkpoint(tmp_path / "a.pth")
 
 
 def test_no_change_of_a_value_ends_in_a_traceback(tmp_path):

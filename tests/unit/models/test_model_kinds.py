@@ -10,9 +10,10 @@ from timm.models import adapt_input_conv
 
 from datasets.bands import Imagery
 from engine.metrics import compute_change_metrics, metrics_from_dict
-from engine.predictor import VIEWS, Predictor, decode
+from engine.predictor import VIEWS, Predictor
 from models.change_detector import ModelConfig, build_model
 from models.checkpoint import Checkpoint
+from models.decoding import decode
 from models.encoder import build_encoder
 from models.losses import ChangeCriterion
 from models.weights import transfer_weights
