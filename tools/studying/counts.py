@@ -9,7 +9,7 @@ import numpy as np
 from datasets.classes import ClassList
 from datasets.pairs import test_split
 from datasets.splits import SPLIT_SEED, random_fraction
-from engine.metrics import ChangeMetrics, Metrics
+from engine.metrics import ChangeMetrics, Metrics, metrics_from_dict, titles
 from tools.scoring.folders import MaskCounter, count_all, find_classes, find_jobs, find_masks
 from tools.scoring.statistics import pooled_scores, tally
 from tools.studying.stages import EPOCHS, Cell
@@ -78,12 +78,16 @@ class ScoredSet:
             np.savez_compressed(file, **values)
         return tallies
 
+    @property
+    def titles(self) -> dict[str, str]:
+        """Titles of the scores of such labels, by their names in metrics.csv."""
+        return titles(ChangeMetrics if self.classes.is_binary else Metrics)
+
     def scores(self, tallies: np.ndarray) -> dict[str, float]:
         """Return all scores of (3, n, K) tallies, as fractions by their names in metrics.csv."""
-        kind = ChangeMetrics if self.classes.is_binary else Metrics
         pooled = {name: value.tolist() for name, value in pooled_scores(tallies).items()}
-        known = {name: value for name, value in pooled.items() if name in kind.__annotations__}
-        return kind(**known).to_row(self.classes.names)
+        del pooled["oa_image_mean"]
+        return metrics_from_dict(pooled).to_row(self.classes.names)
 
 
 def _counts_file(cell: Cell, subset: str, folder: Path) -> Path:

@@ -82,7 +82,9 @@ class _Process:
             return ""
         said = self.stage.log.read_text(encoding="utf-8", errors="replace").split("\n")
         last = [line.split("\r")[-1].strip() for line in said if line.strip()][-1]
-        return last.removeprefix("error: ") if last[0] != "$" else f"ended with status {self._child.returncode}"
+        if last.startswith("$"):  # it said nothing
+            last = f"ended with status {self._child.returncode}"
+        return f"{last.removeprefix('error: ')} ({self.stage.log})"
 
     def ask_to_end(self) -> None:
         """Ask it to save its state and end."""

@@ -6,18 +6,15 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from engine.metrics import ChangeMetrics, Metrics, titles
 from tools.studying.counts import ALL, CONFIRM, SCREEN, ScoredSet
 from tools.studying.plan import Plan, read_plan
 from tools.studying.runner import Runner, find_slots
 from tools.studying.stages import EPOCHS, Cell, code_version, find_cells, make_data
-from tools.studying.summary import Result, summarise, write_summary
+from tools.studying.summary import TITLES, Result, summarise, write_summary
 from utils.errors import OptionError, UserError
 from utils.files import read_text, write_text
 from utils.locks import LOCK, exclusive
 from utils.text import plural, progress
-
-TITLES = titles(Metrics) | titles(ChangeMetrics)
 
 
 def run_study(options: Namespace) -> Path:
@@ -62,6 +59,9 @@ class Study:
         self.seeds = sorted({*plan.seeds, *seeds})
         roots = make_data(plan, folder / "data")
         self.sets = {name: ScoredSet.open(root, plan.divide) for name, root in roots.items()}
+        for name, scored in self.sets.items():
+            if plan.score not in scored.titles:
+                raise OptionError(f"score {plan.score}: data {name} has {', '.join(scored.titles)}")
         self.cells = find_cells(plan, roots, self.seeds, folder / "stages")
         for cell in self.cells:
             for subset in self._subsets(cell):
@@ -77,7 +77,7 @@ class Study:
     def _subsets(self, cell: Cell) -> list[str]:
         if not self.plan.divide:
             return [ALL]
-        return [SCREEN, CONFIRM] if cell.arm in self.plan.confirmed_arms else [SCREEN]
+        return [SCREEN, CONFIRM] if cell.arm in self.plan.confirmed else [SCREEN]
 
     def collect(self, cells: Sequence[Cell], quietly: bool = False) -> None:
         """Count the masks of those cells that are finished, and print a line about each."""
@@ -89,10 +89,6 @@ class Study:
                 tallies = scored.count(cell, subset, self._counts)
                 scores = {epoch: scored.scores(tallies[epoch]) for epoch in EPOCHS}
                 self.results[str(cell), subset] = Result(cell, subset, tallies, scores)
-                if self.plan.score not in scores["last"]:
-                    raise OptionError(
-                        f"score {self.plan.score}: data {cell.data} has {', '.join(scores['last'])}"
-                    )
             if not quietly:
                 found = self.results[str(cell), self._subsets(cell)[0]].scores
                 shown = (f"{100 * found[e][self.plan.score]:.2f} {e} epoch" for e in EPOCHS)
@@ -105,8 +101,7 @@ class Study:
         if not results:
             return
         summary = summarise(self.plan, results, self._notes(len({str(r.cell) for r in results})))
-        print(write_summary(self.folder, summary, results))
-        print(f"summary.md, .tex and .json, results.csv, counts per image: {self.folder}")
+        write_summary(self.folder, summary, results)
 
     def _notes(self, finished: int) -> list[str]:
         notes = []
@@ -131,12 +126,12 @@ class Study:
         return notes
 
     def _say_other_code(self) -> None:
-        now = code_version()["code"]
-        records = {s.digest: s.record for cell in self.cells for s in cell.needs if s.record}
-        other = [record["commit"] for record in records.values() if record["code"] != now]
+        stages = {stage.digest: stage.record for cell in self.cells for stage in cell.needs}
+        done, now = [record for record in stages.values() if record], code_version()["code"]
+        other = [record["commit"] or "unknown" for record in done if record["code"] != now]
         if other:
+            commits = ", ".join(sorted(set(other)))
             print(
-                f"{len(other)} of {len(records)} finished stages are of other code (commit "
-                f"{', '.join(sorted(set(other)))}) and are kept; for one code alone name another "
-                "--out"
+                f"{len(other)} of {len(done)} finished stages are of other code, commit {commits}, "
+                "and are kept; another --out starts anew"
             )
