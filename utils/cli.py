@@ -363,5 +363,16 @@ def weight_list(text: str) -> tuple[float, ...]:
     return tuple(positive_float(part) for part in text.removesuffix(",").split(","))
 
 
+def number_list(text: str) -> tuple[int, ...]:
+    """Parse ``0-4``, ``3``, or several of them with commas between, as sorted numbers."""
+    if not re.fullmatch(r"(\d{1,9}(-\d{1,9})?,)*\d{1,9}(-\d{1,9})?", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers; write 0-4 or 0,1,5")
+    bounds = [part.split("-") for part in text.split(",")]
+    ranges = [range(int(each[0]), int(each[-1]) + 1) for each in bounds]
+    if not all(0 < len(numbers) <= 1000 for numbers in ranges):
+        raise argparse.ArgumentTypeError(f"{text!r} has an empty range, or one of more than 1000")
+    return tuple(sorted({number for numbers in ranges for number in numbers}))
+
+
 METAVARS = {positive_int: "N", natural: "N", seed: "N"}
 METAVARS |= {fraction: "P", non_negative_float: "RATE", weight_list: "W,W,…"}

@@ -37,7 +37,7 @@ from utils.locks import exclusive
 from utils.machine import choose_threads, processes_here
 from utils.signals import heeded_signals, when_gone
 
-LAUNCHED = "SCD_LAUNCHED"  # set for processes that `launch` started: its process number
+LAUNCHED = "SCD_LAUNCHED"  # set for processes that end with another: that one's process number
 T = TypeVar("T")
 TIMEOUT = timedelta(minutes=30)
 SILENT_S, AGAIN_S = 10, 60  # of waiting for partners until a word, and the next
@@ -197,12 +197,12 @@ def joined(device: str) -> Iterator[torch.device]:
     Under a launcher (RANK and WORLD_SIZE are set) GPUs exchange tensors over NCCL, CPUs over gloo;
     alone nothing is started. A `PeerError` where another process is gone.
     """
+    if LAUNCHED in os.environ:
+        when_gone(int(os.environ[LAUNCHED]), _end_gently)
     chosen = choose_device(device)
     if "RANK" not in os.environ:
         yield chosen
         return
-    if LAUNCHED in os.environ:
-        when_gone(int(os.environ[LAUNCHED]), _end_gently)
     # Numbers and objects go from host to host over gloo, without waiting for the GPUs' work.
     backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
     try:

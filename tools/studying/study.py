@@ -1,0 +1,137 @@
+"""A study from its file to its summary."""
+
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from tools.studying.counts import ALL, CONFIRM, SCREEN, ScoredSet
+from tools.studying.plan import Plan, read_plan
+from tools.studying.runner import Runner, find_slots
+from tools.studying.stages import EPOCHS, Cell, code_version, find_cells, make_data
+from tools.studying.summary import TITLES, Result, summarise, write_summary
+from utils.errors import OptionError, UserError
+from utils.files import read_text, write_text
+from utils.locks import LOCK, exclusive
+from utils.text import plural, progress
+
+
+def run_study(options: Namespace) -> Path:
+    """Run what is not finished of what tools/study.py is asked for; return the study's folder.
+
+    A `UserError` at the end where stages failed; an `InterruptionError` where a signal came. What
+    is finished by then is in the summary.
+    """
+    plan = read_plan(options.study)
+    arms = options.arms or list(plan.arms)
+    for name in arms:
+        if name not in plan.arms:
+            raise OptionError(f"--arms {name}: no such arm; there are {', '.join(plan.arms)}")
+    seeds, folder = options.seeds or plan.seeds, options.out / plan.name
+    with exclusive(folder / LOCK, "this study"):
+        study = Study(plan, folder, seeds)
+        asked = [cell for cell in study.cells if cell.arm in arms and cell.seed in seeds]
+        runner = Runner([s for cell in asked for s in cell.needs], find_slots(options.jobs))
+        print(
+            f"{plan.question}\n{plural(len(asked), 'cell')}, {plural(len(runner), 'stage')} to do"
+        )
+        try:
+            with runner:
+                for stage in progress(runner, plan.name, "stage", len(runner)):
+                    study.collect([c for c in asked if stage in c.tests.values()])
+        finally:
+            study.write()
+    if runner.failed:
+        first = next(reason for reason in runner.failed.values() if reason)
+        raise UserError(
+            f"{plural(len(runner.failed), 'stage')} failed or could not start, the first by: "
+            f"{first}; the same command goes on"
+        )
+    return folder
+
+
+class Study:
+    """A study on disk, and the results that it has so far."""
+
+    def __init__(self, plan: Plan, folder: Path, seeds: Sequence[int]) -> None:
+        self.plan, self.folder = plan, folder
+        self.seeds = sorted({*plan.seeds, *seeds})
+        roots = make_data(plan, folder / "data")
+        self.sets = {name: ScoredSet.open(root, plan.divide) for name, root in roots.items()}
+        for name, scored in self.sets.items():
+            if plan.score not in scored.titles:
+                raise OptionError(f"score {plan.score}: data {name} has {', '.join(scored.titles)}")
+        self.cells = find_cells(plan, roots, self.seeds, folder / "stages")
+        for cell in self.cells:
+            for subset in self._subsets(cell):
+                self.sets[cell.data].kept(cell, subset, self._counts)  # may be refused
+        self.results: dict[tuple[str, str], Result] = {}
+        self.collect(self.cells, quietly=True)
+        self._say_other_code()
+
+    @property
+    def _counts(self) -> Path:
+        return self.folder / "counts"
+
+    def _subsets(self, cell: Cell) -> list[str]:
+        if not self.plan.divide:
+            return [ALL]
+        return [SCREEN, CONFIRM] if cell.arm in self.plan.confirmed else [SCREEN]
+
+    def collect(self, cells: Sequence[Cell], quietly: bool = False) -> None:
+        """Count the masks of those cells that are finished, and print a line about each."""
+        for cell in cells:
+            if not all(test.record for test in cell.tests.values()):
+                continue
+            for subset in self._subsets(cell):
+                scored = self.sets[cell.data]
+                tallies = scored.count(cell, subset, self._counts)
+                scores = {epoch: scored.scores(tallies[epoch]) for epoch in EPOCHS}
+                self.results[str(cell), subset] = Result(cell, subset, tallies, scores)
+            if not quietly:
+                found = self.results[str(cell), self._subsets(cell)[0]].scores
+                shown = (f"{100 * found[e][self.plan.score]:.2f} {e} epoch" for e in EPOCHS)
+                tqdm.write(f"{cell}: {TITLES[self.plan.score]} {', '.join(shown)}")
+
+    def write(self) -> None:
+        """Write what is known so far, and print it."""
+        places = [(str(cell), subset) for cell in self.cells for subset in self._subsets(cell)]
+        results = [self.results[place] for place in places if place in self.results]
+        if not results:
+            return
+        summary = summarise(self.plan, results, self._notes(len({str(r.cell) for r in results})))
+        write_summary(self.folder, summary, results)
+
+    def _notes(self, finished: int) -> list[str]:
+        notes = []
+        for name, scored in self.sets.items():
+            sizes = {subset: len(names) for subset, names in scored.subsets.items()}
+            said = f"{sizes.get(SCREEN)} pairs to screen on and {sizes.get(CONFIRM)} to confirm on"
+            if ALL in sizes:
+                said = f"{sizes[ALL]} pairs, undivided: what was chosen by them is not confirmed"
+            notes.append(f"{name}: {scored.label}, {said}")
+        if finished < len(self.cells):
+            notes.append(f"UNFINISHED: {finished} of {plural(len(self.cells), 'cell')}")
+        more = sorted(set(self.seeds) - set(self.plan.seeds))
+        if more:
+            notes.append(f"seeds beyond those of the study's file: {', '.join(map(str, more))}")
+        first = self.folder / "study.toml"
+        if not first.exists():
+            write_text(first, self.plan.text)
+        if read_text(first) != self.plan.text:
+            notes.append(
+                "CHANGED: the study's file was edited after results; study.toml is as it was"
+            )
+        return notes
+
+    def _say_other_code(self) -> None:
+        stages = {stage.digest: stage.record for cell in self.cells for stage in cell.needs}
+        done, now = [record for record in stages.values() if record], code_version()["code"]
+        other = [record["commit"] or "unknown" for record in done if record["code"] != now]
+        if other:
+            commits = ", ".join(sorted(set(other)))
+            print(
+                f"{len(other)} of {len(done)} finished stages are of other code, commit {commits}, "
+                "and are kept; another --out starts anew"
+            )
