@@ -54,6 +54,14 @@ def band_numbers(text: str) -> tuple[int, ...]:
     return numbers
 
 
+def two_weights(text: str) -> tuple[float, ...]:
+    """Parse ``8,1``; a weight may be 0."""
+    weights = tuple(cli.non_negative_float(part) for part in text.split(","))
+    if len(weights) != 2:
+        raise argparse.ArgumentTypeError(f"{text!r} is not two weights, as 8,1")
+    return weights
+
+
 def run_name(text: str) -> str:
     """Parse the name of a run, which begins the names of its files."""
     long = len(os.fsencode(text)) > 100
@@ -171,7 +179,15 @@ class TrainingOptions:
         1, "--crop-size: squares of every image in an epoch, for few and large images",
         cli.positive_int, fixed=True)
     use_pseudo_label: bool = option(
-        False, "train semantics on OUTDIR/masks/train, which label.py writes", fixed=True)
+        False, "train on OUTDIR/masks/train, which label.py writes", fixed=True)
+    targets: str | None = option(
+        None,
+        "--use-pseudo-label: hard, semantics learn label.py's masks; soft, change and semantics "
+        "learn the ensemble's probabilities beside the ground truth", choices=("hard", "soft"),
+        shown="soft where label.py --targets soft wrote some", fixed=True)
+    distill_weights: tuple[float, ...] = option(
+        (8.0, 1.0), "soft targets: weights of the loss terms of change and of semantics",
+        two_weights, metavar="W,W", shown="8,1", fixed=True)
     pseudo_label_root: Path | None = option(
         None, "--use-pseudo-label: other folder of masks, with im1 and im2", metavar="DIR",
         shown="OUTDIR/masks/train", fixed=True)
@@ -316,6 +332,8 @@ class TrainConfig(RunOptions, ValidationOptions, TrainingOptions, ModelOptions, 
         super().__post_init__()
         if self.pseudo_label_root and not self.use_pseudo_label:
             raise OptionError("--pseudo-label-root needs --use-pseudo-label")
+        if self.targets and not self.use_pseudo_label:
+            raise OptionError("--targets needs --use-pseudo-label")
         if self.crops_per_image > 1 and not self.crop_size:
             raise OptionError("--crops-per-image needs --crop-size")
         if self.compile and self.checkpoint_activations:
@@ -355,6 +373,10 @@ class LabelConfig(RunOptions, EnsembleOptions, SplitConfig, DataConfig):
         "hard",
         "hard: each model votes for the class that both dates agree on; soft: the models' mean "
         "probabilities decide", choices=("hard", "soft"))
+    targets: str = option(
+        "hard",
+        "hard: masks alone; soft: also the ensemble's probabilities of classes and change, in a "
+        "quarter of the resolution, for train.py --use-pseudo-label", choices=("hard", "soft"))
     min_confidence: float = option(
         0.0, "probability, 0 to 1, below which a soft vote leaves a pixel unlabelled", cli.fraction,
         shown="0")

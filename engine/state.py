@@ -14,7 +14,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from datasets.images import image_size
 from datasets.statistics import find_imagery
-from datasets.task import Task
 from engine.config import TrainConfig
 from engine.data import TrainingData
 from engine.metrics import AnyMetrics, metrics_from_dict
@@ -82,7 +81,7 @@ class TrainState:
     ) -> "TrainState":
         """Return a new state, or the one where the run to resume was left."""
         saved, run.saved = run.saved, None  # forgotten: it is as large as the model
-        weights = _class_weights(config, data.task)
+        weights = _class_weights(config, data)
         model_config = _model_config(config, data, saved)
         run.identity["config"] = model_config.to_dict()
         torch.manual_seed(config.seed)
@@ -94,7 +93,8 @@ class TrainState:
         model.to(device=device, memory_format=torch.channels_last)
         if config.checkpoint_activations:
             checkpoint_activations(model)
-        criterion = ChangeCriterion(model_config.num_classes, weights).to(device)
+        criterion = ChangeCriterion(model_config.num_classes, weights, config.distill_weights)
+        criterion.to(device)
         autocast = choose_precision(config.amp, device).autocast
         footprint = measure_footprint(model, criterion, autocast)
         if config.compile:
@@ -348,9 +348,11 @@ def _keep_threads(threads: int | None, asked: int | None) -> None:
         os.environ[WHY_THREADS] = "as the run to resume had"
 
 
-def _class_weights(config: TrainConfig, task: Task) -> tuple[float, ...] | None:
+def _class_weights(config: TrainConfig, data: TrainingData) -> tuple[float, ...] | None:
+    task, labels = data.task, data.pseudo_labels
     names = task.classes.names[1:]
-    weights = config.class_weights or default_class_weights(names, config.use_pseudo_label)
+    voted = labels is not None and not labels.soft  # beside soft targets the labels are the truth
+    weights = config.class_weights or default_class_weights(names, voted)
     if weights and len(weights) != task.semantic_classes:
         raise OptionError(
             f"--class-weights: {len(weights)} weights for {task.semantic_classes} classes "

@@ -10,7 +10,7 @@ from PIL import Image
 
 from datasets.classes import CHANGE_CLASSES, SECOND_CLASSES
 from datasets.dataset import ChangeDetectionDataset
-from datasets.pairs import index_pairs
+from datasets.pairs import PseudoLabels, index_pairs
 from datasets.task import Task
 from tests.helpers.change_sets import masks_in_both
 from tests.helpers.image_files import read as read_file
@@ -125,7 +125,7 @@ def pseudo(write_pairs, tmp_path) -> Callable:
 @pytest.mark.parametrize("lowest", [0, 1])  # pixels may be left open at one date
 def test_change_mask_is_ground_truth_beside_pseudo_labels(pseudo, lowest):
     folder, root, (mask1, mask2) = pseudo(lowest)
-    truth, sample = read(folder), read(folder, pseudo_label_root=root)
+    truth, sample = read(folder), read(folder, pseudo_labels=PseudoLabels(root))
     assert np.array_equal(sample["label1"], mask1) and np.array_equal(sample["label2"], mask2)
     assert 0 < truth["change_mask"].float().mean() < 1
     assert torch.equal(sample["change_mask"], truth["change_mask"])
@@ -134,8 +134,8 @@ def test_change_mask_is_ground_truth_beside_pseudo_labels(pseudo, lowest):
 
 def test_pseudo_masks_that_are_missing_or_of_another_size(pseudo):
     folder, root, _ = pseudo(size=(30, 20))
-    message = read_error(folder, pseudo_label_root=root)
+    message = read_error(folder, pseudo_labels=PseudoLabels(root))
     assert message.startswith(f"{root}/im1/a.png: 20 × 30 pixels") and "30 × 20" in message
     (root / "im2" / "a.png").unlink()
-    message = read_error(folder, pseudo_label_root=root)
+    message = read_error(folder, pseudo_labels=PseudoLabels(root))
     assert message == f"{root}/im2/a.png: no pseudo mask for this pair; run label.py first"
