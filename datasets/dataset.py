@@ -87,7 +87,7 @@ class ChangeDetectionDataset(Dataset):
         for key in ("image1", "image2"):
             tensors[key] = tensors[key].permute(2, 0, 1)
         if "soft" in tensors:
-            cells = to_cells(tensors["soft"].permute(2, 0, 1))
+            cells = to_cells(tensors["soft"].permute(2, 0, 1).contiguous())
             tensors["soft"] = cells.round_().to(torch.uint8)
         return {"name": pair.name, **tensors}
 

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader, DistributedSampler, Sampler, get_worker_info
 
 from datasets.cache import SHARED_MEMORY
-from datasets.dataset import ChangeDetectionDataset, require_size
+from datasets.dataset import CELL, ChangeDetectionDataset, require_size
 from datasets.images import common_size
 from utils import dist
 from utils.errors import DataError
@@ -141,6 +141,8 @@ def _batch_bytes(loader: DataLoader) -> int:
     elif dataset.transform and dataset.transform.crop_size:
         sizes = [(dataset.transform.crop_size,) * 2]
     of_pixel = 2 * image.shape[2] * image.itemsize + 4  # images, labels, what changed, gaps
+    if dataset.pseudo_labels and dataset.pseudo_labels.soft:
+        of_pixel += (2 * dataset.task.semantic_classes + 1) / CELL**2
     return pairs * max(height * width for height, width in sizes) * of_pixel
 
 
