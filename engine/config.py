@@ -380,6 +380,9 @@ class LabelConfig(RunOptions, EnsembleOptions, SplitConfig, DataConfig):
     min_confidence: float = option(
         0.0, "probability, 0 to 1, below which a soft vote leaves a pixel unlabelled", cli.fraction,
         shown="0")
+    cross_fit: bool = option(
+        False, "label each pair with the checkpoints alone that were not trained on it, such as "
+        "those of train.py --split k-fold")
     tta: bool = option(True, "average six flipped and turned views per model")
 
     def __post_init__(self) -> None:

@@ -27,12 +27,12 @@ def label(config: LabelConfig, device: torch.device) -> "Coverage":
     preset = find_preset(config.preset, config.data_root)
     task = load_task(config.data_root, preset)
     soft = config.targets == "soft"
-    folders, options = (), OPTIONS
+    folders, options = (), OPTIONS + ("cross_fit",) * config.cross_fit
     if soft:
         pairs = index_pairs(config.data_root / "train", preset)
         voted = not task.is_binary and pairs[0].labelled_dates == (1, 2)
         folders = (*task.mask_folders, SOFT_FOLDER) if voted else (SOFT_FOLDER,)
-        options = (*OPTIONS, "targets")
+        options = (*options, "targets")
     else:
         pairs, voted = index_voted_pairs(config.data_root, task, preset), True
     # The masks are for a student that validates on these.
@@ -40,11 +40,12 @@ def label(config: LabelConfig, device: torch.device) -> "Coverage":
     folder = config.outdir / "masks" / "train"
     job = Job("labelling", task, pairs, split.val, folder, options, False, folders)
     coverage = Coverage(task.num_classes)
-    with open_work(config, device, job) as (loader, predictor, writer, _):
+    with open_work(config, device, job) as (loader, predictor, writer, _, allowed):
         for index in loader.batch_sampler.skipped if voted else ():
             labels, (mask1, _) = loader.dataset.labels(index), job.read_masks(index)
             coverage.update(labels["label1"], labels["label2"], mask1)
         for batch in progress(loader, "label"):
+            predictor.chosen = allowed.get(batch["name"][0])
             vote, targets = vote_batch(config, predictor, batch, task.semantic_classes)
             maps = [targets.cpu()] if soft else []
             if voted:

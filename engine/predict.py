@@ -24,8 +24,10 @@ from engine.config import LabelConfig, TestConfig
 from engine.ensemble import (
     bands_to_read,
     choose_ensemble,
+    choose_unseen,
     describe_all,
     epochs_chosen,
+    say_trained,
     warn_of_leakage,
 )
 from engine.predictor import Predictor
@@ -71,12 +73,17 @@ class Job:
 
 
 class Work(NamedTuple):
-    """An ensemble at work; ``made_with`` tells in plain values what its masks are made with."""
+    """An ensemble at work; ``made_with`` tells in plain values what its masks are made with.
+
+    With ``cross_fit`` in a job's options, batches are of pairs for which the same models may
+    predict, and ``allowed`` are these models' indices by a pair's name; else it is empty.
+    """
 
     loader: DataLoader
     predictor: Predictor
     writer: "MaskWriter"
     made_with: dict[str, Any]
+    allowed: dict[str, tuple[int, ...]]
 
 
 @contextmanager
@@ -95,6 +102,11 @@ def open_work(config: LabelConfig | TestConfig, device: torch.device, job: Job) 
         f"{dist.size()} × {device.type}:\n{describe_all(checkpoints)}"
     )
     warn_of_leakage(checkpoints, job.unseen)
+    groups = ()
+    if "cross_fit" in job.options:
+        groups = choose_unseen(checkpoints, [pair.id for pair in pairs])
+    elif not job.by_students:
+        say_trained(checkpoints, [pair.id for pair in pairs])
     bands = bands_to_read(checkpoints, pairs[0].image1)
     precision = choose_precision(config.amp, device)
     key = {name: getattr(config, name) for name in job.options} | {
@@ -109,6 +121,7 @@ def open_work(config: LabelConfig | TestConfig, device: torch.device, job: Job) 
             config.reader_workers(device.type),
             skip=writer.finished,
             pin_memory=device.type == "cuda",
+            groups=groups,
         )
         fit_shared_memory(loader)
         skipped = sum(gather(len(loader.batch_sampler.skipped)))
@@ -122,7 +135,8 @@ def open_work(config: LabelConfig | TestConfig, device: torch.device, job: Job) 
         chosen = epochs_chosen(checkpoints, [pair.id for pair in pairs])
         made_with = {"checkpoints": names, "epoch_choice": chosen}
         made_with |= conditions(predictor, precision)
-        yield Work(loader, predictor, writer, made_with)
+        allowed = dict(zip([pair.name for pair in pairs], groups, strict=True)) if groups else {}
+        yield Work(loader, predictor, writer, made_with, allowed)
 
 
 @contextmanager
