@@ -152,9 +152,9 @@ def build_cache(
     paths = [folder / f"{_key(files, classes, bands)}.bin"]
     _write_cache(paths[0], files, classes, bands)
     if pseudo_labels is not None:
-        masks = [path for pair in pairs for path in pseudo_labels.files(pair).values()]
-        files = [(mask, "planes" if pseudo_labels.soft else "label") for mask in masks]
-        names = "\n".join(map(str, masks))
+        found = [item for pair in pairs for item in pseudo_labels.files(pair).items()]
+        files = [(path, "planes" if key == "soft" else "label") for key, path in found]
+        names = "\n".join(str(path) for path, _ in files)
         prefix = f"pseudo-{hashlib.sha256(names.encode()).hexdigest()[:12]}-"
         paths.append(folder / f"{prefix}{_key(files, classes, RGB)}.bin")  # of any bands
         for other in folder.glob(f"{prefix}*"):

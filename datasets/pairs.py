@@ -210,16 +210,16 @@ test_split.__test__ = False  # pytest takes the name for one of its own
 
 @dataclass(frozen=True)
 class PseudoLabels:
-    """What is trained on of label.py's work: masks of both dates, or soft targets."""
+    """What is trained on of label.py's work: masks of both dates, soft targets, or all."""
 
     root: Path
+    hard: bool = True
     soft: bool = False
 
     def files(self, pair: Pair) -> dict[str, Path]:
         """Return the files of a pair, by their key in a sample."""
-        folders = {"label1": "im1", "label2": "im2"}
-        if self.soft:
-            folders = {"soft": SOFT_FOLDER}
+        folders = {"label1": "im1", "label2": "im2"} if self.hard else {}
+        folders |= {"soft": SOFT_FOLDER} if self.soft else {}
         return {key: self.root / name / f"{pair.name}.png" for key, name in folders.items()}
 
 

@@ -182,9 +182,12 @@ class TrainingOptions:
         False, "train on OUTDIR/masks/train, which label.py writes", fixed=True)
     targets: str | None = option(
         None,
-        "--use-pseudo-label: hard, semantics learn label.py's masks; soft, change and semantics "
-        "learn the ensemble's probabilities beside the ground truth", choices=("hard", "soft"),
-        shown="soft where label.py --targets soft wrote some", fixed=True)
+        "hard: semantics learn label.py's masks; soft: change and semantics learn the ensemble's "
+        "probabilities, beside the ground truth; both; for studies also truth and smoothed: as "
+        "soft, of change alone, but the ground truth in the ensemble's place",
+        choices=("hard", "soft", "both", "truth", "smoothed"),
+        shown="with --use-pseudo-label soft where label.py --targets soft wrote some, else hard",
+        fixed=True)
     distill_weights: tuple[float, ...] = option(
         (8.0, 1.0), "soft targets: weights of the loss terms of change and of semantics",
         two_weights, metavar="W,W", shown="8,1", fixed=True)
@@ -332,8 +335,8 @@ class TrainConfig(RunOptions, ValidationOptions, TrainingOptions, ModelOptions, 
         super().__post_init__()
         if self.pseudo_label_root and not self.use_pseudo_label:
             raise OptionError("--pseudo-label-root needs --use-pseudo-label")
-        if self.targets and not self.use_pseudo_label:
-            raise OptionError("--targets needs --use-pseudo-label")
+        if self.targets in ("hard", "soft", "both") and not self.use_pseudo_label:
+            raise OptionError(f"--targets {self.targets} needs --use-pseudo-label")
         if self.crops_per_image > 1 and not self.crop_size:
             raise OptionError("--crops-per-image needs --crop-size")
         if self.compile and self.checkpoint_activations:

@@ -125,17 +125,18 @@ def _open_train_loader(
 
 def _find_pseudo_labels(config: TrainConfig, task: Task) -> PseudoLabels:
     folder = config.pseudo_label_root or config.outdir / "masks" / "train"
-    soft = config.targets != "hard" and has_soft_targets(folder)
-    if task.is_binary and not soft:
+    soft = config.targets in (None, "soft", "both") and has_soft_targets(folder)
+    hard = config.targets == "both" or not soft
+    if task.is_binary and hard:
         raise OptionError(
             "--use-pseudo-label: pseudo labels are classes, and these labels are change masks "
             "without any; train without it, or on what label.py --targets soft writes"
         )
     if not folder.is_dir():
         raise OptionError(f"{folder}: no pseudo masks there; run label.py first")
-    if config.targets == "soft" and not soft:
+    if config.targets in ("soft", "both") and not soft:
         raise OptionError(f"{folder}: no soft targets there; run label.py --targets soft first")
-    return PseudoLabels(folder, soft)
+    return PseudoLabels(folder, hard, soft)
 
 
 def _require_finished(labels: PseudoLabels, pairs: list[Pair]) -> str:

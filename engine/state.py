@@ -93,8 +93,8 @@ class TrainState:
         model.to(device=device, memory_format=torch.channels_last)
         if config.checkpoint_activations:
             checkpoint_activations(model)
-        criterion = ChangeCriterion(model_config.num_classes, weights, config.distill_weights)
-        criterion.to(device)
+        distill = (config.distill_weights, config.targets)
+        criterion = ChangeCriterion(model_config.num_classes, weights, *distill).to(device)
         autocast = choose_precision(config.amp, device).autocast
         footprint = measure_footprint(model, criterion, autocast)
         if config.compile:
@@ -351,7 +351,7 @@ def _keep_threads(threads: int | None, asked: int | None) -> None:
 def _class_weights(config: TrainConfig, data: TrainingData) -> tuple[float, ...] | None:
     task, labels = data.task, data.pseudo_labels
     names = task.classes.names[1:]
-    voted = labels is not None and not labels.soft  # beside soft targets the labels are the truth
+    voted = labels is not None and labels.hard  # beside soft targets the labels may be the truth
     weights = config.class_weights or default_class_weights(names, voted)
     if weights and len(weights) != task.semantic_classes:
         raise OptionError(

@@ -13,6 +13,7 @@ from utils.dist import all_mean
 # Total = 2·change + semantic1 + semantic2, as published (SenseEarth 2020, 1st place).
 TERM_WEIGHTS = {"change": 2.0, "semantic1": 1.0, "semantic2": 1.0}
 CHANGED_PIXEL_WEIGHT = 2.0
+TRUTHS = {"truth": 1, "smoothed": 5}  # cells over which the ground truth is averaged
 TEMPERATURE = 2.0  # of distilled classes; the weights 8 and 1 of `ChangeCriterion` belong to it
 
 # Class weights of the published recipe for SECOND's six classes: water, ground, low vegetation,
@@ -24,7 +25,8 @@ SECOND_CLASS_WEIGHTS = (2.0, 1.0, 2.0, 2.0, 1.0, 1.0)
 class ChangeCriterion(nn.Module):
     """Semantic cross-entropy on each date, by class weight (else ones), and `change_loss`.
 
-    With soft targets also `distillation_loss`, by ``distill_weights`` of change and of semantics.
+    With soft targets also `distillation_loss`, by ``distill_weights`` of change and of semantics;
+    ``targets`` of `TRUTHS` puts the ground truth in their place.
     """
 
     def __init__(
@@ -32,8 +34,10 @@ class ChangeCriterion(nn.Module):
         num_classes: int,
         class_weights: Sequence[float] | None = None,
         distill_weights: Sequence[float] = (8.0, 1.0),
+        targets: str | None = None,
     ) -> None:
         super().__init__()
+        self.blur = TRUTHS.get(targets)
         change, semantic = distill_weights
         self.term_weights = TERM_WEIGHTS | {"distill_change": change}
         self.term_weights |= {"distill_semantic1": semantic, "distill_semantic2": semantic}
@@ -61,6 +65,8 @@ class ChangeCriterion(nn.Module):
         for name, logits, label in dates:
             if logits is not None and label is not None:
                 terms[name] = semantic_loss(logits, label, self.class_weights)
+        if self.blur:
+            soft = true_targets(change_mask, self.blur)
         if soft is not None:
             distilled = distillation_loss(output, soft, change_mask)
             terms |= {name: value for name, value in distilled.items() if self.term_weights[name]}
@@ -106,6 +112,14 @@ def change_loss(logits: torch.Tensor, change_mask: torch.Tensor) -> torch.Tensor
     return mean / counted.clamp(min=torch.finfo(torch.float32).tiny)
 
 
+def true_targets(change_mask: torch.Tensor, blur: int) -> torch.Tensor:
+    """Return `soft_targets` of change alone that the ground truth tells, which studies compare
+    with; each is the mean of ``blur`` × ``blur`` cells around it. `IGNORED` counts as unchanged.
+    """
+    cells = to_cells(change_mask == 1)
+    return soft_targets([F.avg_pool2d(cells, blur, 1, blur // 2, count_include_pad=False)])
+
+
 def soft_targets(cells: Sequence[torch.Tensor]) -> torch.Tensor:
     """Return what `distillation_loss` learns from: (N, 2C + 1, H, W) uint8, without classes
     (N, 1, H, W).
@@ -138,7 +152,7 @@ def distillation_loss(
     )
     terms = {"distill_change": change / count}
     for number, logits in enumerate(semantic_logits):
-        if logits is None:
+        if logits is None or soft.shape[1] == 1:
             continue
         log_probs = F.log_softmax(to_cells(logits) / TEMPERATURE, dim=1)
         first = number * logits.shape[1]

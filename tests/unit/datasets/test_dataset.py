@@ -161,7 +161,7 @@ def test_soft_targets_stay_with_their_pixels(size, crop_size, write_pairs, tmp_p
     shape = (PLANES, *(-(-side // CELL) for side in size))
     planes = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     write_soft(tmp_path / "soft" / "a.png", planes)
-    labels = PseudoLabels(tmp_path, soft=True)
+    labels = PseudoLabels(tmp_path, hard=False, soft=True)
     plain = read(folder, pseudo_labels=labels)
     assert np.array_equal(plain["soft"], planes)
     assert torch.equal(plain["label1"], read(folder)["label1"])  # the ground truth
@@ -180,7 +180,7 @@ def test_soft_targets_stay_with_their_pixels(size, crop_size, write_pairs, tmp_p
 
 def test_soft_targets_that_do_not_fit(write_pairs, tmp_path):
     folder, path = write_pairs({"a": (16, 16)}), tmp_path / "soft" / "a.png"
-    labels = PseudoLabels(tmp_path, soft=True)
+    labels = PseudoLabels(tmp_path, hard=False, soft=True)
     assert read_error(folder, pseudo_labels=labels).startswith(f"{path}: no pseudo mask for this")
     for shape in ((PLANES, 4, 5), (PLANES - 2, 4, 4)):
         write_soft(path, np.zeros(shape, np.uint8))

@@ -13,6 +13,7 @@ from models.losses import (
     distillation_loss,
     semantic_loss,
     soft_targets,
+    true_targets,
 )
 
 TERMS = ("change", "semantic1", "semantic2", "total")
@@ -200,3 +201,18 @@ def test_weights_of_distillation():
     assert both["total"].item() == pytest.approx(expected.item(), rel=1e-6)
     nothing = distillation_loss(output, soft, torch.full_like(label, IGNORED))
     assert not any(nothing.values())
+
+
+def test_targets_of_the_ground_truth():
+    mask = torch.zeros(1, 12, 20, dtype=torch.uint8)
+    mask[0, 4:8, 8:12] = 1  # a cell
+    mask[0, 0] = IGNORED
+    expected = torch.zeros(1, 1, 3, 5)
+    expected[0, 0, 1, 2] = 255
+    assert torch.equal(true_targets(mask, 1).float(), expected)
+    smooth = true_targets(mask, 3)[0, 0]
+    assert smooth.tolist() == [[0, 42, 42, 42, 0], [0, 28, 28, 28, 0], [0, 42, 42, 42, 0]]
+    output, label = random_output(1, 12, 20), torch.randint(0, 7, (1, 12, 20))
+    terms = ChangeCriterion(6, targets="truth")(output, label, label, mask)
+    bce = distillation_loss(output, true_targets(mask, 1), mask)
+    assert terms["distill_change"] == bce["distill_change"] > 0 and len(terms) == 5
