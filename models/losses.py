@@ -7,11 +7,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from datasets.classes import IGNORED
+from datasets.dataset import to_cells
 from utils.dist import all_mean
 
 # Total = 2·change + semantic1 + semantic2, as published (SenseEarth 2020, 1st place).
 TERM_WEIGHTS = {"change": 2.0, "semantic1": 1.0, "semantic2": 1.0}
 CHANGED_PIXEL_WEIGHT = 2.0
+TRUTHS = {"truth": 1, "smoothed": 5}  # cells over which the ground truth is averaged
+TEMPERATURE = 2.0  # of distilled classes; the weights 8 and 1 of `ChangeCriterion` belong to it
 
 # Class weights of the published recipe for SECOND's six classes: water, ground, low vegetation,
 # tree, building, playground. The report puts their gain at about one point of Score.
@@ -20,10 +23,24 @@ SECOND_CLASS_WEIGHTS = (2.0, 1.0, 2.0, 2.0, 1.0, 1.0)
 
 
 class ChangeCriterion(nn.Module):
-    """Semantic cross-entropy on each date, by class weight (else ones), and `change_loss`."""
+    """Semantic cross-entropy on each date, by class weight (else ones), and `change_loss`.
 
-    def __init__(self, num_classes: int, class_weights: Sequence[float] | None = None) -> None:
+    With soft targets also `distillation_loss`, by ``distill_weights`` of change and of semantics;
+    ``targets`` of `TRUTHS` puts the ground truth in their place.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        class_weights: Sequence[float] | None = None,
+        distill_weights: Sequence[float] = (8.0, 1.0),
+        targets: str | None = None,
+    ) -> None:
         super().__init__()
+        self.blur = TRUTHS.get(targets)
+        change, semantic = distill_weights
+        self.term_weights = TERM_WEIGHTS | {"distill_change": change}
+        self.term_weights |= {"distill_semantic1": semantic, "distill_semantic2": semantic}
         weights = torch.ones(num_classes) if class_weights is None else torch.tensor(class_weights)
         self.register_buffer("class_weights", weights.float())
 
@@ -33,12 +50,14 @@ class ChangeCriterion(nn.Module):
         label1: torch.Tensor | None,
         label2: torch.Tensor | None,
         change_mask: torch.Tensor,
+        soft: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor]:
         """Return the loss terms by name, and their weighted sum as ``total``.
 
         ``output`` is a `ChangeOutput`. Labels are (N, H, W) integer, 0 = unlabelled, 1..C;
         ``change_mask`` is (N, H, W), 1 = changed, from the ground truth. `IGNORED` pixels have no
-        loss. A date without logits or without a label has no term.
+        loss. A date without logits or without a label has no term. ``soft`` are those that
+        `soft_targets` made of a teacher's probabilities; a term of weight 0 is left out.
         """
         *semantic_logits, change_logits = output
         terms = {"change": change_loss(change_logits, change_mask)}
@@ -46,7 +65,12 @@ class ChangeCriterion(nn.Module):
         for name, logits, label in dates:
             if logits is not None and label is not None:
                 terms[name] = semantic_loss(logits, label, self.class_weights)
-        terms["total"] = sum(TERM_WEIGHTS[name] * value for name, value in terms.items())
+        if self.blur:
+            soft = true_targets(change_mask, self.blur)
+        if soft is not None:
+            distilled = distillation_loss(output, soft, change_mask)
+            terms |= {name: value for name, value in distilled.items() if self.term_weights[name]}
+        terms["total"] = sum(self.term_weights[name] * value for name, value in terms.items())
         return terms
 
 
@@ -86,3 +110,54 @@ def change_loss(logits: torch.Tensor, change_mask: torch.Tensor) -> torch.Tensor
     mean = F.binary_cross_entropy_with_logits(logits.float(), target, weight=weight)
     counted = 1 - all_mean(ignored.sum() / ignored.numel())
     return mean / counted.clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def true_targets(change_mask: torch.Tensor, blur: int) -> torch.Tensor:
+    """Return `soft_targets` of change alone that the ground truth tells, which studies compare
+    with; each is the mean of ``blur`` × ``blur`` cells around it. `IGNORED` counts as unchanged.
+    """
+    cells = to_cells(change_mask == 1)
+    return soft_targets([F.avg_pool2d(cells, blur, 1, blur // 2, count_include_pad=False)])
+
+
+def soft_targets(cells: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return what `distillation_loss` learns from: (N, 2C + 1, H, W) uint8, without classes
+    (N, 1, H, W).
+
+    ``cells`` are a teacher's probabilities of the classes of both dates, (N, C, H, W), and of
+    change, (N, H, W), in the resolution of `to_cells`. Of the former the square roots are kept, all
+    that a temperature of 2 needs: in steps of 1/255 they show a probability of 1.5e-5.
+    """
+    *semantic, change = cells
+    parts = [*(each.sqrt() for each in semantic), change[:, None]]
+    return (255 * torch.cat(parts, dim=1)).round().to(torch.uint8)
+
+
+def distillation_loss(
+    output: Sequence[torch.Tensor | None], soft: torch.Tensor, change_mask: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """Return the terms that pull a `ChangeOutput` to `soft_targets`, means over all cells.
+
+    Of change the cross-entropy to the teacher's probability; of classes the Kullback-Leibler
+    divergence of both at `TEMPERATURE`, times its square (Hinton et al. 2015). The student's logits
+    are averaged over a cell. Cells with an `IGNORED` pixel have no loss. Every process must call
+    it, as `semantic_loss`.
+    """
+    *semantic_logits, change_logits = output
+    known = (to_cells(change_mask == IGNORED) == 0).float()
+    count = all_mean(known.sum()).clamp(min=1)
+    targets = soft.float() / 255
+    change = F.binary_cross_entropy_with_logits(
+        to_cells(change_logits), targets[:, -1], weight=known, reduction="sum"
+    )
+    terms = {"distill_change": change / count}
+    for number, logits in enumerate(semantic_logits):
+        if logits is None or soft.shape[1] == 1:
+            continue
+        log_probs = F.log_softmax(to_cells(logits) / TEMPERATURE, dim=1)
+        first = number * logits.shape[1]
+        roots = targets[:, first : first + logits.shape[1]]
+        teacher = roots / roots.sum(dim=1, keepdim=True).clamp(min=1 / 255)
+        divergence = F.kl_div(log_probs, teacher, reduction="none").sum(dim=1) * TEMPERATURE**2
+        terms[f"distill_semantic{number + 1}"] = (divergence * known).sum() / count
+    return terms

@@ -9,12 +9,9 @@ from engine.labelling import (
     Coverage,
     count_votes,
     hard_votes,
-    joint_votes,
     merge_labels,
     soft_vote,
 )
-from engine.predictor import Probabilities
-from models.decoding import Decoding
 
 
 def test_pseudo_labels_are_the_published_ones():
@@ -58,19 +55,6 @@ def test_soft_vote_needs_the_confidence(threshold, expected):
     vote = soft_vote(probs1.view(1, 2, 1, 1), probs2.view(1, 2, 1, 1), threshold)
     assert vote.dtype == torch.uint8
     assert vote.tolist() == [[[expected]]]
-
-
-def test_joint_votes_are_of_the_product():
-    # The mean is for class 1, the product for class 2.
-    probs1, probs2 = torch.tensor([0.6, 0.4, 0.0]), torch.tensor([0.1, 0.4, 0.5])
-    probs1, probs2 = probs1.view(1, 3, 1, 1), probs2.view(1, 3, 1, 1)
-    share = 0.16 / (0.06 + 0.16)
-    for threshold, expected in ((0.0, 2), (share - 1e-4, 2), (share + 1e-4, 0)):
-        assert soft_vote(probs1, probs2, threshold, joint=True).item() == expected
-    for change, expected in ((0.1, 2), (0.9, 0)):  # 0: taken for changed
-        probs = Probabilities(probs1, probs2, torch.full((1, 1, 1), change))
-        vote = joint_votes(probs, Decoding("joint"))
-        assert vote.dtype == torch.uint8 and vote.item() == expected
 
 
 def test_soft_vote_is_the_likeliest_class_of_both_dates():
