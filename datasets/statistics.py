@@ -79,9 +79,9 @@ def find_imagery(bands: Bands, given: Imagery | None, pairs: Sequence[Pair]) -> 
     return imagery
 
 
-def measured_pairs(pairs: Sequence[Pair]) -> Sequence[Pair]:
-    """Return evenly spread pairs, `MEASURED_PAIRS` at the most."""
-    return pairs[:: max(1, math.ceil(len(pairs) / MEASURED_PAIRS))]
+def measured_pairs(pairs: Sequence[Pair], most: int = MEASURED_PAIRS) -> Sequence[Pair]:
+    """Return evenly spread pairs, ``most`` at the most."""
+    return pairs[:: max(1, math.ceil(len(pairs) / most))]
 
 
 def measure(pairs: Sequence[Pair], bands: Bands) -> Imagery:

@@ -1,4 +1,12 @@
-"""The training loss: named terms and their weights."""
+"""The training loss: named terms and their weights.
+
+Beside the published terms there are those of the two dates and the change as one model: with
+q = sigmoid(change logit) and s = Σ_c p1(c)·p2(c), a pixel is
+
+    unchanged of class c with probability (1 − q)·p1(c)·p2(c) / Z, and
+    changed from c1 to another class c2 with probability q·p1(c1)·p2(c2) / Z,
+    Z = q·(1 − s) + (1 − q)·s.
+"""
 
 from collections.abc import Sequence
 
@@ -10,8 +18,10 @@ from datasets.classes import IGNORED
 from utils.dist import all_mean
 
 # Total = 2·change + semantic1 + semantic2, as published (SenseEarth 2020, 1st place).
-TERM_WEIGHTS = {"change": 2.0, "semantic1": 1.0, "semantic2": 1.0}
+TERM_WEIGHTS = {"change": 2.0, "semantic1": 1.0, "semantic2": 1.0, "pair": 1.0}
 CHANGED_PIXEL_WEIGHT = 2.0
+USUAL_SHARE = 0.2  # of changed pixels, in the data that the published weight is for
+MAX_CHANGED_PIXEL_WEIGHT = 16.0
 
 # Class weights of the published recipe for SECOND's six classes: water, ground, low vegetation,
 # tree, building, playground. The report puts their gain at about one point of Score.
@@ -20,10 +30,22 @@ SECOND_CLASS_WEIGHTS = (2.0, 1.0, 2.0, 2.0, 1.0, 1.0)
 
 
 class ChangeCriterion(nn.Module):
-    """Semantic cross-entropy on each date, by class weight (else ones), and `change_loss`."""
+    """Semantic cross-entropy on each date, by class weight (else ones), and `change_loss`.
 
-    def __init__(self, num_classes: int, class_weights: Sequence[float] | None = None) -> None:
+    Where both dates have logits and labels, `agreement_loss` comes in with the weight
+    ``agreement``, or all terms are those of the ``joint`` model, as `join` tells.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        class_weights: Sequence[float] | None = None,
+        change_weight: float = CHANGED_PIXEL_WEIGHT,
+        agreement: float = 0.0,
+        joint: bool = False,
+    ) -> None:
         super().__init__()
+        self.change_weight, self.agreement, self.joint = change_weight, agreement, joint
         weights = torch.ones(num_classes) if class_weights is None else torch.tensor(class_weights)
         self.register_buffer("class_weights", weights.float())
 
@@ -41,12 +63,20 @@ class ChangeCriterion(nn.Module):
         loss. A date without logits or without a label has no term.
         """
         *semantic_logits, change_logits = output
-        terms = {"change": change_loss(change_logits, change_mask)}
-        dates = zip(("semantic1", "semantic2"), semantic_logits, (label1, label2), strict=True)
+        labels, more = (label1, label2), {}
+        if all(each is not None for each in (*semantic_logits, *labels)):
+            if self.joint:
+                change_logits, more["pair"] = join(output, labels, change_mask, self.class_weights)
+            if self.agreement:
+                more["agreement"] = agreement_loss(*semantic_logits, change_mask)
+        terms = {"change": change_loss(change_logits, change_mask, self.change_weight)}
+        dates = zip(("semantic1", "semantic2"), semantic_logits, labels, strict=True)
         for name, logits, label in dates:
             if logits is not None and label is not None:
                 terms[name] = semantic_loss(logits, label, self.class_weights)
-        terms["total"] = sum(TERM_WEIGHTS[name] * value for name, value in terms.items())
+        terms |= more
+        weights = TERM_WEIGHTS | {"agreement": self.agreement}
+        terms["total"] = sum(weights[name] * value for name, value in terms.items())
         return terms
 
 
@@ -59,6 +89,19 @@ def default_class_weights(
     return tuple(weights[name] for name in class_names) if published else None
 
 
+def balanced_change_weight(share: float) -> float:
+    """Return the weight of changed pixels, where ``share`` of all changed, 0..1.
+
+    Together they weigh, beside the unchanged ones, what they do with the published weight at
+    `USUAL_SHARE`: 2 · (0.2 / 0.8) / (share / (1 − share)). No less than 2, as with a greater share;
+    no more than `MAX_CHANGED_PIXEL_WEIGHT`, since a weight w moves the threshold of 0.5 to a true
+    probability of 1 / (1 + w).
+    """
+    usual = CHANGED_PIXEL_WEIGHT * USUAL_SHARE / (1 - USUAL_SHARE)
+    weight = usual * (1 - share) / max(share, 1e-6)
+    return min(max(weight, CHANGED_PIXEL_WEIGHT), MAX_CHANGED_PIXEL_WEIGHT)
+
+
 def semantic_loss(
     logits: torch.Tensor, label: torch.Tensor, class_weights: torch.Tensor
 ) -> torch.Tensor:
@@ -67,22 +110,92 @@ def semantic_loss(
     Every process must call it: the mean of their losses is that of one with all their pixels.
     ``label`` is (N, H, W) integer, 1..C; 0 and `IGNORED` do not count.
     """
-    target = label.masked_fill(label == IGNORED, 0).long() - 1
+    target, weight = _target(label, class_weights)
     total = F.cross_entropy(
         logits.float(), target, weight=class_weights, ignore_index=-1, reduction="sum"
     )
-    labelled = target >= 0
-    weight_sum = all_mean((class_weights[target.clamp(min=0)] * labelled).sum())
-    return total / weight_sum.clamp(min=torch.finfo(torch.float32).tiny)
+    return total / _at_least_tiny(all_mean(weight.sum()))
 
 
-def change_loss(logits: torch.Tensor, change_mask: torch.Tensor) -> torch.Tensor:
+def change_loss(
+    logits: torch.Tensor, change_mask: torch.Tensor, changed_weight: float = CHANGED_PIXEL_WEIGHT
+) -> torch.Tensor:
     """Binary cross-entropy averaged over (N, H, W) pixels but `IGNORED` ones, a changed one (1)
-    counted twice; 0 for none. Every process must call it, as `semantic_loss`.
+    counted ``changed_weight`` times; 0 for none. Every process must call it, as `semantic_loss`.
     """
     ignored = change_mask == IGNORED
     target = change_mask.masked_fill(ignored, 0).float()
-    weight = (1 + (CHANGED_PIXEL_WEIGHT - 1) * target).masked_fill(ignored, 0)
+    weight = (1 + (changed_weight - 1) * target).masked_fill(ignored, 0)
     mean = F.binary_cross_entropy_with_logits(logits.float(), target, weight=weight)
     counted = 1 - all_mean(ignored.sum() / ignored.numel())
-    return mean / counted.clamp(min=torch.finfo(torch.float32).tiny)
+    return mean / _at_least_tiny(counted)
+
+
+def agreement_loss(
+    logits1: torch.Tensor, logits2: torch.Tensor, change_mask: torch.Tensor
+) -> torch.Tensor:
+    """−log s, the one fact that no label has to tell, averaged over the unchanged pixels.
+
+    Logits are (N, C, H, W), ``change_mask`` (N, H, W), 0 = unchanged; 0 for no such pixel. Every
+    process must call it, as `semantic_loss`.
+    """
+    unchanged = change_mask == 0
+    total = (log_same(logits1.float(), logits2.float()) * unchanged).sum()
+    return -total / _at_least_tiny(all_mean(unchanged.sum().float()))
+
+
+def join(
+    output: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    labels: tuple[torch.Tensor, torch.Tensor],
+    change_mask: torch.Tensor,
+    class_weights: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the change logits of the joint model, (N, H, W) float32, and its ``pair`` term.
+
+    Minus its log-likelihood is, per pixel, the binary cross-entropy of
+
+        P(changed) = sigmoid(change logit + log(1 − s) − log s)
+
+    and, where classes are known, their cross-entropy at both dates plus the ``pair`` term, the
+    logarithm of 1 − s at changed pixels and of s at unchanged ones. Each keeps its published
+    weight; a pixel of the pair term takes the lower one of its two classes, with which the sum is
+    never below 0. Labels that the model rules out, as changed pixels of one class, count as
+    published. Every process must call it, as `semantic_loss`.
+    """
+    logits1, logits2, change_logits = (logits.float() for logits in output)
+    same, different = log_same(logits1, logits2), log_different(logits1, logits2)
+    (target1, weight1), (target2, weight2) = (_target(label, class_weights) for label in labels)
+    known, alike = (target1 >= 0) & (target2 >= 0), target1 == target2
+    ruled_out = known & (alike == (change_mask == 1))
+    weight = torch.minimum(weight1, weight2).masked_fill(ruled_out, 0)
+    pair = (weight * torch.where(alike, same, different)).sum()
+    sums = all_mean(torch.stack([weight1.sum(), weight2.sum()]))
+    evidence = (different - same).masked_fill(ruled_out, 0)
+    return change_logits + evidence, pair / _at_least_tiny(sums.max())
+
+
+def log_same(logits1: torch.Tensor, logits2: torch.Tensor) -> torch.Tensor:
+    """log Σ_c p1(c)·p2(c) of two (N, C, H, W) logits, as (N, H, W); finite for finite ones."""
+    return (logits1 + logits2).logsumexp(1) - logits1.logsumexp(1) - logits2.logsumexp(1)
+
+
+def log_different(logits1: torch.Tensor, logits2: torch.Tensor) -> torch.Tensor:
+    """log Σ_c p1(c)·(1 − p2(c)), as `log_same`, for two classes or more.
+
+    1 − p is summed up from the other classes' where p is largest: no digit is lost near 1.
+    """
+    top = logits2.argmax(dim=1, keepdim=True)
+    rest = logits2.scatter(1, top, -torch.inf).logsumexp(1, keepdim=True)
+    rest = rest - logits2.logsumexp(1, keepdim=True)
+    others = torch.log1p(-logits2.softmax(1).scatter(1, top, 0.0))
+    return (logits1.log_softmax(1) + others.scatter(1, top, rest)).logsumexp(1)
+
+
+def _target(label: torch.Tensor, class_weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return classes from 0 on, -1 where a label says none, and the weight of each pixel."""
+    target = label.masked_fill(label == IGNORED, 0).long() - 1
+    return target, class_weights[target.clamp(min=0)] * (target >= 0)
+
+
+def _at_least_tiny(value: torch.Tensor) -> torch.Tensor:
+    return value.clamp(min=torch.finfo(torch.float32).tiny)
