@@ -11,8 +11,6 @@ from tests.helpers.faults import CrashError, before_step, crash
 from tests.helpers.runs import (
     EPOCHS,
     assert_same_run,
-    assert_same_values,
-    best_files,
     csv_rows,
     latest_file,
     train_options,
@@ -52,7 +50,9 @@ def test_what_a_run_measured_stays_with_it(sample_root, tmp_path, capsys):
     assert "of the pixels changed: --change-weight 2.0\n" in capsys.readouterr().out
     state = read_checkpoint(latest_file(tmp_path))
     assert state["training"]["change_weight"] == 2
-    torch.save(state | {"training": state["training"] | {"change_weight": 7.0}}, latest_file(tmp_path))
+    torch.save(
+        state | {"training": state["training"] | {"change_weight": 7.0}}, latest_file(tmp_path)
+    )
     train.main([*argv, "--resume"])
     assert "pixels changed" not in capsys.readouterr().out
 
