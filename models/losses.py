@@ -140,7 +140,8 @@ def agreement_loss(
     process must call it, as `semantic_loss`.
     """
     unchanged = change_mask == 0
-    total = (log_same(logits1.float(), logits2.float()) * unchanged).sum()
+    log_same, _ = log_cases(logits1.float(), logits2.float())
+    total = (log_same * unchanged).sum()
     return -total / _at_least_tiny(all_mean(unchanged.sum().float()))
 
 
@@ -163,7 +164,7 @@ def join(
     published. Every process must call it, as `semantic_loss`.
     """
     logits1, logits2, change_logits = (logits.float() for logits in output)
-    same, different = log_same(logits1, logits2), log_different(logits1, logits2)
+    same, different = log_cases(logits1, logits2)
     (target1, weight1), (target2, weight2) = (_target(label, class_weights) for label in labels)
     known, alike = (target1 >= 0) & (target2 >= 0), target1 == target2
     ruled_out = known & (alike == (change_mask == 1))
@@ -174,21 +175,19 @@ def join(
     return change_logits + evidence, pair / _at_least_tiny(sums.max())
 
 
-def log_same(logits1: torch.Tensor, logits2: torch.Tensor) -> torch.Tensor:
-    """log Σ_c p1(c)·p2(c) of two (N, C, H, W) logits, as (N, H, W); finite for finite ones."""
-    return (logits1 + logits2).logsumexp(1) - logits1.logsumexp(1) - logits2.logsumexp(1)
+def log_cases(logits1: torch.Tensor, logits2: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return log s and log(1 − s) of two (N, C, H, W) logits, each (N, H, W) and finite.
 
-
-def log_different(logits1: torch.Tensor, logits2: torch.Tensor) -> torch.Tensor:
-    """log Σ_c p1(c)·(1 − p2(c)), as `log_same`, for two classes or more.
-
-    1 − p is summed up from the other classes' where p is largest: no digit is lost near 1.
+    1 − s is summed up from products of different classes: no digit is lost where s is near 1.
     """
-    top = logits2.argmax(dim=1, keepdim=True)
-    rest = logits2.scatter(1, top, -torch.inf).logsumexp(1, keepdim=True)
-    rest = rest - logits2.logsumexp(1, keepdim=True)
-    others = torch.log1p(-logits2.softmax(1).scatter(1, top, 0.0))
-    return (logits1.log_softmax(1) + others.scatter(1, top, rest)).logsumexp(1)
+    probs1, probs2 = logits1.softmax(dim=1), logits2.softmax(dim=1)
+    classes = probs1.shape[1]
+    others = 1 - torch.eye(classes, dtype=probs2.dtype, device=probs2.device)
+    not2 = F.conv2d(
+        probs2, others.view(classes, classes, 1, 1)
+    )  # faster than a product of matrices
+    same, different = ((probs1 * each).sum(dim=1) for each in (probs2, not2))
+    return _at_least_tiny(same).log(), _at_least_tiny(different).log()
 
 
 def _target(label: torch.Tensor, class_weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
