@@ -24,20 +24,25 @@ READER_LIMIT_S = 600  # one that fork left locked (CPython issue 112275) would n
 class ResumableSampler(DistributedSampler):
     """Shuffled indices of this process's share, from ``start`` on, as many as make whole steps.
 
-    The order of an epoch follows from the seed and the epoch's number alone. Step by step, the
-    shares of all processes, ``step`` samples each, are what a single process would take.
+    An epoch takes ``draws`` of all samples; its order follows from the seed and its number alone.
+    Step by step, the shares of all processes, ``step`` samples each, are what a single process
+    would take.
     """
 
     def __init__(self, dataset: Sized, seed: int, step: int) -> None:
         super().__init__(dataset, dist.size(), dist.rank(), seed=seed, drop_last=True)
-        self.start = 0
-        self._end = self.num_samples // step * step
+        self.start, self.draws = 0, len(dataset)
+        self._step = step
 
     def __iter__(self) -> Iterator[int]:
         return iter(list(super().__iter__())[self.start : self._end])
 
     def __len__(self) -> int:
         return self._end - self.start
+
+    @property
+    def _end(self) -> int:
+        return self.draws // self.num_replicas // self._step * self._step
 
 
 class SameSizeBatches(Sampler[list[int]]):

@@ -82,9 +82,9 @@ def find_imagery(bands: Bands, given: Imagery | None, pairs: Sequence[Pair]) -> 
     return imagery
 
 
-def measured_pairs(pairs: Sequence) -> Sequence:
-    """Return evenly spread pairs, `MEASURED_PAIRS` at the most."""
-    return pairs[:: max(1, math.ceil(len(pairs) / MEASURED_PAIRS))]
+def measured_pairs(pairs: Sequence, most: int = MEASURED_PAIRS) -> Sequence:
+    """Return evenly spread pairs, ``most`` at the most."""
+    return pairs[:: max(1, math.ceil(len(pairs) / most))]
 
 
 def measure(pairs: Sequence[Pair], bands: Bands) -> Imagery:

@@ -42,6 +42,13 @@ DATA = "data: Scores compare only between runs of the same data and split."
 SPEED, ENSEMBLE, RESTART, RUN = "speed", "ensemble", "restart", "run"
 BANDS, MODEL, TRAINING, VALIDATION = "bands", "model", "training", "validation"
 VOTING, PREDICTION = "voting", "prediction"
+# What the published recipe chose, by option, whatever the defaults are by now. A script takes the
+# options that it has; checkpoints of before there was one of them stand for its value here.
+PUBLISHED = {
+    "ema": 0.0, "likelihood": "published", "agreement": 0.0, "change_weight": 2.0,
+    "change_sampling": 1,
+}  # fmt: skip
+RECIPES = {"published": PUBLISHED}
 
 
 def band_numbers(text: str) -> tuple[int, ...]:
@@ -73,6 +80,11 @@ def run_name(text: str) -> str:
             "digit first, not _latest at the end"
         )
     return text
+
+
+def change_weight(text: str) -> float | str:
+    """Parse ``auto`` or a positive number."""
+    return text if text == "auto" else cli.positive_float(text)
 
 
 # fmt: off
@@ -174,6 +186,23 @@ class TrainingOptions:
         None, "weight of each class in the semantic loss", cli.weight_list,
         shown="2,1,2,2,1,1 for SECOND, ones for other class lists and with pseudo labels",
         fixed=True)
+    change_weight: float | str = option(
+        2.0, "weight of a changed pixel in the change loss; auto measures how rare they are, and "
+        "leaves 2 where a fifth or more changed", change_weight, metavar="auto|W", fixed=True)
+    change_sampling: int = option(
+        1, "draw pairs with any change N times as often as others, in epochs as long as "
+        "without", cli.positive_int, fixed=True)
+    likelihood: str = option(
+        "published", "of classes and of change by themselves, or joint: of one model, in which an "
+        "unchanged pixel has one class and a changed one has two",
+        choices=("published", "joint"), fixed=True)
+    agreement: float = option(
+        0.0, "weight of a loss on unchanged pixels: minus the logarithm of the probability that "
+        "both dates are of one class", cli.non_negative_float, metavar="W", shown="0, off",
+        fixed=True)
+    ema: float = option(
+        0.0, "validate and save the moving average of the weights: its half-life as a share of all "
+        "steps, such as 0.02", cli.fraction, metavar="SHARE", shown="0, off", fixed=True)
     crop_size: int | None = option(
         None, "train on random squares of this side", cli.positive_int, metavar="PIXELS",
         shown="whole images, all of one size", fixed=True)
@@ -304,6 +333,9 @@ class RunOptions:
     config: Path | None = option(
         None, "JSON of options by name, as training writes its options.json; options given here "
         "win, and it resumes, evaluates and debugs nothing", once=True)
+    recipe: str | None = option(
+        None, "published: every choice as it was published, where no option here says otherwise",
+        choices=RECIPES, shown="the defaults")
     outdir: Path = option(OUTDIR, "where models, logs and masks go", metavar="DIR", shown="outdir")
     device: str = option(
         "auto", "auto, cpu, cuda, cuda:1, mps", metavar="NAME",
@@ -350,6 +382,8 @@ class TrainConfig(RunOptions, ValidationOptions, TrainingOptions, ModelOptions, 
             raise OptionError(f"--targets {self.targets} needs --use-pseudo-label")
         if self.crops_per_image > 1 and not self.crop_size:
             raise OptionError("--crops-per-image needs --crop-size")
+        if self.agreement and self.likelihood == "joint":
+            raise OptionError("--agreement: --likelihood joint has it in it; leave one out")
         if self.compile and self.checkpoint_activations:
             raise OptionError(
                 "--compile and --checkpoint-activations: compiled code chooses by itself which "
@@ -376,7 +410,9 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-FIXED_OPTIONS = {f.name: _plain(f.default) for f in fields(TrainConfig) if cli.is_fixed(f)}
+FIXED_OPTIONS = {
+    f.name: PUBLISHED.get(f.name, _plain(f.default)) for f in fields(TrainConfig) if cli.is_fixed(f)
+}
 
 
 @options(VOTING)

@@ -143,6 +143,8 @@ TO_RESUME = {
         "rows": [{"epoch": int}],
         "rng": [{"cpu": torch.Tensor}],
         "threads": (ABSENT, _is_count),
+        "weights": (ABSENT, {str: torch.Tensor}),
+        "change_weight": (ABSENT, NUMBER),
     },
     "options": {str: (None, bool, int, float, str, [(int, float, str)])},
     "best_file": (None, _is_file_name),

@@ -13,6 +13,7 @@ from engine.config import REPO, output_path
 from utils import cli
 from utils.errors import OptionError
 
+MOST_CHANGED = 0.3
 MIN_SIDE = 32  # of tools.scenes.scene, which takes long to import
 
 
@@ -44,6 +45,8 @@ def parse_args(argv: list[str] | None) -> Namespace:
     add("--size", type=parse_size, default="128", metavar="S|HxW", help=about)
     about = "the same seed writes the same bytes (default: 0)"
     add("--seed", type=cli.natural, default=0, metavar="N", help=about)
+    about = "share of changed pixels, 0 to 0.3, about; rare change is in few pairs (default: 0.22)"
+    add("--changed", type=cli.fraction, metavar="P", help=about)
     about = "class colours, class indices as 8-bit grey, or change masks of 0 and 255 in label "
     about += "instead of label1 and label2 (default: rgb)"
     add("--label-format", choices=("rgb", "index", "binary"), default="rgb", help=about)
@@ -58,6 +61,8 @@ def parse_args(argv: list[str] | None) -> Namespace:
         raise OptionError("name the folder once: either DIR or --out DIR")
     if args.train_pairs + args.val_pairs == 0:
         raise OptionError("nothing to write: --train-pairs and --val-pairs are both 0")
+    if (args.changed or 0) > MOST_CHANGED:
+        raise OptionError(f"--changed {args.changed}: scenes change by {MOST_CHANGED} at the most")
     return args
 
 
@@ -68,7 +73,7 @@ def main(argv: list[str] | None = None) -> None:
     writing = importlib.import_module("tools.scenes.sample")  # late: --help is instant
     folders = importlib.import_module("tools.scenes.folders")
     pairs, form = (args.train_pairs, args.val_pairs), (args.label_format, args.bands, args.bits)
-    sample = writing.SampleSet(*pairs, *args.size, args.seed, *form)
+    sample = writing.SampleSet(*pairs, *args.size, args.seed, *form, args.changed)
     record = {"tool": Path(__file__).name, **vars(sample)}
     if not folders.goes_on(root, record, args.overwrite):
         folders.make_room(root, args.overwrite)

@@ -82,7 +82,7 @@ def option(default: Any, about: str, kind: Callable | None = None, **settings: A
     ``kind`` parses the value, and names it by `METAVARS`; a path needs none. ``settings`` are those
     of ``add_argument``, and ``shown``, the default in words; ``fixed``, whether a resumed run must
     share the value; ``once``, whether `parse` leaves it out of a ``--config``; ``group``, another
-    one than the class's.
+    one than the class's. ``choices`` may be a dict: each stands for values of other options.
     """
     own = {"group": settings.pop("group")} if "group" in settings else {}
     metadata = {"about": about, "kind": kind, "settings": settings, **own}
@@ -116,13 +116,26 @@ def parse(config_class: type[Config], argv: Sequence[str], about: str = "") -> C
         if title not in groups:
             groups[title] = parser.add_argument_group(title, note or None)
         _add(groups[title], field)
-    args = parser.parse_args(argv)
+    args = _parse(parser, argv)
     if getattr(args, "config", None):  # benchmarks have none
         parser.source = args.config
-        known = parser.parse_args(list(_read_options(parser, config_class)))
+        known = _parse(parser, list(_read_options(parser, config_class)))
         parser.source = None
-        args = parser.parse_args(argv, known)
+        args = _parse(parser, argv, known)
     return config_class(**vars(args))
+
+
+def _parse(
+    parser: Parser, argv: Sequence[str], known: argparse.Namespace | None = None
+) -> argparse.Namespace:
+    """Parse arguments; a choice among them that stands for others wins over what is ``known``."""
+    given = parser.parse_args(argv)
+    known = known or parser.parse_args([])
+    for action in parser._actions:
+        if isinstance(action.choices, dict):
+            values = action.choices.get(getattr(given, action.dest), {})
+            vars(known).update({name: values[name] for name in values if name in vars(known)})
+    return parser.parse_args(argv, known)
 
 
 def _read_options(parser: Parser, config_class: type) -> Iterator[str]:

@@ -15,6 +15,8 @@ from utils.parallel import ParallelMap
 from utils.pictures import save_change_mask, save_image
 from utils.text import progress
 
+USUAL_CHANGE = 0.25  # share of changed pixels from which on every pair has some
+
 
 @dataclass(frozen=True)
 class SampleSet:
@@ -28,6 +30,18 @@ class SampleSet:
     label_format: str = "rgb"  # of SECOND; index; binary: change masks instead of label1, label2
     bands: int = 3  # as `sense` takes them
     bits: int = 8
+    changed: float | None = None  # share of all pixels, 0..1; as scenes are drawn without it
+
+    def changed_in(self, index: int) -> float | None:
+        """Return the share of pixels to change in a pair: in most none where change is rare.
+
+        Multiples of the golden ratio spread evenly, over any regular part of the pairs too.
+        """
+        if not self.changed:
+            return self.changed
+        pairs = min(1.0, (self.changed / USUAL_CHANGE) ** 0.5)  # share of those with any change
+        place = index * (5**0.5 - 1) / 2 % 1 / pairs
+        return self.changed / pairs * (0.4 + 1.2 * place) if place < 1 else 0.0
 
 
 def write_sample_data(root: Path, sample: SampleSet, workers: int = 1) -> float:
@@ -55,7 +69,7 @@ def write_scene(job: tuple[Path, tuple[int, int, int]], sample: SampleSet) -> fl
     truths = read_truth(folder, name, ("im1", "im2", *labels))
     if truths:
         return float(np.mean(truths[0] != truths[1]))
-    scene = make_scene(seed, sample.height, sample.width)
+    scene = make_scene(seed, sample.height, sample.width, sample.changed_in(seed[-1]))
     for date, image, label, truth in (
         (1, scene.image1, scene.label1, scene.truth1),
         (2, scene.image2, scene.label2, scene.truth2),

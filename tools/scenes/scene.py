@@ -28,6 +28,9 @@ SUCCESSORS = {  # what may take the place of a use
 CHANGE_SHARE = 0.36  # of the plots
 REVERSE_SHARE = 0.4  # of the changes; land is built over more often than given back
 RESTYLE_SHARE = 0.35  # of the plots; new colours, the same class
+# Of a scene with a wanted share of changed pixels: how near is near enough, and how often to try.
+TOLERANCE, ATTEMPTS = 0.25, 8
+SMALLEST_PATCH = 24  # pixels
 
 
 @dataclass(frozen=True)
@@ -54,19 +57,43 @@ class _Parcel:
     lot: Plot
     plot: Plot  # the lot without its verge
     hedge: float  # tree density of the verge
-    uses: tuple[str, str]
+    uses: tuple[str, str]  # at each date; "" where it is not there
     shape_seeds: tuple[int, int]
     style_seeds: tuple[int, int]
 
 
-def make_scene(seed: int | Sequence[int], height: int = 128, width: int = 128) -> Scene:
-    """Draw one scene; the same ``seed`` gives the same bytes. Sides of at least 32 pixels."""
+def make_scene(
+    seed: int | Sequence[int], height: int = 128, width: int = 128, changed: float | None = None
+) -> Scene:
+    """Draw one scene; the same ``seed`` gives the same bytes. Sides of at least 32 pixels.
+
+    ``changed`` is the share of its pixels to change, 0..1, about; else about 0.22 on average.
+    """
     if min(height, width) < MIN_SIDE:
         raise ValueError(f"a scene is at least {MIN_SIDE} pixels high and wide: {height}x{width}")
-    rng = np.random.default_rng(seed)
+    if not changed:
+        return _draw_scene(np.random.default_rng(seed), height, width, changed)
+    nearest, covered, least = None, changed, np.inf
+    for attempt in range(ATTEMPTS):
+        rng = np.random.default_rng((*np.atleast_1d(seed), attempt))
+        scene = _draw_scene(rng, height, width, covered)
+        share = float(np.mean(scene.label1 > 0))
+        if abs(share - changed) < least:
+            nearest, least = scene, abs(share - changed)
+        if least <= TOLERANCE * changed:
+            break
+        covered *= np.clip(changed / max(share, 1e-9), 0.6, 1.6)
+    return nearest
+
+
+def _draw_scene(rng: Rng, height: int, width: int, covered: float | None) -> Scene:
+    """Draw a scene; where a share of it to cover with changes is given, no other changes happen."""
+    settled = covered is not None
     frame = Frame(height, width, rng.uniform(0, np.pi), rng.uniform(0, 5), rng.uniform(0, 6))
     roads, plots = _subdivide(rng, frame)
-    parcels = [_plan_parcel(rng, plot) for plot in plots]
+    parcels = [_plan_parcel(rng, plot, 0 if settled else CHANGE_SHARE) for plot in plots]
+    if settled:
+        parcels += _plan_patches(rng, parcels, frame, covered * height * width)
     river = _plan_river(rng, frame) if rng.random() < 0.15 else None
     nature = plan_nature(rng, height, width)
     sun_angle = rng.uniform(0, 2 * np.pi)
@@ -74,13 +101,14 @@ def make_scene(seed: int | Sequence[int], height: int = 128, width: int = 128) -
     images, truths = [], []
     for date in (0, 1):
         angle = sun_angle + rng.normal(0, 0.5)
-        canvas = Canvas(frame, (np.cos(angle), np.sin(angle)), verge, date)
+        # The date of a canvas decides which houses stand in a residential area.
+        canvas = Canvas(frame, (np.cos(angle), np.sin(angle)), verge, 0 if settled else date)
         for parcel in parcels:
-            _draw_parcel(canvas, parcel)
+            _draw_parcel(canvas, parcel, date)
         if river:
             canvas.fill(river[0], WATER, river[1])
         for road in sorted(roads, key=lambda road: road.width):
-            if road.dates[date]:
+            if road.dates[date] or settled:
                 draw_road(canvas, road)
         radiance, truth = light_scene(rng, canvas, nature)
         images.append(photograph(rng, radiance))
@@ -116,11 +144,11 @@ def _is_visible(plot: Plot, frame: Frame) -> bool:
     return bool((high > 0).all() and (low < (frame.width, frame.height)).all())
 
 
-def _plan_parcel(rng: Rng, lot: Plot) -> _Parcel:
+def _plan_parcel(rng: Rng, lot: Plot, change_share: float) -> _Parcel:
     before = after = str(rng.choice(list(USE_SHARES), p=list(USE_SHARES.values())))
     shape, shape_after, style, style_after = rng.integers(2**31, size=4).tolist()
     restyled = rng.random() < RESTYLE_SHARE
-    if rng.random() < CHANGE_SHARE:
+    if rng.random() < change_share:
         after = str(rng.choice(SUCCESSORS[before]))
         restyled = True
         if rng.random() < REVERSE_SHARE:
@@ -134,12 +162,31 @@ def _plan_parcel(rng: Rng, lot: Plot) -> _Parcel:
     return _Parcel(lot, plot, hedge, (before, after), (shape, shape_after), styles)
 
 
-def _draw_parcel(canvas: Canvas, parcel: _Parcel) -> None:
+def _plan_patches(rng: Rng, parcels: Sequence[_Parcel], frame: Frame, area: float) -> list[_Parcel]:
+    """Return parts of parcels, ``area`` pixels together, that have another use at one date."""
+    patches: list[_Parcel] = []
+    for parcel in (parcels[index] for index in rng.permutation(len(parcels))):
+        wanted = max(SMALLEST_PATCH, rng.uniform(0.4, 1) * area)
+        room = np.array(parcel.plot.size)
+        size = room * min(1, np.sqrt(wanted / room.prod()))
+        corner = np.add((parcel.plot.u0, parcel.plot.v0), rng.uniform(0, room - size))
+        patch = Plot(*corner, *(corner + size))
+        use, seeds = str(rng.choice(SUCCESSORS[parcel.uses[0]])), rng.integers(2**31, size=2)
+        uses = (use, "") if rng.random() < REVERSE_SHARE else ("", use)
+        if area >= SMALLEST_PATCH and _is_visible(patch, frame):
+            patches.append(_Parcel(patch, patch, 0.0, uses, tuple(seeds), tuple(seeds)))
+            area -= size.prod()
+    return patches
+
+
+def _draw_parcel(canvas: Canvas, parcel: _Parcel, date: int) -> None:
+    if not parcel.uses[date]:
+        return
     if parcel.hedge:
         canvas.fill(parcel.lot.outline(), LOW_VEGETATION, canvas.base_color, trees=parcel.hedge)
-    shapes = np.random.default_rng(parcel.shape_seeds[canvas.date])
-    style = np.random.default_rng(parcel.style_seeds[canvas.date])
-    LAND_USES[parcel.uses[canvas.date]](canvas, parcel.plot, shapes, style)
+    shapes = np.random.default_rng(parcel.shape_seeds[date])
+    style = np.random.default_rng(parcel.style_seeds[date])
+    LAND_USES[parcel.uses[date]](canvas, parcel.plot, shapes, style)
 
 
 def _plan_river(rng: Rng, frame: Frame) -> tuple[Points, Color]:

@@ -126,6 +126,23 @@ def test_batches_make_whole_steps(accumulate, batches, sample_root):
     assert len(list(loader)) == 1
 
 
+def test_an_epoch_may_take_some_of_the_samples(sample_root):
+    dataset = make_dataset(sample_root / "train")
+    often, rare = dataset.pairs[0], dataset.pairs[1]
+    dataset.pairs += [often] * 24
+    loader = training_loader(dataset, 4, 0, 0)
+    loader.sampler.draws = 12
+    drawn = []
+    for epoch in range(30):
+        set_epoch(loader, epoch)
+        assert len(list(loader.sampler)) == len(loader) * 4 == 12
+        drawn += [dataset.pairs[index] for index in loader.sampler]
+    assert 15 < drawn.count(often) / drawn.count(rare) < 40
+    whole = list(loader.sampler)
+    set_epoch(loader, 29, 2)  # as a resumed run
+    assert list(loader.sampler) == whole[8:]
+
+
 @pytest.mark.parametrize(
     ("second", "crop", "size", "remedies"),
     [

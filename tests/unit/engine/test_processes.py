@@ -55,7 +55,12 @@ def write_losses(rank, data_root, outdir, argv):
 
 
 @pytest.mark.parametrize(
-    "argv", [("--model", "pspnet", "--lightweight"), ("--accumulate", 2), "one date"]
+    "argv",
+    [
+        ("--model", "pspnet", "--lightweight", "--likelihood", "joint"),
+        ("--accumulate", 2, "--agreement", 0.5, "--change-sampling", 2),
+        "one date",
+    ],
 )
 def test_losses_of_two_processes_are_those_of_one(argv, broken_root, tmp_path):
     terms = {"change", "semantic1", "semantic2", "total"}
@@ -63,6 +68,8 @@ def test_losses_of_two_processes_are_those_of_one(argv, broken_root, tmp_path):
         for split in ("train", "val"):
             shutil.rmtree(broken_root / split / "label2")
         argv, terms = (), terms - {"semantic2"}
+    terms |= {"pair"} if "joint" in argv else set()
+    terms |= {"agreement"} if "--agreement" in argv else set()
     losses = []
     for size in (2, 1):
         outdir = tmp_path / str(size)

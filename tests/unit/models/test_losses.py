@@ -9,6 +9,7 @@ from datasets.classes import IGNORED
 from models.losses import (
     SECOND_CLASS_WEIGHTS,
     ChangeCriterion,
+    LossOptions,
     change_loss,
     distillation_loss,
     semantic_loss,
@@ -191,8 +192,10 @@ def test_weights_of_distillation():
     label = torch.randint(0, 7, (1, 8, 8))
     maps = (label, label, (label > 0).to(torch.uint8))
     plain = ChangeCriterion(6)(output, *maps)
-    assert ChangeCriterion(6, None, (0, 0))(output, *maps, soft) == plain
-    terms = ChangeCriterion(6, None, (8, 0))(output, *maps, soft)
+    assert (
+        ChangeCriterion(6, None, LossOptions(distill_weights=(0, 0)))(output, *maps, soft) == plain
+    )
+    terms = ChangeCriterion(6, None, LossOptions(distill_weights=(8, 0)))(output, *maps, soft)
     assert terms.keys() - plain.keys() == {"distill_change"}
     expected = plain["total"] + 8 * terms["distill_change"]
     assert terms["total"].item() == pytest.approx(expected.item(), rel=1e-6)
@@ -213,6 +216,6 @@ def test_targets_of_the_ground_truth():
     smooth = true_targets(mask, 3)[0, 0]
     assert smooth.tolist() == [[0, 42, 42, 42, 0], [0, 28, 28, 28, 0], [0, 42, 42, 42, 0]]
     output, label = random_output(1, 12, 20), torch.randint(0, 7, (1, 12, 20))
-    terms = ChangeCriterion(6, targets="truth")(output, label, label, mask)
+    terms = ChangeCriterion(6, None, LossOptions(targets="truth"))(output, label, label, mask)
     bce = distillation_loss(output, true_targets(mask, 1), mask)
     assert terms["distill_change"] == bce["distill_change"] > 0 and len(terms) == 5

@@ -57,6 +57,23 @@ def test_all_classes_change_and_a_fair_share_of_the_pixels(scenes):
     assert 0.15 < share < 0.30
 
 
+@pytest.mark.parametrize(("changed", "pairs"), [(0.014, 24), (0.3, 100)])
+def test_a_wanted_share_of_the_pixels_changes_and_rare_change_is_in_few_pairs(changed, pairs):
+    sample = SampleSet(100, 0, 32, 32, 0, changed=changed)
+    scenes = [make_scene((0, 0, i), 32, 32, sample.changed_in(i)) for i in range(100)]
+    shares = [np.mean(scene.label1 > 0) for scene in scenes]
+    assert np.mean(shares) == pytest.approx(changed, rel=0.2)
+    assert np.count_nonzero(shares) == pytest.approx(pairs, abs=2)
+    # Every tenth name is a usual choice of validation pairs.
+    assert np.count_nonzero(shares[::10]) == pytest.approx(pairs / 10, abs=1)
+
+
+def test_nothing_changes_where_no_change_is_wanted():
+    scene = make_scene((0, 0, 0), 64, 64, 0.0)
+    assert np.array_equal(scene.truth1, scene.truth2)
+    assert len(np.unique(scene.truth1)) > 1 and not np.array_equal(scene.image1, scene.image2)
+
+
 def test_colour_alone_does_not_give_the_class_away(scenes):
     # A scene must need texture and shape: the nearest mean colour may not classify it.
     pixels = np.concatenate([scene.image1[::4, ::4].reshape(-1, 3) for scene in scenes])
@@ -144,10 +161,12 @@ def test_what_a_killed_run_left_is_overwritten_without_empty_folders(tmp_path):
 
 
 def test_tool_refuses_bad_options(tmp_path, monkeypatch, capsys):
-    for options in (["--size", "16"], ["--size", "big"], ["--seed", "-1"]):
+    for options in (["--size", "16"], ["--size", "big"], ["--seed", "-1"], ["--changed", "2"]):
         with pytest.raises(SystemExit):
             make(tmp_path / "out", 1, *options)
         assert options[0] in capsys.readouterr().err
     status, err = run_script(make_sample_data, ["a", "--out", "b"], monkeypatch, capsys)
     assert_one_line(status, err, "name the folder once")
+    status, err = run_script(make_sample_data, ["--changed", "0.4"], monkeypatch, capsys)
+    assert_one_line(status, err, "by 0.3 at the most")
     assert not list(tmp_path.iterdir())

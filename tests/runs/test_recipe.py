@@ -1,0 +1,93 @@
+"""train.py's choices beyond the published recipe: averaged weights, change, both dates as one."""
+
+import json
+
+import pytest
+import torch
+
+import train
+from engine.config import PUBLISHED, LabelConfig, TestConfig, TrainConfig
+from tests.helpers.faults import CrashError, before_step, crash
+from tests.helpers.runs import (
+    EPOCHS,
+    assert_same_run,
+    csv_rows,
+    latest_file,
+    train_options,
+)
+from utils import cli
+from utils.errors import OptionError
+from utils.tensor_files import read_checkpoint
+
+ALL = ("--ema", 0.3, "--agreement", 0.5, "--change-weight", "auto", "--change-sampling", 2)
+
+
+@pytest.mark.parametrize("more", [ALL, ("--likelihood", "joint", "--accumulate", 2, "--ema", 1)])
+def test_a_crash_leaves_no_trace(more, sample_root, tmp_path):
+    def argv(name, *rest):
+        options = ("--epochs", EPOCHS, *more, "--checkpoint-every", 1, *rest)
+        return train_options(sample_root, tmp_path / name, *options)
+
+    train.main(argv("whole"))
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(CrashError):
+        before_step(patch, 5, crash)
+        train.main(argv("half"))
+    torch.manual_seed(4321)
+    train.main(argv("half", "--resume"))
+    assert_same_run(tmp_path / "half", tmp_path / "whole")
+    state = read_checkpoint(latest_file(tmp_path / "whole"))
+    weights = state["training"]["weights"]
+    assert any(not torch.equal(weights[name], state["model"][name]) for name in weights)
+    rows = csv_rows(tmp_path / "whole")
+    assert all(float(row["loss_pair" if "joint" in more else "loss_agreement"]) for row in rows)
+    with pytest.raises(OptionError, match=f"had ema {float(more[more.index('--ema') + 1])}"):
+        train.main(argv("half", "--resume", "--ema", 0.5))
+
+
+def test_what_a_run_measured_stays_with_it(sample_root, tmp_path, capsys):
+    argv = train_options(sample_root, tmp_path, "--change-weight", "auto")
+    train.main(argv)
+    assert "of the pixels changed: --change-weight 2.0\n" in capsys.readouterr().out
+    state = read_checkpoint(latest_file(tmp_path))
+    assert state["training"]["change_weight"] == 2
+    torch.save(
+        state | {"training": state["training"] | {"change_weight": 7.0}}, latest_file(tmp_path)
+    )
+    train.main([*argv, "--resume"])
+    assert "pixels changed" not in capsys.readouterr().out
+
+
+def test_the_published_recipe_is_that_of_a_run_before_there_were_others(
+    fcn_run, tmp_path, monkeypatch
+):
+    # The defaults may be any by then: what the recipe says wins over them.
+    train.main(fcn_run.argv(tmp_path, "--recipe", "published", "--tensorboard"))
+    assert_same_run(tmp_path, fcn_run.outdir)
+    [path] = tmp_path.glob("logs/*/options.json")
+    written = json.loads(path.read_text(encoding="utf-8"))
+    assert {name: written[name] for name in PUBLISHED if name in written} == {
+        name: PUBLISHED[name] for name in PUBLISHED if name in written
+    }
+
+
+def test_an_option_wins_over_the_recipe_and_the_recipe_over_a_file(tmp_path):
+    (tmp_path / "a.json").write_text('{"ema": 0.1, "agreement": 2, "epochs": 3}', encoding="utf-8")
+    from_file = ["--config", str(tmp_path / "a.json")]
+    found = cli.parse(TrainConfig, from_file)
+    assert (found.ema, found.agreement, found.epochs, found.recipe) == (0.1, 2, 3, None)
+    found = cli.parse(TrainConfig, [*from_file, "--recipe", "published", "--agreement", "1"])
+    assert (found.ema, found.agreement, found.epochs, found.recipe) == (0, 1, 3, "published")
+    # What a run writes down says what it did, whatever the recipe will be.
+    text = json.dumps(found.to_dict() | {"ema": 0.2})
+    (tmp_path / "b.json").write_text(text, encoding="utf-8")
+    assert cli.parse(TrainConfig, ["--config", str(tmp_path / "b.json")]).ema == 0.2
+    for config in (LabelConfig, TestConfig):
+        assert cli.parse(config, ["--recipe", "published"]).recipe == "published"
+
+
+def test_every_choice_of_the_recipe_is_an_option():
+    known = {}
+    for config in (TrainConfig, LabelConfig, TestConfig):
+        known |= vars(cli.parse(config, []))
+    assert known.keys() >= PUBLISHED.keys()
+    assert all(type(known[name]) is type(PUBLISHED[name]) for name in PUBLISHED)
