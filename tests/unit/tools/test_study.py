@@ -1,6 +1,5 @@
 """tools/study.py but for its processes: the study file, shared stages, evidence, tables."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ from tools.studying import evidence
 from tools.studying.counts import CONFIRM, SCREEN, ScoredSet
 from tools.studying.plan import read_plan
 from tools.studying.stages import find_cells
-from utils.errors import OptionError, UserError
+from utils.errors import OptionError
 
 STUDY = """
 question = "Does it help?"
