@@ -10,6 +10,7 @@ import pytest
 
 from tests.helpers.processes import LIMIT_S, ended, eventually, processes_with, start_script
 from tools import study
+from utils.errors import EXIT_PREEMPTED, UserError
 
 STUDY = """
 question = "Do six views beat one?"
@@ -26,6 +27,7 @@ views = [
   {{ name = "same", train = "" }},
   {{ test = "--tta --checkpoints {{same}}" }},
 ]
+broken = [{{ train = "--pretrain-from none.pth" }}]
 [compare]
 views = "plain"
 """
@@ -40,18 +42,26 @@ def records(folder: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in folder.glob("stages/*/stage.json")}
 
 
-def test_a_killed_study_goes_on_and_a_finished_one_runs_nothing(sample_root, tmp_path, capsys):
+def test_killed_and_ended_it_goes_on_and_finished_it_runs_nothing(sample_root, tmp_path, capsys):
     file = tmp_path / "small.toml"
     file.write_text(STUDY.format(data=sample_root), encoding="utf-8")
     argv = [str(file), "--out", str(tmp_path / "out"), "--jobs", "2"]
     folder = tmp_path / "out" / "small"
     with ended(start_script("tools/study.py", argv, tmp_path / "killed")) as child:
-        eventually(lambda: records(folder), LIMIT_S)
+        eventually(lambda: list(folder.glob("stages/*/log.txt")), LIMIT_S)
         child.send(signal.SIGKILL)
         assert child.wait() == -signal.SIGKILL
+    eventually(lambda: not processes_with(str(folder)), LIMIT_S)  # stages end with the study
+    with ended(start_script("tools/study.py", argv, tmp_path / "ended")) as child:
+        eventually(lambda: records(folder), LIMIT_S)
+        child.send(signal.SIGTERM)
+        assert child.wait() == EXIT_PREEMPTED
+        assert not processes_with(str(folder))
+        assert "the same command goes on" in child.error_lines[-1]
     before = records(folder)
-    eventually(lambda: not processes_with(str(folder)), 60)  # stages end with the study
-    assert study.main(argv) == folder
+    with pytest.raises(UserError, match=r"3 stages failed .*none\.pth.*log\.txt\); the same"):
+        study.main(argv)
+    assert "failed: scenes, broken, seed 0: train 1: " in capsys.readouterr().out
     assert records(folder).items() >= before.items() and len(records(folder)) == 5
     rows = rows_of(folder)
     assert [(r["arm"], r["subset"], r["epoch"]) for r in rows[:4]] == [
@@ -73,6 +83,6 @@ def test_a_killed_study_goes_on_and_a_finished_one_runs_nothing(sample_root, tmp
     assert "views − plain" in (folder / "summary.md").read_text(encoding="utf-8")
     done = records(folder)
     capsys.readouterr()
-    study.main(argv)
+    assert study.main([*argv, "--arms", "plain,views"]) == folder
     assert "2 cells, 0 stages to do" in capsys.readouterr().out
     assert records(folder) == done
