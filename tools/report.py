@@ -15,6 +15,7 @@ EPILOG = """examples:
   python tools/report.py outdir/logs/A outdir/logs/B --masks outdir/masks/val --split val
   python tools/report.py outdir --data-root data/dataset   # also where it holds masks alone
   python tools/report.py outdir --format tex
+  python tools/report.py outdir/studies/recipe
 
 A run is shown with the best epoch of its metrics.csv; the pairs with the largest share of wrong
 pixels come first. Pairs without labels, or with those of one date alone, are shown by the share
@@ -25,7 +26,7 @@ predicted to change. Runs that differ in the seed alone, or in the fold, get a r
 def parse_args(argv: list[str] | None = None) -> Namespace:
     """Parse the command line."""
     parser = cli.make_parser(__doc__, EPILOG)
-    about = "outdir/logs/<run>, or an outdir for all of its runs"
+    about = "outdir/logs/<run>, an outdir for all of its runs, or the folder of a study"
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help=about)
     add = parser.add_argument_group("masks").add_argument
     about = "folder of predicted masks, im1 and im2, or change (default: masks/SPLIT of the first "

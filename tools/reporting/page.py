@@ -17,6 +17,7 @@ from tools.reporting.pairs import Masks, read_masks
 from tools.reporting.runs import Run, find_run_folders, find_splits, group_by_split, read_run
 from tools.reporting.tables import mask_scores, stage_table
 from tools.scoring.tables import percent
+from tools.studying.summary import is_study, read_study
 from utils.errors import OptionError
 from utils.files import write_text
 
@@ -28,7 +29,8 @@ TITLES |= {"train_s": "Training, s", "val_s": "Validation, s"}
 
 def write_report(options: Namespace) -> Path:
     """Write the page that the options of ``tools/report.py`` ask for and return its path."""
-    folders, unfinished = find_run_folders(options.runs)
+    studies = [read_study(path) for path in options.runs if is_study(path)]
+    folders, unfinished = find_run_folders([path for path in options.runs if not is_study(path)])
     for folder in unfinished if folders else ():
         print(f"left out: {folder}: no finished epoch in it")
     runs = [read_run(folder) for folder in folders]
@@ -41,17 +43,19 @@ def write_report(options: Namespace) -> Path:
     letters = map(letter, range(len(groups))) if len(groups) > 1 else [""]
     tables = [stage_table(g) | {"letter": a} for g, a in zip(groups, letters, strict=False)]
     masks = read_masks(options, first) if options.format == "html" else None
-    if not runs and not masks:
+    if not runs and not masks and not studies:
         raise OptionError(
             f"{options.runs[0]}: no run with a metrics.csv in it, and no masks to show; name "
             "outdir or outdir/logs/<run>, and let train.py finish an epoch first"
         )
     if options.format == "html":
-        page = render_page(groups, tables, masks)
+        page = render_page(groups, tables, masks, studies)
     else:
+        tables = [table for study in studies for table in study["tables"]] + tables
         page = "\n".join(export_table(table, options.format == "md") for table in tables)
     write_text(out, page)
-    shown = f", {len(masks.pairs)} of {masks.total} pairs" if masks else ", no masks"
+    shown = f", study {', '.join(study['name'] for study in studies)}" if studies else ""
+    shown += f", {len(masks.pairs)} of {masks.total} pairs" if masks else ", no masks"
     print(f"{len(runs)} run{'s' * (len(runs) != 1)}{shown}: {out}  ({len(page) / 1e6:.1f} MB)")
     if len(groups) > 1:
         print(f"note: {len(groups)} validation splits, in a table each: not to be compared")
@@ -59,9 +63,12 @@ def write_report(options: Namespace) -> Path:
 
 
 def render_page(
-    groups: Sequence[Sequence[Run]], tables: Sequence[dict[str, Any]], masks: Masks | None
+    groups: Sequence[Sequence[Run]],
+    tables: Sequence[dict[str, Any]],
+    masks: Masks | None,
+    studies: Sequence[dict[str, Any]] = (),
 ) -> str:
-    """Return the page of runs, grouped by split as their tables are, and masks."""
+    """Return the page of runs, grouped by split as their tables are, of masks, and of studies."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATE),
         autoescape=True,
@@ -77,6 +84,7 @@ def render_page(
         written=time.strftime("%Y-%m-%d %H:%M"),
         tables=tables,
         masks=masks,
+        studies=studies,
         scores=mask_scores(masks) if masks else {},
         data={
             "runs": [_run_data(run, name) for run, name in runs],

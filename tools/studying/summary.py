@@ -14,7 +14,8 @@ from tools.studying import evidence
 from tools.studying.counts import ALL, CONFIRM, SCREEN, Tallies
 from tools.studying.plan import Plan
 from tools.studying.stages import EPOCHS, Cell
-from utils.files import write_csv, write_json, write_text
+from utils.errors import DataError
+from utils.files import read_json, write_csv, write_json, write_text
 from utils.text import table
 
 SUMMARY = "summary.json"
@@ -130,7 +131,7 @@ def study_tables(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
             epoch,
             len(pair["seeds"]),
             *(_figure(pair[epoch][name], "+.2f") for name in ("value", "low", "high")),
-            *(_figure(pair[epoch][name], ".3f") for name in ("welch_p", "paired_p")),
+            *(_figure(pair[epoch][name], ".2g") for name in ("welch_p", "paired_p")),
             pair["verdict"],
         )
         for pair in pairs
@@ -139,6 +140,22 @@ def study_tables(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     heads = ["Comparison", "Epoch", "Seeds", TITLES[score], "from", "to", "Welch p", "paired p"]
     caption = "Differences in points of percent, 95 % intervals over seeds and images"
     return [*tables, _table(caption, [*heads, "Verdict"], rows)]
+
+
+def is_study(folder: Path) -> bool:
+    """Tell whether a folder is a study's that has a summary."""
+    return (folder / SUMMARY).is_file()
+
+
+def read_study(folder: Path) -> dict[str, Any]:
+    """Return what a report shows of a study; a `DataError` where its summary is none."""
+    path = folder / SUMMARY
+    try:
+        summary = read_json(path)
+        shown = {"name": summary["study"], "tables": study_tables(summary)}
+        return shown | {name: summary[name] for name in ("question", "notes")}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise DataError(f"{path}: no summary of a study ({error}); run the study again") from error
 
 
 def _figure(value: float | None, form: str) -> str:

@@ -1,18 +1,24 @@
 """tools/study.py but for its processes: the study file, shared stages, evidence, tables."""
 
+import csv
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from datasets.classes import SECOND_CLASSES
+from datasets.labels import read_label
 from tests.conftest import write_sample
 from tests.helpers.processes import REPO
-from tools import study
+from tools import report, study
 from tools.studying import evidence
 from tools.studying.counts import CONFIRM, SCREEN, ScoredSet
 from tools.studying.plan import read_plan
-from tools.studying.stages import find_cells
-from utils.errors import OptionError
+from tools.studying.stages import Cell, find_cells
+from tools.studying.study import Study
+from utils.errors import DataError, OptionError, UserError
+from utils.files import read_json, write_json
 
 STUDY = """
 question = "Does it help?"
@@ -194,3 +200,85 @@ def test_a_verdict_needs_three_seeds_and_both_epochs():
     assert evidence.verdict([above, around], 5) == evidence.NOT_SHOWN
     assert evidence.verdict([above, below], 5) == evidence.NOT_SHOWN
     assert evidence.verdict([{"low": None, "high": None}] * 2, 1) == evidence.NOT_SHOWN
+
+
+# --- results and summary --------------------------------------------------------------------
+
+
+def finish_stages(cells: list[Cell], code: str = "a") -> None:
+    """Leave what finished stages do; of an arm's masks some first rows are wrong."""
+    for cell in cells:
+        for stage in cell.needs:
+            seconds = {f"{stage.script}_s": 2.0}
+            record = {"seconds": seconds, "commit": f"c{code}", "code": code}
+            write_json(stage.folder / "stage.json", record)
+        for test in cell.tests.values():
+            for date in (1, 2):
+                for path in (stage.data / "val" / f"label{date}").iterdir():
+                    mask = read_label(path, SECOND_CLASSES).copy()
+                    mask[: ROWS[cell.arm] + cell.seed] = 6
+                    out = test.folder / "masks" / "test" / f"im{date}" / path.name
+                    out.parent.mkdir(parents=True, exist_ok=True)
+                    Image.fromarray(mask).save(out)
+
+
+ROWS = {"plain": 20, "recipe": 9, "both": 21}
+
+
+@pytest.fixture
+def finished(tmp_path) -> Study:
+    root = write_sample(tmp_path / "root", pairs=(2, 16))
+    path = write_study(tmp_path, ('"0-1"', '"0-2"\nconfirm = ["recipe"]'), data=root)
+    study = Study(read_plan(path), tmp_path / "out", [0, 1, 2])
+    finish_stages(study.cells)
+    study.collect(study.cells)
+    study.write()
+    return study
+
+
+def test_the_summary_judges_on_the_confirming_half(finished, capsys):
+    summary = read_json(finished.folder / "summary.json")
+    (found,) = summary["comparisons"]
+    assert (found["subset"], found["seeds"]) == ("confirm", [0, 1, 2])
+    assert found["verdict"] == "proven" and found["last"]["value"] > found["last"]["low"] > 0
+    means = {(a["arm"], a["subset"]): a["last"]["score"]["mean"] for a in summary["arms"]}
+    expected = means["recipe", "confirm"] - means["plain", "confirm"]
+    assert found["best"]["value"] == pytest.approx(expected)
+    assert ("both", "confirm") not in means  # nobody looked
+    assert not list((finished.folder / "counts" / "confirm").glob("*both*"))
+    with (finished.folder / "results.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 3 * 2 * (2 + 2 + 1)
+    assert [row["train_s"] for row in rows[:6:4]] == ["2.0", "4.0"]
+    for name, sign in (("summary.md", "| ---: |"), ("summary.tex", r"\begin{tabular}")):
+        text = (finished.folder / name).read_text(encoding="utf-8")
+        assert sign in text and "proven" in text and "Does it help?" in text and "commit ca" in text
+
+
+def test_a_report_shows_a_study(finished, capsys):
+    page = report.main([str(finished.folder)]).read_text(encoding="utf-8")
+    assert "Does it help?" in page and ">proven<" in page
+    assert "0 runs, study study" in capsys.readouterr().out
+    table = report.main([str(finished.folder), "--format", "md"]).read_text(encoding="utf-8")
+    assert "recipe − plain (scenes, confirming half)" in table
+    (finished.folder / "summary.json").write_text("{}")
+    with pytest.raises(DataError, match="no summary of a study"):
+        report.main([str(finished.folder)])
+
+
+def test_what_would_spoil_a_study_is_said(finished, tmp_path, capsys):
+    """More seeds than asked for, a changed question, other code; a changed arm is not confirmed."""
+    text = finished.plan.text.replace("Does it help?", "Does it harm?")
+    (tmp_path / "study.toml").write_text(text, encoding="utf-8")
+    plan = read_plan(tmp_path / "study.toml")
+    later = Study(plan, finished.folder, [0, 3])
+    finish_stages([cell for cell in later.cells if cell.seed == 3], code="b")
+    later.collect(later.cells)
+    later.write()
+    notes = "\n".join(read_json(finished.folder / "summary.json")["notes"])
+    assert "seeds beyond those of the study's file: 3" in notes and "CHANGED" in notes
+    assert "MIXED CODE" in notes and "commit ca cb" in notes
+    changed = text.replace("--epochs 2", "--epochs 3")
+    (tmp_path / "study.toml").write_text(changed, encoding="utf-8")
+    with pytest.raises(UserError, match=r"recipe\.0\.npz: arm recipe was confirmed .* name"):
+        Study(read_plan(tmp_path / "study.toml"), finished.folder, [0])
