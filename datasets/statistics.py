@@ -96,13 +96,14 @@ def measure(pairs: Sequence[Pair], bands: Bands) -> Imagery:
     return Imagery(bands, tuple(total.mean()), tuple(total.std()))
 
 
-def same_class_weight(dataset: ChangeDetectionDataset) -> float:
-    """Return how much rarer than chance changed pixels keep their class, 0 (never) to 1.
+def measure_changes(dataset: ChangeDetectionDataset) -> dict[str, float]:
+    """Return what `models.decoding.Decoding` has to know of changed pixels, from `measured_pairs`.
 
-    It is the odds of one class at both dates against two, over what they were if the classes of
-    both dates were drawn apart; counted on `measured_pairs`, 0 without labels of both dates. Every
-    process must call it.
+    ``by_chance``, 1/C to 1, is how likely the classes of two of them agree; ``same_class`` how much
+    rarer than that the dates of one do, as a ratio of odds, 0 (never) to 1. Without labels of both
+    dates, or any change, these are 1/C and 0. Every process must call it.
     """
+    classes = dataset.task.num_classes
     counts = np.zeros((IGNORED, IGNORED))
     unique = len(dict.fromkeys(dataset.pairs))
     for index in measured_pairs(range(unique if dist.is_main() else 0)):
@@ -114,13 +115,14 @@ def same_class_weight(dataset: ChangeDetectionDataset) -> float:
             changed = (label1 != IGNORED) & (label1 > 0)
             cells = label1[changed].astype(np.int64) * IGNORED + label2[changed]
             counts += np.bincount(cells, minlength=counts.size).reshape(counts.shape)
-    weight = 0.0
-    if counts.trace():
-        apart = np.outer(counts.sum(1), counts.sum(0))
-        same, by_chance = (table.trace() / table.sum() for table in (counts, apart))
-        expected = (1 - same) * by_chance
-        weight = min(1.0, same * (1 - by_chance) / expected) if expected else 1.0
-    return dist.broadcast(float(weight))
+    weight, by_chance = 0.0, 1 / classes
+    if counts.any():
+        same = counts.trace() / counts.sum()
+        shares = (counts.sum(0) + counts.sum(1)) / (2 * counts.sum())
+        by_chance = float(shares @ shares)
+        most = same * (1 - by_chance) >= (1 - same) * by_chance
+        weight = 1.0 if most else same / (1 - same) / (by_chance / (1 - by_chance))
+    return dist.broadcast({"same_class": float(weight), "by_chance": by_chance})
 
 
 def read_statistics(path: Path, bands: Bands) -> Imagery:

@@ -226,9 +226,10 @@ def choose_decoding(asked: str | None, checkpoints: Sequence[Checkpoint]) -> Dec
     Its parameters are their means. Without two classes, or labels of two dates to learn them from,
     it is independent whatever is asked.
     """
-    told = [c.info.get("decoding", {"name": DECODE}) for c in checkpoints]
-    each = [Decoding(**values) for values in told]
+    each = []
     for checkpoint in checkpoints:
+        unknown = {"name": DECODE, "by_chance": 1 / max(1, checkpoint.config.num_classes)}
+        each.append(Decoding(**checkpoint.info.get("decoding", unknown)))
         dates = checkpoint.info.get("labelled_dates", {}).get("training", (1, 2))
         if checkpoint.config.num_classes < 2 or len(dates) < 2:
             return INDEPENDENT
@@ -238,6 +239,7 @@ def choose_decoding(asked: str | None, checkpoints: Sequence[Checkpoint]) -> Dec
         fmean(decoding.evidence for decoding in each),
         fmean(decoding.threshold for decoding in each),
         fmean(decoding.same_class for decoding in each),
+        fmean(decoding.by_chance for decoding in each),
     )
 
 

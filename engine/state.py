@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from datasets.images import image_size
 from datasets.quick_check import measure_change
-from datasets.statistics import find_imagery, same_class_weight
+from datasets.statistics import find_imagery, measure_changes
 from engine.config import DECODE, TrainConfig
 from engine.data import TrainingData
 from engine.ensemble import choose_decoding
@@ -408,7 +408,7 @@ def _decoding(config: TrainConfig, data: TrainingData, checkpoint: Checkpoint) -
     resumed = "training" in info
     if "decoding" not in info:
         pairs = data.train_loader.dataset
-        new = Decoding() if resumed else Decoding(DECODE, same_class=same_class_weight(pairs))
+        new = Decoding() if resumed else Decoding(DECODE, **measure_changes(pairs))
         checkpoint = checkpoint._replace(info=info | {"decoding": asdict(new)})
     decoding = choose_decoding(config.decode, [checkpoint])
     before = checkpoint.info["decoding"]["name"]

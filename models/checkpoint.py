@@ -129,7 +129,7 @@ OF_RUN = {
     "decoding": (
         ABSENT,
         {"name": NAMES.__contains__}
-        | dict.fromkeys(("evidence", "threshold", "same_class"), _is_share),
+        | dict.fromkeys(("evidence", "threshold", "same_class", "by_chance"), _is_share),
     ),
 }
 TO_RESUME = {

@@ -29,7 +29,10 @@ def best_state(config: ModelConfig, run: str = "a", score: float = 0.5) -> dict[
         "run": run,
         "epoch": 7,
         "metrics": {"score": score, "class_iou": [score, 1.0, 0.5]},
-        "decoding": {"name": "joint", "evidence": 0.5, "threshold": 0.6, "same_class": 0},
+        "decoding": {
+            **{"name": "joint", "evidence": 0.5, "threshold": 0.6},
+            **{"same_class": 0, "by_chance": 0.2},
+        },
     }
 
 

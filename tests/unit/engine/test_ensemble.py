@@ -205,16 +205,16 @@ def deciding(*decodings: Decoding | None, classes: int = 6, **info) -> list[Chec
 
 
 def test_an_ensemble_decodes_as_it_was_validated():
-    joint, other = Decoding("joint", 0.5, 0.6, 0.0), Decoding("joint", 0.25, 0.5, 0.5)
-    mean = Decoding("joint", 0.375, 0.55, 0.25)
+    joint, other = Decoding("joint", 0.5, 0.6, 0.0, 0.2), Decoding("joint", 0.25, 0.5, 0.5, 0.4)
+    mean = Decoding("joint", 0.375, 0.55, 0.25, pytest.approx(0.3))
     assert choose_decoding(None, deciding(joint, other)) == mean
     assert choose_decoding("independent", deciding(joint)).name == "independent"
-    assert (
-        choose_decoding("joint", deciding(INDEPENDENT, replace(other, name="independent"))) == mean
-    )
-    for members in ((None,), (joint, INDEPENDENT)):
-        assert choose_decoding(None, deciding(*members)) == Decoding(DECODE)
-    assert choose_decoding("joint", deciding(None)) == joint  # a foreign one
+    both = [replace(each, name="independent") for each in (joint, other)]
+    assert choose_decoding("joint", deciding(*both)) == mean
+    assert choose_decoding(None, deciding(joint, INDEPENDENT)).name == DECODE
+    assert choose_decoding(None, deciding(None)).name == DECODE
+    foreign = choose_decoding("joint", deciding(None, classes=4))
+    assert foreign == Decoding("joint", by_chance=0.25)
 
 
 def test_what_cannot_be_decoded_jointly_is_not():

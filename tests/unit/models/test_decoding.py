@@ -32,7 +32,9 @@ def enumerate_pixel(p1, p2, q, decoding):
         for a, b in itertools.product(classes, classes)
         if a != b or decoding.same_class
     }
-    odds = q / (1 - q) * (sum(pairs.values()) / unchanged) ** decoding.evidence
+    by_chance = decoding.by_chance
+    before = (1 - by_chance + decoding.same_class * by_chance) / by_chance
+    odds = q / (1 - q) * (sum(pairs.values()) / unchanged / before) ** decoding.evidence
     best = max(pairs, key=lambda pair: (pairs[pair], -pair[0], -pair[1]))
     return odds / (1 + odds), best
 
@@ -41,7 +43,7 @@ def enumerate_pixel(p1, p2, q, decoding):
 @pytest.mark.parametrize("evidence", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("classes", [2, 6])
 def test_it_is_the_best_of_all_pairs(classes, evidence, same_class):
-    decoding = Decoding("joint", evidence, 0.6, same_class)
+    decoding = Decoding("joint", evidence, 0.6, same_class, by_chance=0.3)
     probs = draw(classes, seed=classes)
     pred1, pred2 = decode(probs, decoding)
     chances = joint_change_probs(*probs, decoding)
@@ -124,8 +126,19 @@ def test_without_two_classes_there_is_nothing_to_join(classes):
     assert len(found) == 1 + classes
 
 
+def test_dates_that_know_no_class_say_nothing_of_change():
+    for classes in (2, 6):
+        semantic = torch.full((1, classes, 1, 1), 1 / classes)
+        change = torch.full((1, 1, 1), 0.3)
+        for same_class in (0.0, 0.5, 1.0):
+            decoding = Decoding("joint", 1.0, 0.5, same_class, by_chance=1 / classes)
+            found = joint_change_probs(semantic, semantic, change, decoding)
+            assert torch.allclose(found, change)
+
+
 def test_title():
     assert INDEPENDENT.title == "independent"
-    assert JOINT.title == "joint (evidence 0.5, threshold 0.6)"
-    within = Decoding("joint", 1.0, 0.5, 0.125).title
-    assert within == "joint (evidence 1, threshold 0.5, change within a class 0.125)"
+    joint = Decoding("joint", by_chance=0.2)
+    assert joint.title == "joint (evidence 0.5, threshold 0.5, by chance 0.2)"
+    within = Decoding("joint", 1.0, 0.6, 0.125, 0.25).title
+    assert within == "joint (evidence 1, threshold 0.6, same class 0.125, by chance 0.25)"
