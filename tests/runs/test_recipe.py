@@ -82,10 +82,7 @@ def test_the_published_recipe_is_that_of_a_run_before_there_were_others(
     train.main(fcn_run.argv(tmp_path, "--recipe", "published", "--tensorboard"))
     assert_same_run(tmp_path, fcn_run.outdir)
     [path] = tmp_path.glob("logs/*/options.json")
-    written = json.loads(path.read_text(encoding="utf-8"))
-    assert {name: written[name] for name in PUBLISHED if name in written} == {
-        name: PUBLISHED[name] for name in PUBLISHED if name in written
-    }
+    assert json.loads(path.read_text(encoding="utf-8"))["recipe"] == "published"
 
 
 def test_an_option_wins_over_the_recipe_and_the_recipe_over_a_file(tmp_path):
@@ -103,9 +100,8 @@ def test_an_option_wins_over_the_recipe_and_the_recipe_over_a_file(tmp_path):
         assert cli.parse(config, ["--recipe", "published"]).recipe == "published"
 
 
-def test_every_choice_of_the_recipe_is_an_option():
-    known = {}
+def test_every_choice_of_the_recipe_is_taken():
+    found = {}
     for config in (TrainConfig, LabelConfig, TestConfig):
-        known |= vars(cli.parse(config, []))
-    assert known.keys() >= PUBLISHED.keys()
-    assert all(type(known[name]) is type(PUBLISHED[name]) for name in PUBLISHED)
+        found |= vars(cli.parse(config, ["--recipe", "published"]))
+    assert {name: found.get(name) for name in PUBLISHED} == PUBLISHED
