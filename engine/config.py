@@ -45,9 +45,12 @@ VOTING, PREDICTION = "voting", "prediction"
 # What the published recipe chose, by option, whatever the defaults are by now. A script takes the
 # options that it has; checkpoints of before there was one of them stand for its value here.
 PUBLISHED = {
-    "ema": 0.0, "likelihood": "published", "agreement": 0.0, "change_weight": 2.0,
+    "change_weight": 2.0,
     "change_sampling": 1,
-}  # fmt: skip
+    "likelihood": "published",
+    "agreement": 0.0,
+    "ema": 0.0,
+}
 RECIPES = {"published": PUBLISHED}
 
 
@@ -198,11 +201,10 @@ class TrainingOptions:
         choices=("published", "joint"), fixed=True)
     agreement: float = option(
         0.0, "weight of a loss on unchanged pixels: minus the logarithm of the probability that "
-        "both dates are of one class", cli.non_negative_float, metavar="W", shown="0, off",
-        fixed=True)
+        "both dates are of one class", cli.non_negative_float, metavar="W", fixed=True)
     ema: float = option(
         0.0, "validate and save the moving average of the weights: its half-life as a share of all "
-        "steps, such as 0.02", cli.fraction, metavar="SHARE", shown="0, off", fixed=True)
+        "steps, such as 0.02; 0 for none", cli.fraction, metavar="SHARE", fixed=True)
     crop_size: int | None = option(
         None, "train on random squares of this side", cli.positive_int, metavar="PIXELS",
         shown="whole images, all of one size", fixed=True)

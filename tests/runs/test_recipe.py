@@ -1,6 +1,7 @@
 """train.py's choices beyond the published recipe: averaged weights, change, both dates as one."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -15,22 +16,24 @@ from tests.helpers.runs import (
     latest_file,
     train_options,
 )
+from tools import make_sample_data
 from utils import cli
 from utils.errors import OptionError
 from utils.tensor_files import read_checkpoint
 
 ALL = ("--ema", 0.3, "--agreement", 0.5, "--change-weight", "auto", "--change-sampling", 2)
+JOINT = ("--likelihood", "joint", "--accumulate", 2, "--ema", 1)
 
 
-@pytest.mark.parametrize("more", [ALL, ("--likelihood", "joint", "--accumulate", 2, "--ema", 1)])
-def test_a_crash_leaves_no_trace(more, sample_root, tmp_path):
+@pytest.mark.parametrize(("more", "epochs", "step"), [(ALL, EPOCHS, 5), (JOINT, 1, 2)])
+def test_a_crash_leaves_no_trace(more, epochs, step, sample_root, tmp_path):
     def argv(name, *rest):
-        options = ("--epochs", EPOCHS, *more, "--checkpoint-every", 1, *rest)
+        options = ("--epochs", epochs, *more, "--checkpoint-every", 1, *rest)
         return train_options(sample_root, tmp_path / name, *options)
 
     train.main(argv("whole"))
     with pytest.MonkeyPatch.context() as patch, pytest.raises(CrashError):
-        before_step(patch, 5, crash)
+        before_step(patch, step, crash)
         train.main(argv("half"))
     torch.manual_seed(4321)
     train.main(argv("half", "--resume"))
@@ -57,6 +60,21 @@ def test_what_a_run_measured_stays_with_it(sample_root, tmp_path, capsys):
     assert "pixels changed" not in capsys.readouterr().out
 
 
+def test_pairs_with_change_are_drawn_more_often_in_epochs_as_long(tmp_path, capsys):
+    sizes = ("--train-pairs", "40", "--val-pairs", "4", "--size", "32", "--changed", "0.02")
+    make_sample_data.main([str(tmp_path / "rare"), *sizes])
+    often = ("--change-sampling", 3, "--change-weight", "auto", "--dry-run")
+    train.main(train_options(tmp_path / "rare", tmp_path / "out", *often))
+    printed = capsys.readouterr().out
+    found = int(
+        re.search(r"(\d+) of 40 training pairs changed: drawn 3 times as often", printed)[1]
+    )
+    assert 9 <= found <= 13 and "1 × 10 steps of 4 pairs\n" in printed
+    # The weight is that of what is drawn.
+    measured = [float(each) for each in re.findall(r"([\d.]+)% of the pixels changed", printed)]
+    assert measured[1] == pytest.approx(measured[0] * 3 * 40 / (40 + 2 * found), rel=0.2)
+
+
 def test_the_published_recipe_is_that_of_a_run_before_there_were_others(
     fcn_run, tmp_path, monkeypatch
 ):
@@ -64,10 +82,7 @@ def test_the_published_recipe_is_that_of_a_run_before_there_were_others(
     train.main(fcn_run.argv(tmp_path, "--recipe", "published", "--tensorboard"))
     assert_same_run(tmp_path, fcn_run.outdir)
     [path] = tmp_path.glob("logs/*/options.json")
-    written = json.loads(path.read_text(encoding="utf-8"))
-    assert {name: written[name] for name in PUBLISHED if name in written} == {
-        name: PUBLISHED[name] for name in PUBLISHED if name in written
-    }
+    assert json.loads(path.read_text(encoding="utf-8"))["recipe"] == "published"
 
 
 def test_an_option_wins_over_the_recipe_and_the_recipe_over_a_file(tmp_path):
@@ -85,9 +100,8 @@ def test_an_option_wins_over_the_recipe_and_the_recipe_over_a_file(tmp_path):
         assert cli.parse(config, ["--recipe", "published"]).recipe == "published"
 
 
-def test_every_choice_of_the_recipe_is_an_option():
-    known = {}
+def test_every_choice_of_the_recipe_is_taken():
+    found = {}
     for config in (TrainConfig, LabelConfig, TestConfig):
-        known |= vars(cli.parse(config, []))
-    assert known.keys() >= PUBLISHED.keys()
-    assert all(type(known[name]) is type(PUBLISHED[name]) for name in PUBLISHED)
+        found |= vars(cli.parse(config, ["--recipe", "published"]))
+    assert {name: found.get(name) for name in PUBLISHED} == PUBLISHED

@@ -19,7 +19,7 @@ def mean_rows(runs: Sequence[Run], columns: Iterable[str]) -> list[tuple[str, st
     """
     alike: dict[tuple, list[Run]] = {}
     for run in runs:
-        key = [run.options.get(name) for name in sorted(CONFIGURATION)]
+        key = [run.options.get(name, FIXED_OPTIONS.get(name)) for name in sorted(CONFIGURATION)]
         key.append(bool(run.options.get("pretrain_from")))  # each may have a file of its own
         key.append(run.options.get("decode") or "independent")  # before there was a choice
         key.append(run.split.k_fold and run.options.get("seed"))
