@@ -128,8 +128,8 @@ def say_trained(checkpoints: Sequence[Checkpoint], ids: Collection[str]) -> None
     if any(counts):
         seen = " to ".join(map(str, sorted({min(counts), max(counts)})))
         print0(
-            f"note: each model was trained on {seen} of these pairs and is surer of them than it "
-            "should be; --cross-fit, with the models of a k-fold split, labels none by its own"
+            f"note: each model was trained on {seen} of these {len(ids)} pairs, of which it is too "
+            "sure; with models of a k-fold split, --cross-fit leaves these to the others"
         )
 
 

@@ -67,7 +67,7 @@ def test_each_pair_is_labelled_by_models_of_other_pairs(
                 checked.add(key)
     assert checked == found.keys() and {Path(key).stem for key in checked} == set(TRAIN_NAMES)
     label.main(argv)  # is other work
-    assert "each model was trained on 8 of these pairs" in capsys.readouterr().out
+    assert "each model was trained on 8 of these 12 pairs" in capsys.readouterr().out
     assert any(not np.array_equal(values, found[key]) for key, values in written(outdir).items())
 
 
