@@ -282,7 +282,7 @@ class TrainState:
             "rows": self.rows,
             "rng": gather(rng),
             "threads": torch.get_num_threads(),
-            "change_weight": self.criterion.change_weight,
+            "change_weight": self.criterion.options.change_weight,
         }
         if self.ema:  # "model" is the average
             training["weights"] = self.model.state_dict()
