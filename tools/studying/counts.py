@@ -68,7 +68,7 @@ class ScoredSet:
             return kept
         predictions = [cell.tests[epoch].folder / "masks" / "test" for epoch in EPOCHS]
         chosen = set(self.subsets[subset])
-        jobs = find_jobs(self.label, predictions, None, self.classes.is_binary)
+        jobs = find_jobs(self.label, predictions, None, self.classes)
         jobs = [job for job in jobs if job.name in chosen]
         counts = count_all(jobs, MaskCounter(self.classes, "keep"), workers=1)
         tallies = {e: tally(pairs, "dates") for e, pairs in zip(EPOCHS, counts, strict=True)}
