@@ -44,13 +44,7 @@ BANDS, MODEL, TRAINING, VALIDATION = "bands", "model", "training", "validation"
 VOTING, PREDICTION = "voting", "prediction"
 # What the published recipe chose, by option, whatever the defaults are by now. A script takes the
 # options that it has; checkpoints of before there was one of them stand for its value here.
-PUBLISHED = {
-    "change_weight": 2.0,
-    "change_sampling": 1,
-    "likelihood": "published",
-    "agreement": 0.0,
-    "ema": 0.0,
-}
+PUBLISHED = {"change_weight": 2.0, "change_sampling": 1}
 RECIPES = {"published": PUBLISHED}
 
 
@@ -195,16 +189,6 @@ class TrainingOptions:
     change_sampling: int = option(
         1, "draw pairs with any change N times as often as others, in epochs as long as "
         "without", cli.positive_int, fixed=True)
-    likelihood: str = option(
-        "published", "of classes and of change by themselves, or joint: of one model, in which an "
-        "unchanged pixel has one class and a changed one has two",
-        choices=("published", "joint"), fixed=True)
-    agreement: float = option(
-        0.0, "weight of a loss on unchanged pixels: minus the logarithm of the probability that "
-        "both dates are of one class", cli.non_negative_float, metavar="W", fixed=True)
-    ema: float = option(
-        0.0, "validate and save the moving average of the weights: its half-life as a share of all "
-        "steps, such as 0.02; 0 for none", cli.fraction, metavar="SHARE", fixed=True)
     crop_size: int | None = option(
         None, "train on random squares of this side", cli.positive_int, metavar="PIXELS",
         shown="whole images, all of one size", fixed=True)
@@ -384,8 +368,6 @@ class TrainConfig(RunOptions, ValidationOptions, TrainingOptions, ModelOptions, 
             raise OptionError(f"--targets {self.targets} needs --use-pseudo-label")
         if self.crops_per_image > 1 and not self.crop_size:
             raise OptionError("--crops-per-image needs --crop-size")
-        if self.agreement and self.likelihood == "joint":
-            raise OptionError("--agreement: --likelihood joint has it in it; leave one out")
         if self.compile and self.checkpoint_activations:
             raise OptionError(
                 "--compile and --checkpoint-activations: compiled code chooses by itself which "

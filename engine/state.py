@@ -10,7 +10,6 @@ from typing import Any
 import torch
 import torch.distributed
 from timm.layers import convert_sync_batchnorm
-from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -53,7 +52,7 @@ class TrainState:
     """Model, optimiser, schedule, and how far they are, from the options to a checkpoint and back.
 
     The recipe is the published one: Adam, heads at ten times the encoder's rate, poly schedule over
-    ``steps`` of the optimiser. ``ema``, where wanted, averages weights and buffers.
+    ``steps`` of the optimiser.
     """
 
     def __init__(
@@ -76,10 +75,6 @@ class TrainState:
             if dist.size() > 1
             else model
         )
-        self.ema: ModelEmaV3 | None = None
-        if config.ema:  # it starts as a short average, so that the first weights are soon forgotten
-            decay = 0.5 ** (1 / (config.ema * steps))
-            self.ema = ModelEmaV3(model, decay, use_warmup=True)
         self.epoch, self.validated = 0, True  # that runs or ran last; whether it is at its end
         self.step, self.part = 0, 0  # optimiser steps done in it, and batches of the next step
         self.best: AnyMetrics | None = None
@@ -111,25 +106,18 @@ class TrainState:
         model.to(device=device, memory_format=torch.channels_last)
         if config.checkpoint_activations:
             checkpoint_activations(model)
-        terms = LossOptions(
-            _change_weight(config, data, saved),
-            config.agreement,
-            config.likelihood == "joint",
-            config.distill_weights,
-            config.targets,
-        )
-        criterion = ChangeCriterion(model_config.num_classes, weights, terms).to(device)
+        change_weight = _change_weight(config, data, saved)
+        options = LossOptions(change_weight, config.distill_weights, config.targets)
+        criterion = ChangeCriterion(model_config.num_classes, weights, options).to(device)
         autocast = choose_precision(config.amp, device).autocast
         footprint = measure_footprint(model, criterion, autocast)
         if config.compile:
             model.compile(dynamic=False)
         steps = config.epochs * (len(data.train_loader) // config.accumulate)
         state = cls(config, model, criterion, steps)
-        average = sum(p.nbytes for p in model.parameters()) if state.ema else 0
-        state.footprint = footprint._replace(fixed=footprint.fixed + average)
-        state.decoding = decoding
+        state.footprint, state.decoding = footprint, decoding
         if saved:
-            saved.fill(state.averaged)
+            saved.fill(model)
             try:
                 state.load_dict(saved.info["training"])
             except (KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -210,27 +198,21 @@ class TrainState:
                 f"{self._scale:g} → {scale:g}); lower --lr, or use --amp bf16 or off"
             )
         if dist.size() > 1:  # all validate with the running statistics that process 0 saves
-            averages = self.ema.module.buffers() if self.ema else ()
-            for buffer in (*self.model.buffers(), *averages):
+            for buffer in self.model.buffers():
                 torch.distributed.broadcast(buffer, src=0)
         return means
-
-    @property
-    def averaged(self) -> ChangeDetector:
-        """The model that is validated and saved: the average of ``--ema``, else what is trained."""
-        return self.ema.module if self.ema else self.model
 
     def predictor(self, tta: bool) -> Predictor:
         """Return what predicts with the weights as they are, folded as in label.py and test.py."""
         if self._predictor is None:
-            weights = Checkpoint(Path(), self.model.config, self.averaged.state_dict(), {})
+            weights = Checkpoint(Path(), self.model.config, self.model.state_dict(), {})
             with torch.random.fork_rng(devices=[]):  # training draws from it as well
                 folded, self._names = build_folded(weights, self.device, self.precision)
             views = VIEWS if tta else IDENTITY
             self._predictor = Predictor([folded], views, self.precision.autocast)
             self._predictor.decoding = self.decoding
         else:
-            refold(*self._predictor.models, self._names, self.averaged)
+            refold(*self._predictor.models, self._names, self.model)
         return self._predictor
 
     def end_epoch(
@@ -254,7 +236,7 @@ class TrainState:
     def weights_and_scores(self) -> dict[str, Any]:
         """Return what every checkpoint holds of the state: weights, epoch and best scores."""
         return {
-            "model": self.averaged.state_dict(),
+            "model": self.model.state_dict(),
             "epoch": self.epoch,
             "metrics": self.best.to_dict() if self.best else {},
             "scored_with": self.scored_with,
@@ -284,17 +266,13 @@ class TrainState:
             "threads": torch.get_num_threads(),
             "change_weight": self.criterion.options.change_weight,
         }
-        if self.ema:  # "model" is the average
-            training["weights"] = self.model.state_dict()
         return self.weights_and_scores() | {"training": training}
 
     def load_dict(self, training: dict[str, Any]) -> None:
-        """Continue where `to_dict` was taken; what is `averaged` is loaded by the caller.
+        """Continue where `to_dict` was taken; the weights are loaded by the caller.
 
         With more processes than before, the new ones keep the random state they have.
         """
-        if self.ema:
-            self.model.load_state_dict(training["weights"])
         self.optimizer.load_state_dict(training["optimizer"])
         self.scheduler.load_state_dict(training["scheduler"])
         if training["scaler"]:  # empty where the run's first part needed no loss scaling

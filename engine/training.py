@@ -173,8 +173,6 @@ def training_step(state: TrainState, batch: dict[str, Any]) -> bool:
         state.optimizer.zero_grad(set_to_none=True)
         state.scheduler.step()
         state.step += 1
-        if state.ema:
-            state.ema.update(state.model, state.scheduler.last_epoch)
     return last_part
 
 

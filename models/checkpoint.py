@@ -143,7 +143,6 @@ TO_RESUME = {
         "rows": [{"epoch": int}],
         "rng": [{"cpu": torch.Tensor}],
         "threads": (ABSENT, _is_count),
-        "weights": (ABSENT, {str: torch.Tensor}),
         "change_weight": (ABSENT, NUMBER),
     },
     "options": {str: (None, bool, int, float, str, [(int, float, str)])},
