@@ -6,25 +6,19 @@ An option is one field: default, help text, check, and whether a resumed run mus
 import argparse
 import os
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from datasets import splits
 from datasets.bands import MAX_BANDS, RGB
-from datasets.splits import (
-    FOLDS,
-    PROTOCOLS,
-    SPLIT_SEED,
-    VAL_FRACTION,
-    SplitOptions,
-    require_options_of,
-)
 from utils import cli
 from utils.cli import option, options
 from utils.errors import OptionError
+from utils.files import require_outside
 from utils.machine import usable_cores
 
+# fmt: off
 REPO = Path(__file__).resolve().parents[1]
 DATA_ROOT = REPO / "data" / "dataset"
 OUTDIR = REPO / "outdir"
@@ -33,11 +27,7 @@ DECODINGS = ("independent", "joint")  # models.decoding.NAMES
 DECODE = "independent"  # of new runs, and of checkpoints that do not tell
 PRESETS = (  # the keys of datasets.classes.PRESETS, which imports numpy
     *("second", "second-changemamba-order", "landsat-scd", "hi-ucd", "hrscd"),
-    *("levir-cd", "whu-cd", "s2looking"),
-)
-# Folders of dates and of labels, as `datasets.classes` has them in all its forms.
-DATES = (("im1", "im2"), ("A", "B"), ("T1", "T2"), ("Image1", "Image2"))
-LABELS = ("label", "label1", "label2", "GT", "GT_T1", "GT_T2")
+    *("levir-cd", "whu-cd", "s2looking"))
 DATA = "data: Scores compare only between runs of the same data and split."
 SPEED, ENSEMBLE, RESTART, RUN = "speed", "ensemble", "restart", "run"
 BANDS, MODEL, TRAINING, VALIDATION = "bands", "model", "training", "validation"
@@ -55,8 +45,7 @@ def band_numbers(text: str) -> tuple[int, ...]:
         numbers = tuple(range(1, 1 + min(numbers[0], MAX_BANDS + 1)))
     if max(numbers) > MAX_BANDS or len(set(numbers)) < len(numbers):
         raise argparse.ArgumentTypeError(
-            f"{text!r} is neither a number of bands nor a list of different ones, 1 to {MAX_BANDS}"
-        )
+            f"{text!r} is neither a number of bands nor a list of different ones, 1 to {MAX_BANDS}")
     return numbers
 
 
@@ -74,8 +63,7 @@ def run_name(text: str) -> str:
     if long or not re.fullmatch(r"\w[\w.+-]*", text) or text.endswith("_latest"):
         raise argparse.ArgumentTypeError(
             f"{text!r} is no name: up to 100 bytes of letters, digits and . _ + -, a letter or "
-            "digit first, not _latest at the end"
-        )
+            "digit first, not _latest at the end")
     return text
 
 
@@ -84,15 +72,13 @@ def change_weight(text: str) -> float | str:
     return text if text == "auto" else cli.positive_float(text)
 
 
-# fmt: off
 @options(DATA)
 class DataConfig:
     """Where the data is."""
 
     data_root: Path = option(
-        DATA_ROOT,
-        "folder with train/{im1,im2,label1,label2} or, for change alone, train/{im1,im2,label}, "
-        "val/…", metavar="DIR", shown="data/dataset")
+        DATA_ROOT, "folder with train/{im1,im2,label1,label2}, or train/{im1,im2,label} for change "
+        "alone, and maybe val", metavar="DIR", shown="data/dataset")
     preset: str | None = option(
         None, "a public data set: read its classes and folders as they are published",
         choices=PRESETS, shown="the layout above, classes of ROOT/classes.json")
@@ -103,30 +89,27 @@ class SplitConfig:
     """How training and validation pairs are divided."""
 
     split: str | None = option(
-        None, "the protocol that divides the pairs", choices=tuple(PROTOCOLS),
+        None, "the protocol that divides the pairs", choices=tuple(splits.PROTOCOLS),
         shown="--val-list if given, ROOT/val if it has labels, else every 10th training name")
     val_list: Path | None = option(None, "lists: names of the validation pairs, one a line")
     train_list: Path | None = option(
         None, "lists: names of the training pairs", shown="all that --val-list leaves")
     val_fraction: float | None = option(
-        None, "random: fraction to validate on, 0 to 1", cli.fraction, shown=VAL_FRACTION)
+        None, "random: fraction to validate on, 0 to 1", cli.fraction, shown=splits.VAL_FRACTION)
     folds: int | None = option(
-        None, "k-fold: parts to make", cli.positive_int, metavar="K", shown=FOLDS)
+        None, "k-fold: parts to make", cli.positive_int, metavar="K", shown=splits.FOLDS)
     fold: int | None = option(
         None, "k-fold: part to validate on, 0 to K - 1; the others are trained on", cli.natural)
     split_seed: int | None = option(
-        None, "random and k-fold: decides who goes where", cli.seed, shown=SPLIT_SEED)
+        None, "random and k-fold: decides who goes where", cli.seed, shown=splits.SPLIT_SEED)
 
     def __post_init__(self) -> None:
         self.split_options  # noqa: B018  refuses what cannot be before any work is started
 
     @property
-    def split_options(self) -> SplitOptions:
+    def split_options(self) -> splits.SplitOptions:
         """The protocol and its parameters."""
-        return SplitOptions.from_options(vars(self))
-
-
-SPLIT_FIELDS = tuple(field.name for field in fields(SplitConfig))
+        return splits.SplitOptions.from_options(vars(self))
 
 
 @options(BANDS)
@@ -134,16 +117,13 @@ class BandConfig:
     """Which bands of the images are used, and their statistics."""
 
     bands: tuple[int, ...] = option(
-        RGB.numbers,
-        "how many of the files' bands to use, the first N; or the numbers of some, from 1, in that "
-        "order: 4,3,2, or 4, for the fourth alone", band_numbers, metavar="N|B,B,…",
+        RGB.numbers, "bands of the files to use: the first N, or those of numbers 4,3,2 in that "
+        "order, or 4, for the fourth alone", band_numbers, metavar="N|B,B,…",
         shown="3, red, green and blue", fixed=True)
     band_statistics: Path | None = option(
-        None,
-        "JSON with mean and standard deviation of each band of the files: check_data.py's "
-        'report.json, or {"mean": […], "std": […]}',
-        shown="ImageNet's for 8-bit RGB, else measured on up to 100 training pairs, or the resumed "
-        "run's")
+        None, "JSON of means and standard deviations of the files' bands: check_data.py's "
+        'report.json, or {"mean": […], "std": […]}', shown="ImageNet's for 8-bit RGB, else those "
+        "of up to 100 training pairs, or the resumed run's")
 
 
 @options(MODEL)
@@ -152,14 +132,12 @@ class ModelOptions:
 
     model: str = option("pspnet", "kind of heads", choices=MODELS, fixed=True)
     backbone: str = option(
-        "hrnet_w18",
-        "hrnet_w18, w30, w32, w40, w44, w48, w64, hrnet_w18_small, hrnet_w18_small_v2, or any timm "
-        "encoder", metavar="NAME", fixed=True)
+        "hrnet_w18", "hrnet_w18, w30, w32, w40, w44, w48, w64, w18_small, w18_small_v2, or any "
+        "timm encoder", metavar="NAME", fixed=True)
     lightweight: bool = option(False, "depthwise-separable convolutions in the heads", fixed=True)
     pretrained: bool = option(
-        False,
-        "start from ImageNet weights: --pretrained-dir/<backbone>.{pth,safetensors}, else timm's "
-        "own")
+        False, "start from ImageNet weights: <backbone>.pth or .safetensors of --pretrained-dir, "
+        "else timm's own")
     pretrained_dir: Path = option(
         REPO / "data" / "pretrained_models", "folder of ImageNet weights", metavar="DIR",
         shown="data/pretrained_models")
@@ -180,31 +158,27 @@ class TrainingOptions:
     weight_decay: float = option(
         1e-4, "L2 penalty", cli.non_negative_float, shown="1e-4", fixed=True)
     class_weights: tuple[float, ...] | None = option(
-        None, "weight of each class in the semantic loss", cli.weight_list,
-        shown="2,1,2,2,1,1 for SECOND, ones for other class lists and with pseudo labels",
-        fixed=True)
+        None, "weight of each class in the semantic loss", cli.weight_list, fixed=True,
+        shown="2,1,2,2,1,1 for SECOND, ones for other class lists and with pseudo labels")
     change_weight: float | str = option(
         2.0, "weight of a changed pixel in the change loss; auto measures how rare they are, and "
         "leaves 2 where a fifth or more changed", change_weight, metavar="auto|W", fixed=True)
     change_sampling: int = option(
-        1, "draw pairs with any change N times as often as others, in epochs as long as "
-        "without", cli.positive_int, fixed=True)
+        1, "draw changed pairs N times as often as others, in epochs of the same length",
+        cli.positive_int, fixed=True)
     crop_size: int | None = option(
         None, "train on random squares of this side", cli.positive_int, metavar="PIXELS",
         shown="whole images, all of one size", fixed=True)
     crops_per_image: int = option(
-        1, "--crop-size: squares of every image in an epoch, for few and large images",
-        cli.positive_int, fixed=True)
+        1, "--crop-size: squares of every image in an epoch", cli.positive_int, fixed=True)
     use_pseudo_label: bool = option(
         False, "train on OUTDIR/masks/train, which label.py writes", fixed=True)
     targets: str | None = option(
-        None,
-        "hard: semantics learn label.py's masks; soft: change and semantics learn the ensemble's "
-        "probabilities, beside the ground truth; both; for studies also truth and smoothed: as "
-        "soft, of change alone, but the ground truth in the ensemble's place",
-        choices=("hard", "soft", "both", "truth", "smoothed"),
-        shown="with --use-pseudo-label soft where label.py --targets soft wrote some, else hard",
-        fixed=True)
+        None, "hard: semantics learn label.py's masks; soft: change and semantics learn its "
+        "ensemble's probabilities, beside the ground truth; both; truth, smoothed: for studies, "
+        "as soft, of change alone, with the ground truth in the ensemble's place",
+        choices=("hard", "soft", "both", "truth", "smoothed"), fixed=True,
+        shown="with --use-pseudo-label soft where label.py --targets soft wrote some, else hard")
     distill_weights: tuple[float, ...] = option(
         (8.0, 1.0), "soft targets: weights of the loss terms of change and of semantics",
         two_weights, metavar="W,W", shown="8,1", fixed=True)
@@ -218,22 +192,19 @@ class TrainingOptions:
         None, "go on from this checkpoint, or from this model's latest in OUTDIR/models, if any",
         nargs="?", const="auto", metavar="FILE", once=True)
     name: str | None = option(
-        None, "begins the names of the run's files, so that several runs of one model can share "
-        "OUTDIR", run_name, metavar="NAME", shown="<model>_<backbone>", fixed=True)
+        None, "begins the names of the run's files; runs in one OUTDIR have different ones",
+        run_name, metavar="NAME", shown="<model>_<backbone>", fixed=True)
     dry_run: bool = option(
-        False, "check options and data, build the model, estimate the memory, and write nothing",
-        once=True)
+        False, "check options and data, estimate the memory, and write nothing", once=True)
     accumulate: int = option(
-        1,
-        "split each batch into N parts that go through the model one after the other, where memory "
-        "is short", cli.positive_int, fixed=True)
+        1, "parts of a batch that go through the model one after the other, where memory is short",
+        cli.positive_int, fixed=True)
     checkpoint_activations: bool = option(
         False, "compute the encoder's activations twice instead of storing them")
     compile: bool = option(False, "compile the training step (minutes, once per run)")
     cache: str = option(
-        "off",
-        "keep decoded images and labels, in shared memory or in OUTDIR/cache, so that nothing is "
-        "decoded twice", choices=("ram", "disk", "off"))
+        "off", "keep decoded images and labels, in shared memory or in OUTDIR/cache",
+        choices=("ram", "disk", "off"))
     seed: int = option(0, "of all random draws", cli.seed, fixed=True)
     tensorboard: bool = option(True, "write TensorBoard scalars")
 
@@ -242,8 +213,7 @@ class TrainingOptions:
 class ValidationOptions:
     """How train.py validates."""
 
-    val_every: int = option(
-        1, "validate every N epochs, and after the last", cli.positive_int)
+    val_every: int = option(1, "validate every N epochs, and after the last", cli.positive_int)
     val_batch_size: int = option(16, "pairs read at a time", cli.positive_int)
     tta: bool = option(False, "average six flipped and turned views", fixed=True)
     decode: str | None = option(
@@ -265,51 +235,15 @@ class EnsembleOptions:
         "test.py takes the former alone, label.py the latter")
     test_batch_size: int = option(16, "pairs read at a time", cli.positive_int)
     decode: str | None = option(
-        None, "how probabilities become classes, as in train.py; joint in label.py: of unchanged "
-        "pixels, by the product of both dates", choices=DECODINGS,
-        shown=f"as the checkpoints were validated, {DECODE} where they differ or do not tell; "
-        "independent for label.py's hard vote")
+        None, "how probabilities become classes, as in train.py; in label.py of the soft vote, "
+        "joint: by the product of both dates", choices=DECODINGS,
+        shown=f"as the checkpoints were validated, {DECODE} where they differ or do not tell")
     compile: str = option(
-        "auto",
-        "compile the models, a minute per model; auto does so on a GPU for many pairs of one size",
+        "auto", "compile the models, a minute each; auto: on a GPU, for many pairs of one size",
         choices=("auto", "on", "off"), group=SPEED)
     overwrite: bool = option(
-        False, "make all masks again",
-        shown="skip those that the same checkpoints and options have made from the same files",
-        group=RESTART)
-
-
-def require_outside(data_root: Path, outdir: Path, folders: Sequence[Path]) -> None:
-    """Raise an OptionError where outputs would land in a data set, maybe by a link into one."""
-    splits = [data_root / split for split in ("train", "val", "test")]
-    inside = [path for split in splits if split.is_dir() for path in split.iterdir()]
-    sets = [path.resolve() for path in (*splits, *inside) if path.is_dir()]
-    for folder in folders:
-        real = folder.resolve()
-        near = (real, real.parent) if folder.is_symlink() else (real,)
-        labelled = any((p / name).is_dir() for p in near for name in ("label", "label1", "label2"))
-        linked = any(real.is_relative_to(place) for place in sets)
-        linked |= folder.parent.name == "masks" and any(p.is_relative_to(real) for p in sets)
-        if labelled or linked:
-            raise OptionError(
-                f"--outdir {outdir}: {folder} lies in a data set, whose files would be "
-                "replaced; name another folder")
-
-
-def output_path(text: str) -> Path:
-    """Parse where a tool writes: nowhere among the files of a data set, nor by a link to there."""
-    real = Path(text).resolve()
-    for place in (real, *real.parents):
-        splits = [place.parent / split for split in ("train", "val", "test")]
-        found = place in splits and any((s / name).is_dir() for s in splits for name in LABELS)
-        for dates in DATES:
-            beside = all((place.parent / date).is_dir() for date in dates)
-            found |= beside and place.name in (*dates, *LABELS)
-        if found:
-            raise argparse.ArgumentTypeError(
-                f"{text!r} lies in a data set, whose files it could replace, in {place}; name "
-                "another place")
-    return Path(text)
+        False, "make all masks again", group=RESTART,
+        shown="skip those that the same checkpoints and options have made from the same files")
 
 
 @options(RUN)
@@ -336,8 +270,7 @@ class RunOptions:
         None, "processes on this machine", cli.positive_int,
         shown="one per visible GPU, 1 without; torchrun decides by itself")
     threads: int | None = option(
-        None, "threads that each process computes with; on a CPU their number decides last digits",
-        cli.positive_int,
+        None, "of each process; on a CPU their number decides last digits", cli.positive_int,
         shown="OMP_NUM_THREADS, else the cores, or the container's share, that others leave")
     debug: bool = option(False, "show the traceback of an error", once=True)
 
@@ -369,14 +302,12 @@ class TrainConfig(RunOptions, ValidationOptions, TrainingOptions, ModelOptions, 
         if self.crops_per_image > 1 and not self.crop_size:
             raise OptionError("--crops-per-image needs --crop-size")
         if self.compile and self.checkpoint_activations:
-            raise OptionError(
-                "--compile and --checkpoint-activations: compiled code chooses by itself which "
-                "activations it keeps; leave one out")
+            raise OptionError("--compile and --checkpoint-activations: compiled code chooses "
+                              "which activations it keeps; leave one out")
         given = self.bands != RGB.numbers or self.band_statistics
         if self.load_from and given and not self.config:  # a run's options name its bands
-            raise OptionError(
-                "--load-from: the checkpoint knows its bands and statistics; leave out --bands and "
-                "--band-statistics")
+            raise OptionError("--load-from: the checkpoint knows its bands and statistics; leave "
+                              "out --bands and --band-statistics")
 
     def to_dict(self) -> dict[str, Any]:
         """Return all options as plain values, as ``--config`` reads them anywhere."""
@@ -394,9 +325,8 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-FIXED_OPTIONS = {
-    f.name: PUBLISHED.get(f.name, _plain(f.default)) for f in fields(TrainConfig) if cli.is_fixed(f)
-}
+FIXED_OPTIONS = {field.name: PUBLISHED.get(field.name, _plain(field.default))
+                 for field in fields(TrainConfig) if cli.is_fixed(field)}
 
 
 @options(VOTING)
@@ -404,19 +334,15 @@ class LabelConfig(RunOptions, EnsembleOptions, SplitConfig, DataConfig):
     """The options of label.py; an `OptionError` where some exclude each other."""
 
     vote: str = option(
-        "hard",
-        "hard: each model votes for the class that both dates agree on; soft: the models' mean "
+        "hard", "hard: each model votes for the class that both dates agree on; soft: their mean "
         "probabilities decide", choices=("hard", "soft"))
     targets: str = option(
-        "hard",
-        "hard: masks alone; soft: also the ensemble's probabilities of classes and change, in a "
-        "quarter of the resolution, for train.py --use-pseudo-label", choices=("hard", "soft"))
+        "hard", "hard: masks alone; soft: also the ensemble's probabilities of classes and change, "
+        "in a quarter of the resolution, for train.py", choices=("hard", "soft"))
     min_confidence: float = option(
-        0.0, "probability, 0 to 1, below which a soft vote leaves a pixel unlabelled", cli.fraction,
-        shown="0")
+        0.0, "probability below which a soft vote leaves a pixel out", cli.fraction, shown="0")
     cross_fit: bool = option(
-        False, "label each pair with the checkpoints alone that were not trained on it, such as "
-        "those of train.py --split k-fold")
+        False, "label a pair with checkpoints not trained on it, as of train.py --split k-fold")
     tta: bool = option(True, "average six flipped and turned views per model")
 
     def __post_init__(self) -> None:
@@ -432,23 +358,22 @@ class TestConfig(RunOptions, EnsembleOptions, SplitConfig, DataConfig):
     __test__ = False  # pytest takes the name for one of its own
 
     split: str = option(
-        "test",
-        "test: ROOT/test, or without one ROOT/val, the challenge's test set; val: the validation "
-        "pairs of a training without --split; a protocol: its validation pairs",
-        choices=("test", "val", *PROTOCOLS), group=DATA)
+        "test", "test: ROOT/test, or without one ROOT/val, the challenge's test set; val: the "
+        "validation pairs of a training without --split; a protocol: its validation pairs",
+        choices=("test", "val", *splits.PROTOCOLS), group=DATA)
     tta: bool = option(False, "average six flipped and turned views")
     time_limit: float | None = option(
         None, "drop views when the whole script would take longer (the challenge allowed 400 s)",
         cli.positive_float, metavar="SECONDS")
 
     @property
-    def split_options(self) -> SplitOptions | None:
+    def split_options(self) -> splits.SplitOptions | None:
         """Whose validation pairs are predicted; None for the test set."""
         if self.split == "test":
-            require_options_of("test", vars(self))
+            splits.require_options_of("test", vars(self))
             return None
         asked = None if self.split == "val" else self.split
-        return SplitOptions.from_options(vars(self) | {"split": asked})
+        return splits.SplitOptions.from_options(vars(self) | {"split": asked})
 
 
 def add_processes_arg(group: argparse._ArgumentGroup, what: str) -> None:

@@ -10,6 +10,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from engine import config
 from utils import cli
 from utils.errors import OptionError
+from utils.files import output_path, require_outside
 
 NO_MAP = "--class-map: --preset knows what its labels mean; leave one of them out"
 ONLY_FOR_CONVERT = ("class_map", "classes", "unchanged_where_equal", "resolve_disagreement")
@@ -43,19 +44,19 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     about += "(default: data/dataset)"
     place = {"type": Path, "default": config.DATA_ROOT}
     parser.add_argument("root", nargs="?", **place, metavar="ROOT", help=about)
-    cli.add_options(parser, config.DataConfig, ["preset"])
+    cli.add_options(parser, config.DataConfig, "preset")
     group = parser.add_argument_group("check")
-    cli.add_options(group, config.SplitConfig, config.SPLIT_FIELDS)
+    cli.add_options(group, config.SplitConfig)
     about = "bits of 63 in which the perceptual hashes of a copy may differ (default: 6)"
     group.add_argument("--hash-distance", type=cli.natural, default=6, metavar="BITS", help=about)
-    cli.add_options(group, config.BandConfig, ["bands"])
+    cli.add_options(group, config.BandConfig, "bands")
     group.add_argument("--strict", action="store_true", help="take warnings for errors")
     add = parser.add_argument_group("convert").add_argument
     about = (
         "instead of checking, write a copy with index-PNG labels, or change masks of 0 and 255, "
     )
     about += "into this empty folder"
-    add("--convert", type=config.output_path, metavar="OUT", help=about)
+    add("--convert", type=output_path, metavar="OUT", help=about)
     about = "Euclidean distance in RGB up to which a label colour counts as the nearest class's; "
     about += "442 takes any (default: 30)"
     add("--color-distance", type=cli.natural, default=30, metavar="D", help=about)
@@ -68,13 +69,13 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     about = "set labels to 0 where only one date has a class"
     add("--resolve-disagreement", action="store_true", help=about)
     group = parser.add_argument_group("run")
-    place = {"type": config.output_path, "default": config.OUTDIR / "check"}
+    place = {"type": output_path, "default": config.OUTDIR / "check"}
     about = "where report and pictures go (default: outdir/check)"
     group.add_argument("--outdir", **place, metavar="DIR", help=about)
     config.add_processes_arg(group, "that decode files")
     group.add_argument("--debug", action="store_true", help="show the traceback of an error")
     args = parser.parse_args(argv)
-    config.require_outside(args.root, args.outdir, [args.outdir])
+    require_outside(args.root, args.outdir, [args.outdir])
     given = {name for name, value in vars(args).items() if value != parser.get_default(name)}
     for name in ONLY_FOR_CHECKING if args.convert else ONLY_FOR_CONVERT:
         if name in given:

@@ -13,7 +13,7 @@ import re
 from engine import config
 from utils import cli
 from utils.errors import OptionError
-from utils.files import read_text
+from utils.files import output_path, read_text
 
 MIN_SIDE = 32
 MAX_CHANGED = 0.9
@@ -44,7 +44,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     about = 'JSON: what foreign values and colours stand for; "unchanged" for no class'
     add("--class-map", type=Path, metavar="FILE", help=about)
     add = parser.add_argument_group("pairs").add_argument
-    add("--out", type=config.output_path, required=True, metavar="ROOT", help="folder to write")
+    add("--out", type=output_path, required=True, metavar="ROOT", help="folder to write")
     add("--train-pairs", type=cli.natural, default=400, metavar="N", help="(default: 400)")
     add("--val-pairs", type=cli.natural, default=100, metavar="N", help="(default: 100)")
     about = "side of a pair (default: 256)"

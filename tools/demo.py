@@ -11,9 +11,10 @@ import shutil
 import time
 from typing import Any
 
-from engine.config import OUTDIR, output_path
+from engine.config import OUTDIR
 from utils import cli
 from utils.errors import UserError
+from utils.files import output_path
 
 
 def parse_args(argv: list[str] | None = None) -> Namespace:

@@ -9,9 +9,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import importlib
 import re
 
-from engine.config import REPO, output_path
+from engine.config import REPO
 from utils import cli
 from utils.errors import OptionError
+from utils.files import output_path
 
 MOST_CHANGED = 0.3
 MIN_SIDE = 32  # of tools.scenes.scene, which takes long to import

@@ -22,7 +22,7 @@ trains on them.
 def parse_args(argv: list[str] | None = None) -> Namespace:
     """Parse the command line."""
     parser = cli.make_parser(__doc__, EPILOG)
-    cli.add_options(parser, config.DataConfig, ["data_root"])
+    cli.add_options(parser, config.DataConfig, "data_root")
     about = "folder of pseudo masks, with im1 and im2 (default: outdir/masks/train)"
     masks = config.OUTDIR / "masks" / "train"
     parser.add_argument("--masks", type=Path, default=masks, metavar="DIR", help=about)

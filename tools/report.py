@@ -9,6 +9,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from engine import config
 from utils import cli
+from utils.files import output_path
 
 EPILOG = """examples:
   python tools/report.py outdir
@@ -45,7 +46,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     about = "html: the page; md or tex: the tables of its runs alone (default: html)"
     group.add_argument("--format", choices=("html", "md", "tex"), default="html", help=about)
     about = "the page (default: report.FORMAT in the first run's outdir)"
-    group.add_argument("--out", type=config.output_path, metavar="FILE", help=about)
+    group.add_argument("--out", type=output_path, metavar="FILE", help=about)
     config.add_processes_arg(group, "that read masks, fewer for few pairs")
     group.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser.parse_args(argv)

@@ -9,6 +9,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from engine import config
 from utils import cli
+from utils.files import output_path
 
 EPILOG = """examples:
   python tools/score.py --prediction outdir/masks/test --label data/dataset/val
@@ -50,7 +51,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     add("--bootstrap", type=cli.natural, default=1000, metavar="N", help=about)
     add("--seed", type=cli.natural, default=0, metavar="N", help="of the resamples (default: 0)")
     group = parser.add_argument_group("output")
-    file = {"type": config.output_path, "metavar": "FILE"}
+    file = {"type": output_path, "metavar": "FILE"}
     group.add_argument("--json", **file, help="write all values as JSON")
     group.add_argument("--csv", **file, help="write a row of scores per image")
     config.add_processes_arg(group, "that read masks, fewer for few pairs")

@@ -9,6 +9,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from engine import config
 from utils import cli
+from utils.files import output_path
 
 EPILOG = """examples:
   python tools/study.py studies/recipe.toml
@@ -34,7 +35,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     about += "(default: one per visible GPU, 1 without)"
     add("--jobs", type=cli.positive_int, metavar="N", help=about)
     group = parser.add_argument_group("output")
-    place = {"type": config.output_path, "default": config.OUTDIR / "studies", "metavar": "DIR"}
+    place = {"type": output_path, "default": config.OUTDIR / "studies", "metavar": "DIR"}
     group.add_argument("--out", **place, help="folder of all studies (default: outdir/studies)")
     group.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser.parse_args(argv)

@@ -95,12 +95,12 @@ def is_fixed(field: dataclasses.Field) -> bool:
 
 
 def add_options(
-    parser: argparse.ArgumentParser | argparse._ArgumentGroup, source: type, names: Sequence[str]
+    parser: argparse.ArgumentParser | argparse._ArgumentGroup, source: type, *names: str
 ) -> None:
-    """Add some options of a config class to a parser, or to a group of one."""
-    by_name = {field.name: field for field in dataclasses.fields(source)}
-    for name in names:
-        _add(parser, by_name[name])
+    """Add options of a config class, some or all, to a parser, or to a group of one."""
+    for field in dataclasses.fields(source):
+        if not names or field.name in names:
+            _add(parser, field)
 
 
 def parse(config_class: type[Config], argv: Sequence[str], about: str = "") -> Config:

@@ -1,4 +1,6 @@
-"""Files that are whole or absent: written under a temporary name, then renamed."""
+"""Files that are whole or absent, written under a temporary name, then renamed; and not just
+anywhere.
+"""
 
 import csv
 import errno
@@ -8,13 +10,17 @@ import os
 import re
 import tempfile
 import threading
+from argparse import ArgumentTypeError
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from utils.errors import UserError
+from utils.errors import OptionError, UserError
 
+# Folders of dates and of labels, as `datasets.classes` has them in all its forms.
+DATES = (("im1", "im2"), ("A", "B"), ("T1", "T2"), ("Image1", "Image2"))
+LABELS = ("label", "label1", "label2", "GT", "GT_T1", "GT_T2")
 # With which a formula begins, or what some programs make one of (OWASP, "CSV Injection").
 FORMULA = tuple("=+-@\t\r\n＝＋－＠")
 # The mask can only be read by setting it, which threads that write files must not do at once.
@@ -89,6 +95,41 @@ def read_text(path: Path | str) -> str:
     """Return a small text file (UTF-8); an OSError or a ValueError where it is none."""
     require_regular(Path(path))
     return Path(path).read_text(encoding="utf-8-sig")
+
+
+def require_outside(data_root: Path, outdir: Path, folders: Sequence[Path]) -> None:
+    """Raise an OptionError where outputs would land in a data set, maybe by a link into one."""
+    roots = [data_root / split for split in ("train", "val", "test")]
+    inside = [path for root in roots if root.is_dir() for path in root.iterdir()]
+    sets = [path.resolve() for path in (*roots, *inside) if path.is_dir()]
+    for folder in folders:
+        real = folder.resolve()
+        near = (real, real.parent) if folder.is_symlink() else (real,)
+        labelled = any((p / name).is_dir() for p in near for name in ("label", "label1", "label2"))
+        linked = any(real.is_relative_to(place) for place in sets)
+        linked |= folder.parent.name == "masks" and any(p.is_relative_to(real) for p in sets)
+        if labelled or linked:
+            raise OptionError(
+                f"--outdir {outdir}: {folder} lies in a data set, whose files would be "
+                "replaced; name another folder"
+            )
+
+
+def output_path(text: str) -> Path:
+    """Parse where a tool writes: nowhere among the files of a data set, nor by a link to there."""
+    real = Path(text).resolve()
+    for place in (real, *real.parents):
+        roots = [place.parent / split for split in ("train", "val", "test")]
+        found = place in roots and any((r / name).is_dir() for r in roots for name in LABELS)
+        for dates in DATES:
+            beside = all((place.parent / date).is_dir() for date in dates)
+            found |= beside and place.name in (*dates, *LABELS)
+        if found:
+            raise ArgumentTypeError(
+                f"{text!r} lies in a data set, whose files it could replace, in {place}; name "
+                "another place"
+            )
+    return Path(text)
 
 
 def require_writable(folder: Path) -> None:

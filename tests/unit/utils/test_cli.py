@@ -15,10 +15,11 @@ import label
 import test as predict
 import train
 from datasets.classes import PRESETS
-from engine.config import DATES, LABELS, REPO, LabelConfig, TrainConfig, output_path
+from engine.config import REPO, LabelConfig, TrainConfig
 from tools import check_data, compose_pairs, demo, make_sample_data, report, score
 from utils import cli
 from utils.errors import DataError, OptionError, UserError, one_line
+from utils.files import DATES, LABELS, output_path
 
 
 @pytest.mark.parametrize(
