@@ -175,9 +175,8 @@ class TrainingOptions:
         False, "train on OUTDIR/masks/train, which label.py writes", fixed=True)
     targets: str | None = option(
         None, "hard: semantics learn label.py's masks; soft: change and semantics learn its "
-        "ensemble's probabilities, beside the ground truth; both; truth, smoothed: for studies, "
-        "as soft, of change alone, with the ground truth in the ensemble's place",
-        choices=("hard", "soft", "both", "truth", "smoothed"), fixed=True,
+        "ensemble's probabilities, beside the ground truth; or both",
+        choices=("hard", "soft", "both"), fixed=True,
         shown="with --use-pseudo-label soft where label.py --targets soft wrote some, else hard")
     distill_weights: tuple[float, ...] = option(
         (8.0, 1.0), "soft targets: weights of the loss terms of change and of semantics",
@@ -297,7 +296,7 @@ class TrainConfig(RunOptions, ValidationOptions, TrainingOptions, ModelOptions, 
         super().__post_init__()
         if self.pseudo_label_root and not self.use_pseudo_label:
             raise OptionError("--pseudo-label-root needs --use-pseudo-label")
-        if self.targets in ("hard", "soft", "both") and not self.use_pseudo_label:
+        if self.targets and not self.use_pseudo_label:
             raise OptionError(f"--targets {self.targets} needs --use-pseudo-label")
         if self.crops_per_image > 1 and not self.crop_size:
             raise OptionError("--crops-per-image needs --crop-size")

@@ -28,12 +28,7 @@ from models.checkpoint import Checkpoint
 from models.decoding import INDEPENDENT, Decoding
 from models.fold import refold
 from models.footprint import Footprint, measure_footprint
-from models.losses import (
-    ChangeCriterion,
-    LossOptions,
-    balanced_change_weight,
-    default_class_weights,
-)
+from models.losses import ChangeCriterion, balanced_change_weight, default_class_weights
 from models.recompute import checkpoint_activations
 from models.weights import start_model
 from utils import dist
@@ -106,9 +101,8 @@ class TrainState:
         model.to(device=device, memory_format=torch.channels_last)
         if config.checkpoint_activations:
             checkpoint_activations(model)
-        change_weight = _change_weight(config, data, saved)
-        options = LossOptions(change_weight, config.distill_weights, config.targets)
-        criterion = ChangeCriterion(model_config.num_classes, weights, options).to(device)
+        more = _change_weight(config, data, saved), config.distill_weights
+        criterion = ChangeCriterion(model_config.num_classes, weights, *more).to(device)
         autocast = choose_precision(config.amp, device).autocast
         footprint = measure_footprint(model, criterion, autocast)
         if config.compile:
@@ -264,7 +258,7 @@ class TrainState:
             "rows": self.rows,
             "rng": gather(rng),
             "threads": torch.get_num_threads(),
-            "change_weight": self.criterion.options.change_weight,
+            "change_weight": self.criterion.change_weight,
         }
         return self.weights_and_scores() | {"training": training}
 

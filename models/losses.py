@@ -1,7 +1,6 @@
 """The training loss: named terms and their weights."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -14,8 +13,8 @@ from utils.dist import all_mean
 # Total = 2·change + semantic1 + semantic2, as published (SenseEarth 2020, 1st place).
 TERM_WEIGHTS = {"change": 2.0, "semantic1": 1.0, "semantic2": 1.0}
 CHANGED_PIXEL_WEIGHT = 2.0
-TRUTHS = {"truth": 1, "smoothed": 5}  # cells over which the ground truth is averaged
-TEMPERATURE = 2.0  # of distilled classes; the weights 8 and 1 of `ChangeCriterion` belong to it
+TEMPERATURE = 2.0  # of distilled classes
+DISTILL_WEIGHTS = (8.0, 1.0)  # of change, and of classes at this temperature
 USUAL_SHARE = 0.2  # of changed pixels, in the data that the published weight is for
 MAX_CHANGED_PIXEL_WEIGHT = 16.0
 
@@ -23,15 +22,6 @@ MAX_CHANGED_PIXEL_WEIGHT = 16.0
 # tree, building, playground. The report puts their gain at about one point of Score.
 SECOND_CLASS_NAMES = ("water", "ground", "low vegetation", "tree", "building", "playground")
 SECOND_CLASS_WEIGHTS = (2.0, 1.0, 2.0, 2.0, 1.0, 1.0)
-
-
-@dataclass(frozen=True)
-class LossOptions:
-    """What the terms count; ``targets`` of `TRUTHS` take the ground truth for soft targets."""
-
-    change_weight: float = CHANGED_PIXEL_WEIGHT
-    distill_weights: Sequence[float] = (8.0, 1.0)  # of change, and of semantics
-    targets: str | None = None
 
 
 class ChangeCriterion(nn.Module):
@@ -43,11 +33,11 @@ class ChangeCriterion(nn.Module):
         self,
         num_classes: int,
         class_weights: Sequence[float] | None = None,
-        options: LossOptions | None = None,
+        change_weight: float = CHANGED_PIXEL_WEIGHT,
+        distill_weights: Sequence[float] = DISTILL_WEIGHTS,
     ) -> None:
         super().__init__()
-        self.options = options or LossOptions()
-        change, semantic = self.options.distill_weights
+        self.change_weight, (change, semantic) = change_weight, distill_weights
         self.term_weights = TERM_WEIGHTS | {"distill_change": change}
         self.term_weights |= {"distill_semantic1": semantic, "distill_semantic2": semantic}
         weights = torch.ones(num_classes) if class_weights is None else torch.tensor(class_weights)
@@ -69,13 +59,11 @@ class ChangeCriterion(nn.Module):
         `soft_targets` made of a teacher's probabilities; a term of weight 0 is left out.
         """
         *semantic_logits, change_logits = output
-        terms = {"change": change_loss(change_logits, change_mask, self.options.change_weight)}
+        terms = {"change": change_loss(change_logits, change_mask, self.change_weight)}
         dates = zip(("semantic1", "semantic2"), semantic_logits, (label1, label2), strict=True)
         for name, logits, label in dates:
             if logits is not None and label is not None:
                 terms[name] = semantic_loss(logits, label, self.class_weights)
-        if self.options.targets in TRUTHS:
-            soft = true_targets(change_mask, TRUTHS[self.options.targets])
         if soft is not None:
             distilled = distillation_loss(output, soft, change_mask)
             terms |= {name: value for name, value in distilled.items() if self.term_weights[name]}
@@ -134,14 +122,6 @@ def change_loss(
     mean = F.binary_cross_entropy_with_logits(logits.float(), target, weight=weight)
     counted = 1 - all_mean(ignored.sum() / ignored.numel())
     return mean / counted.clamp(min=torch.finfo(torch.float32).tiny)
-
-
-def true_targets(change_mask: torch.Tensor, blur: int) -> torch.Tensor:
-    """Return `soft_targets` of change alone that the ground truth tells, which studies compare
-    with; each is the mean of ``blur`` × ``blur`` cells around it. `IGNORED` counts as unchanged.
-    """
-    cells = to_cells(change_mask == 1)
-    return soft_targets([F.avg_pool2d(cells, blur, 1, blur // 2, count_include_pad=False)])
 
 
 def soft_targets(cells: Sequence[torch.Tensor]) -> torch.Tensor:

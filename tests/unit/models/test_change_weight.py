@@ -9,7 +9,6 @@ from models.losses import (
     CHANGED_PIXEL_WEIGHT,
     MAX_CHANGED_PIXEL_WEIGHT,
     ChangeCriterion,
-    LossOptions,
     balanced_change_weight,
     change_loss,
 )
@@ -28,6 +27,6 @@ def test_a_changed_pixel_counts_as_often_as_its_weight_says():
     logits, mask = torch.tensor([[[2.0, -1.0]]]), torch.tensor([[[1, 0]]])
     expected = (7 * F.softplus(torch.tensor(-2.0)) + F.softplus(torch.tensor(-1.0))) / 2
     assert change_loss(logits, mask, 7).item() == pytest.approx(expected.item(), rel=1e-6)
-    terms = ChangeCriterion(1, None, LossOptions(7))((None, None, logits), None, None, mask)
+    terms = ChangeCriterion(1, None, 7)((None, None, logits), None, None, mask)
     assert terms["change"].item() == pytest.approx(expected.item(), rel=1e-6)
     assert PUBLISHED["change_weight"] == CHANGED_PIXEL_WEIGHT

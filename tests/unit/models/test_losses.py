@@ -9,12 +9,10 @@ from datasets.classes import IGNORED
 from models.losses import (
     SECOND_CLASS_WEIGHTS,
     ChangeCriterion,
-    LossOptions,
     change_loss,
     distillation_loss,
     semantic_loss,
     soft_targets,
-    true_targets,
 )
 
 TERMS = ("change", "semantic1", "semantic2", "total")
@@ -192,10 +190,8 @@ def test_weights_of_distillation():
     label = torch.randint(0, 7, (1, 8, 8))
     maps = (label, label, (label > 0).to(torch.uint8))
     plain = ChangeCriterion(6)(output, *maps)
-    assert (
-        ChangeCriterion(6, None, LossOptions(distill_weights=(0, 0)))(output, *maps, soft) == plain
-    )
-    terms = ChangeCriterion(6, None, LossOptions(distill_weights=(8, 0)))(output, *maps, soft)
+    assert ChangeCriterion(6, distill_weights=(0, 0))(output, *maps, soft) == plain
+    terms = ChangeCriterion(6, distill_weights=(8, 0))(output, *maps, soft)
     assert terms.keys() - plain.keys() == {"distill_change"}
     expected = plain["total"] + 8 * terms["distill_change"]
     assert terms["total"].item() == pytest.approx(expected.item(), rel=1e-6)
@@ -204,18 +200,3 @@ def test_weights_of_distillation():
     assert both["total"].item() == pytest.approx(expected.item(), rel=1e-6)
     nothing = distillation_loss(output, soft, torch.full_like(label, IGNORED))
     assert not any(nothing.values())
-
-
-def test_targets_of_the_ground_truth():
-    mask = torch.zeros(1, 12, 20, dtype=torch.uint8)
-    mask[0, 4:8, 8:12] = 1  # a cell
-    mask[0, 0] = IGNORED
-    expected = torch.zeros(1, 1, 3, 5)
-    expected[0, 0, 1, 2] = 255
-    assert torch.equal(true_targets(mask, 1).float(), expected)
-    smooth = true_targets(mask, 3)[0, 0]
-    assert smooth.tolist() == [[0, 42, 42, 42, 0], [0, 28, 28, 28, 0], [0, 42, 42, 42, 0]]
-    output, label = random_output(1, 12, 20), torch.randint(0, 7, (1, 12, 20))
-    terms = ChangeCriterion(6, None, LossOptions(targets="truth"))(output, label, label, mask)
-    bce = distillation_loss(output, true_targets(mask, 1), mask)
-    assert terms["distill_change"] == bce["distill_change"] > 0 and len(terms) == 5
