@@ -55,7 +55,7 @@ class Study:
     """A study on disk, and the results that it has so far."""
 
     def __init__(self, plan: Plan, folder: Path, seeds: Sequence[int]) -> None:
-        self.plan, self.folder = plan, folder
+        self.plan, self.folder, self._counts = plan, folder, folder / "counts"
         self.seeds = sorted({*plan.seeds, *seeds})
         roots = make_data(plan, folder / "data")
         self.sets = {name: ScoredSet.open(root, plan.divide) for name, root in roots.items()}
@@ -69,10 +69,6 @@ class Study:
         self.results: dict[tuple[str, str], Result] = {}
         self.collect(self.cells, quietly=True)
         self._say_other_code()
-
-    @property
-    def _counts(self) -> Path:
-        return self.folder / "counts"
 
     def _subsets(self, cell: Cell) -> list[str]:
         if not self.plan.divide:
@@ -126,8 +122,8 @@ class Study:
         return notes
 
     def _say_other_code(self) -> None:
-        stages = {stage.digest: stage.record for cell in self.cells for stage in cell.needs}
-        done, now = [record for record in stages.values() if record], code_version()["code"]
+        stages = dict.fromkeys(stage for cell in self.cells for stage in cell.needs)
+        done, now = [s.record for s in stages if s.record], code_version()["code"]
         other = [record["commit"] or "unknown" for record in done if record["code"] != now]
         if other:
             commits = ", ".join(sorted(set(other)))

@@ -1,24 +1,29 @@
 """tools/study.py but for its processes: the study file, shared stages, evidence, tables."""
 
 import csv
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from datasets.classes import SECOND_CLASSES
 from datasets.labels import read_label
 from tests.conftest import write_sample
+from tests.helpers.pages import assert_files_exist, commands, load, read_page
 from tests.helpers.processes import REPO
 from tools import report, study
 from tools.studying import evidence
 from tools.studying.counts import CONFIRM, SCREEN, ScoredSet
-from tools.studying.plan import read_plan
+from tools.studying.plan import KEYS, read_plan
+from tools.studying.runner import find_slots
 from tools.studying.stages import Cell, find_cells
 from tools.studying.study import Study
 from utils.errors import DataError, OptionError, UserError
 from utils.files import read_json, write_json
+from utils.machine import core_limit
 
 STUDY = """
 question = "Does it help?"
@@ -59,6 +64,15 @@ def write_study(folder: Path, *changes: tuple[str, str], data: object = "data/da
 def test_studies_of_the_repository_can_be_run(path):
     plan = read_plan(path)
     assert plan.compare and plan.seeds and plan.question
+
+
+def test_the_page_has_every_key_and_commands_that_are_accepted():
+    page = read_page("docs/studies.md")
+    rows = "\n".join(line.split("|")[1] for line in page.splitlines() if line.startswith("| `"))
+    assert set(re.findall(r"`\[?(\w+)", rows)) == set(KEYS)
+    for tool, *arguments in commands(page):
+        load(tool).parse_args(arguments)
+    assert_files_exist(page)
 
 
 @pytest.mark.parametrize(
@@ -140,6 +154,18 @@ def test_an_epoch_is_chosen_on_other_pairs_than_those_that_are_scored(sample_roo
     halves = ScoredSet.open(sample_root, divide=True).subsets
     assert sorted([*halves[SCREEN], *halves[CONFIRM]]) == [f"{i:05d}" for i in range(4)]
     assert len(halves[SCREEN]) == len(halves[CONFIRM]) == 2
+
+
+def test_cores_and_gpus_are_divided(monkeypatch):
+    slots = find_slots(3)
+    assert len(slots) == 3 and {slot.gpu for slot in slots} == {""}
+    assert {slot.threads for slot in slots} == {max(1, int(core_limit() / 3))}
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    slots = find_slots(None)
+    assert [slot.environment["CUDA_VISIBLE_DEVICES"] for slot in slots] == ["4", "7"]
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert [slot.gpu for slot in find_slots(3)] == ["0", "1", "0"]
 
 
 # --- evidence -------------------------------------------------------------------------------
@@ -280,5 +306,5 @@ def test_what_would_spoil_a_study_is_said(finished, tmp_path, capsys):
     assert "MIXED CODE" in notes and "commit ca cb" in notes
     changed = text.replace("--epochs 2", "--epochs 3")
     (tmp_path / "study.toml").write_text(changed, encoding="utf-8")
-    with pytest.raises(UserError, match=r"recipe\.0\.npz: arm recipe was confirmed .* name"):
+    with pytest.raises(UserError, match=r"plain\.0\.npz: arm plain was confirmed .* name"):
         Study(read_plan(tmp_path / "study.toml"), finished.folder, [0])
