@@ -9,7 +9,7 @@ from tqdm import tqdm
 from tools.studying.counts import ALL, CONFIRM, SCREEN, ScoredSet
 from tools.studying.plan import Plan, read_plan
 from tools.studying.runner import Runner, find_slots
-from tools.studying.stages import EPOCHS, Cell, code_version, find_cells, make_data
+from tools.studying.stages import EPOCHS, Cell, find_cells, make_data
 from tools.studying.summary import TITLES, Result, summarise, write_summary
 from utils.errors import OptionError, UserError
 from utils.files import read_text, write_text
@@ -68,7 +68,6 @@ class Study:
                 self.sets[cell.data].kept(cell, subset, self._counts)  # may be refused
         self.results: dict[tuple[str, str], Result] = {}
         self.collect(self.cells, quietly=True)
-        self._say_other_code()
 
     def _subsets(self, cell: Cell) -> list[str]:
         if not self.plan.divide:
@@ -120,14 +119,3 @@ class Study:
                 "CHANGED: the study's file was edited after results; study.toml is as it was"
             )
         return notes
-
-    def _say_other_code(self) -> None:
-        stages = dict.fromkeys(stage for cell in self.cells for stage in cell.needs)
-        done, now = [s.record for s in stages if s.record], code_version()["code"]
-        other = [record["commit"] or "unknown" for record in done if record["code"] != now]
-        if other:
-            commits = ", ".join(sorted(set(other)))
-            print(
-                f"{len(other)} of {len(done)} finished stages are of other code, commit {commits}, "
-                "and are kept; another --out starts anew"
-            )
