@@ -2,6 +2,7 @@
 
 import csv
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from tools.studying.plan import KEYS, read_plan
 from tools.studying.runner import find_slots
 from tools.studying.stages import Cell, find_cells
 from tools.studying.study import Study
+from tools.studying.summary import summarise
 from utils.errors import DataError, OptionError, UserError
 from utils.files import read_json, write_json
 from utils.machine import core_limit
@@ -279,6 +281,12 @@ def test_the_summary_judges_on_the_confirming_half(finished, capsys):
     for name, sign in (("summary.md", "| ---: |"), ("summary.tex", r"\begin{tabular}")):
         text = (finished.folder / name).read_text(encoding="utf-8")
         assert sign in text and "proven" in text and "Does it help?" in text and "commit ca" in text
+
+
+def test_nothing_is_proven_before_the_last_seed(finished):
+    plan = replace(finished.plan, seeds=(0, 1, 2, 3))
+    (found,) = summarise(plan, list(finished.results.values()), [])["comparisons"]
+    assert found["last"]["low"] > 0 and found["verdict"] == "not shown"
 
 
 def test_a_report_shows_a_study(finished, capsys):
