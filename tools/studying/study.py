@@ -68,6 +68,9 @@ class Study:
                 self.sets[cell.data].kept(cell, subset, self._counts)  # may be refused
         self.results: dict[tuple[str, str], Result] = {}
         self.collect(self.cells, quietly=True)
+        asked, known = folder / "study.toml", any(folder.glob("stages/*/stage.json"))
+        if not known or not asked.exists():  # what is asked is written before anything is known
+            write_text(asked, plan.text)
 
     def _subsets(self, cell: Cell) -> list[str]:
         if not self.plan.divide:
@@ -111,11 +114,6 @@ class Study:
         more = sorted(set(self.seeds) - set(self.plan.seeds))
         if more:
             notes.append(f"seeds beyond those of the study's file: {', '.join(map(str, more))}")
-        first = self.folder / "study.toml"
-        if not first.exists():
-            write_text(first, self.plan.text)
-        if read_text(first) != self.plan.text:
-            notes.append(
-                "CHANGED: the study's file was edited after results; study.toml is as it was"
-            )
+        if read_text(self.folder / "study.toml") != self.plan.text:
+            notes.append("CHANGED: the study's file was edited; study.toml is as it was at first")
         return notes
