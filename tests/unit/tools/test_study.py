@@ -91,6 +91,7 @@ def test_the_page_has_every_key_and_commands_that_are_accepted():
         ("--epochs 2", "--seed 2", "arm plain: stage 1: --seed: leave it to the study"),
         ("--epochs 2", "--name 'x", "arm plain: stage 1: No closing quotation"),
         ('{ train = "" }', '{ trian = "" }', 'stage 1: has to be { train = "options", name'),
+        ('{ train = "" }', '{ name = "test", train = "" }', "another stage is called test"),
         ("{a.best}", "{b.best}", "arm recipe: stage 2: {b}: no stage before it is called so"),
         ("{a.best}", "{a}", "stage 2: {a}: it may be {a.best} or {a.last}"),
         ("{vote.masks}", "{vote.best}", "stage 3: {vote.best}: it may be {vote.masks}"),
