@@ -58,7 +58,7 @@ class Stage:
             USE.sub(lambda use: str(_output(folders[use[1]], use[2])), w) for w in self.options
         ]
         own = ["--data-root", self.data, "--outdir", self.folder, "--threads", threads]
-        own += ["--nproc", 1]
+        own += ["--nproc", 1, *(["--debug"] if "--debug" in sys.argv else [])]
         if self.script == "train":
             own += ["--no-tensorboard", "--seed", self.seed]
             words.append("--resume")

@@ -1,7 +1,7 @@
 """A study from its file to its summary."""
 
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
@@ -9,7 +9,7 @@ from tqdm import tqdm
 from tools.studying.counts import ALL, CONFIRM, SCREEN, ScoredSet
 from tools.studying.plan import Plan, read_plan
 from tools.studying.runner import Runner, find_slots
-from tools.studying.stages import EPOCHS, Cell, find_cells, make_data
+from tools.studying.stages import EPOCHS, Cell, Stage, find_cells, make_data
 from tools.studying.summary import TITLES, Result, summarise, write_summary
 from utils.errors import OptionError, UserError
 from utils.files import read_text, write_text
@@ -33,13 +33,13 @@ def run_study(options: Namespace) -> Path:
         study = Study(plan, folder, seeds)
         asked = [cell for cell in study.cells if cell.arm in arms and cell.seed in seeds]
         runner = Runner([s for cell in asked for s in cell.needs], find_slots(options.jobs))
-        print(
-            f"{plan.question}\n{plural(len(asked), 'cell')}, {plural(len(runner), 'stage')} to do"
-        )
+        number = sum(stage.script == "train" for stage in runner.waiting)
+        said = f"{plural(len(runner.waiting), 'stage')} to do, {plural(number, 'training')}"
+        print(f"{plan.question}\n{plural(len(asked), 'cell')}, {said}")
         try:
             with runner:
-                for stage in progress(runner, plan.name, "stage", len(runner)):
-                    study.collect([c for c in asked if stage in c.tests.values()])
+                for _ in progress(_trainings(runner, study, asked), plan.name, "training", number):
+                    pass
         finally:
             study.write()
     if runner.failed:
@@ -49,6 +49,14 @@ def run_study(options: Namespace) -> Path:
             f"{first}; the same command goes on"
         )
     return folder
+
+
+def _trainings(runner: Runner, study: "Study", asked: Sequence[Cell]) -> Iterator[Stage]:
+    """Collect what ends, and yield the trainings, which take the time."""
+    for stage in runner:
+        study.collect([cell for cell in asked if stage in cell.tests.values()])
+        if stage.script == "train":
+            yield stage
 
 
 class Study:
