@@ -37,7 +37,11 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     group = parser.add_argument_group("output")
     place = {"type": output_path, "default": config.OUTDIR / "studies", "metavar": "DIR"}
     group.add_argument("--out", **place, help="folder of all studies (default: outdir/studies)")
-    group.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    group.add_argument(
+        "--debug",
+        action="store_true",
+        help="show the traceback of an error; a stage's is in its log",
+    )
     return parser.parse_args(argv)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 from scipy import stats
 
-from tools.scoring.statistics import CONFIDENCE, interval, pooled_scores, weighted_scores
+from tools.scoring.statistics import CONFIDENCE, bootstrap, interval, pooled_scores
 
 RESAMPLES = 2000
 MIN_SEEDS = 3
@@ -31,15 +31,14 @@ def compare(arm: np.ndarray, baseline: np.ndarray, score: str) -> Difference:
     quantiles for Student's: 13 of 100 intervals of 5 seeds exclude 0 by chance. Their part is
     widened by both factors, after Hesterberg (The American Statistician 69(4), 2015).
     """
-    seeds, images = len(arm), arm.shape[2]
+    seeds = len(arm)
     values = [100 * np.array([pooled_scores(each)[score] for each in a]) for a in (arm, baseline)]
     found = {"value": float((values[0] - values[1]).mean())}
     if seeds == 1:
         return found | dict.fromkeys(("low", "high", "welch_p", "paired_p"))
-    rng = np.random.default_rng(0)
-    weights = rng.multinomial(images, np.full(images, 1 / images), size=RESAMPLES)
-    drawn = [[weighted_scores(each, weights)[score] for each in a] for a in (arm, baseline)]
-    differences = 100 * (np.array(drawn[0]) - np.array(drawn[1]))  # (S, B)
+    drawn = np.array([each[score] for each in bootstrap([*arm, *baseline], RESAMPLES)])
+    differences = 100 * (drawn[:seeds] - drawn[seeds:])  # (S, B)
+    rng = np.random.default_rng(1)  # not the seed that draws the images
     shares = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=RESAMPLES) / seeds
     of_images = differences.mean(0)
     of_seeds = (shares * differences.T).sum(1) - of_images

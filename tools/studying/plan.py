@@ -164,7 +164,8 @@ def _read_arm(name: str, stages: Any, values: Mapping[str, Any]) -> tuple[Step, 
         for i, stage in enumerate(stages, 1):
             with _named(f"stage {i}"):
                 step = _read_step(stage, values, f"{i}")
-                _require(step.name not in steps, f"another stage is called {step.name}")
+                known = (*steps, *(["test"] if step.script != "test" else []))  # what follows
+                _require(step.name not in known, f"another stage is called {step.name}")
                 _require(step.script != "test" or i == len(stages), "a test stands at the end")
                 _check_uses(step, steps)
                 steps[step.name] = step

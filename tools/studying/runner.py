@@ -58,7 +58,7 @@ class _Process:
             log.write(f"$ {shlex.join(self._command)}\n")
             log.flush()
             # Of a group of its own: this program hears Ctrl-C, and passes it on.
-            self._child = subprocess.Popen(
+            self.child = subprocess.Popen(
                 self._command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -69,38 +69,26 @@ class _Process:
 
     def ended(self) -> bool:
         """Tell whether it is over, and if all went well write that down."""
-        if self._child.poll() is None:
+        if self.child.poll() is None:
             return False
-        if self._child.returncode == 0:
+        if self.child.returncode == 0:
             self.stage.finish(self._command, time.monotonic() - self._started, self._code)
         return True
 
     @property
     def failure(self) -> str:
         """Why it failed, in a line; "" where it did not."""
-        if self._child.returncode == 0:
+        if self.child.returncode == 0:
             return ""
         said = self.stage.log.read_text(encoding="utf-8", errors="replace").split("\n")
         last = [line.split("\r")[-1].strip() for line in said if line.strip()][-1]
-        if last.startswith("$"):  # it said nothing
-            last = f"ended with status {self._child.returncode}"
+        if last.startswith("$") or self.child.returncode < 0:  # it said nothing of its end
+            last = f"ended with status {self.child.returncode}"
         return f"{last.removeprefix('error: ')} ({self.stage.log})"
-
-    def ask_to_end(self) -> None:
-        """Ask it to save its state and end."""
-        self._child.terminate()
-
-    def end(self) -> None:
-        """Wait for its end, and use force where that takes too long."""
-        try:
-            self._child.wait(GRACE_S)
-        except subprocess.TimeoutExpired:
-            self._child.kill()
-            self._child.wait()
 
 
 class Runner:
-    """Iterates over the stages that are to do as they end; a context that leaves no process.
+    """Iterates over the stages ``waiting`` as they end; a context that leaves no process.
 
     Of one that fails there is a line at once; it and those that take from it are in ``failed``, by
     digest, and the others go on. Iterating raises an `InterruptionError` once a signal came.
@@ -108,27 +96,29 @@ class Runner:
 
     def __init__(self, stages: Sequence[Stage], slots: Sequence[Slot]) -> None:
         self.failed: dict[str, str] = {}
-        self._waiting = [stage for stage in dict.fromkeys(stages) if not stage.record]
-        self._number, self._slots = len(self._waiting), list(slots)
+        self.waiting = [stage for stage in dict.fromkeys(stages) if not stage.record]
+        self._slots = list(slots)
         self._running: list[_Process] = []
         self._stop = StopRequest()
-
-    def __len__(self) -> int:
-        return self._number
 
     def __enter__(self) -> "Runner":
         self._stop.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
-        for process in self._running:
-            process.ask_to_end()
-        for process in self._running:
-            process.end()
+        children = [process.child for process in self._running]
+        for child in children:
+            child.terminate()  # it saves its state
+        for child in children:
+            try:
+                child.wait(GRACE_S)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
         self._stop.__exit__()
 
     def __iter__(self) -> Iterator[Stage]:
-        while self._waiting or self._running:
+        while self.waiting or self._running:
             yield from self._start_ready()
             for process in [process for process in self._running if process.ended()]:
                 self._running.remove(process)
@@ -140,7 +130,7 @@ class Runner:
             if self._stop.signal is not None:
                 by_user = self._stop.signal == signal.SIGINT
                 raise InterruptionError(
-                    f"asked to end, {len(self._waiting) + len(self._running)} stages are to do; "
+                    f"asked to end, {len(self.waiting) + len(self._running)} stages are to do; "
                     "the same command goes on",
                     EXIT_INTERRUPTED if by_user else EXIT_PREEMPTED,
                 )
@@ -148,13 +138,13 @@ class Runner:
 
     def _start_ready(self) -> Iterator[Stage]:
         """Start what can be; yield what cannot any more, as a stage that it takes from failed."""
-        for stage in list(self._waiting):
+        for stage in list(self.waiting):
             if any(each.digest in self.failed for each in stage.inputs):
                 self.failed[stage.digest] = ""
-                self._waiting.remove(stage)
+                self.waiting.remove(stage)
                 yield stage
             elif self._slots and all(each.record for each in stage.inputs) and _is_free(stage):
-                self._waiting.remove(stage)
+                self.waiting.remove(stage)
                 self._running.append(_Process(stage, self._slots.pop(0)))
 
 

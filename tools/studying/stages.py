@@ -2,15 +2,17 @@
 
 import csv
 import hashlib
+import itertools
 import json
 import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from datasets.classes import CLASSES_FILE
 from datasets.pairs import UNFINISHED
 from engine.config import REPO
 from engine.ensemble import LATEST, find_best_checkpoints
@@ -56,7 +58,7 @@ class Stage:
             USE.sub(lambda use: str(_output(folders[use[1]], use[2])), w) for w in self.options
         ]
         own = ["--data-root", self.data, "--outdir", self.folder, "--threads", threads]
-        own += ["--nproc", 1]
+        own += ["--nproc", 1, *(["--debug"] if "--debug" in sys.argv else [])]
         if self.script == "train":
             own += ["--no-tensorboard", "--seed", self.seed]
             words.append("--resume")
@@ -115,7 +117,7 @@ def make_data(plan: Plan, folder: Path) -> dict[str, Path]:
     """Return the data sets by name; those that are to be generated are, once, below ``folder``."""
     roots = {}
     for name, source in plan.data.items():
-        roots[name] = Path(source)
+        roots[name] = Path(source).absolute()
         if is_generated(source):
             roots[name] = folder / f"{name}-{_digest(source)}"
             if not (roots[name] / "train").is_dir() or (roots[name] / UNFINISHED).exists():
@@ -129,54 +131,39 @@ def find_cells(
     plan: Plan, roots: Mapping[str, Path], seeds: Sequence[int], folder: Path
 ) -> list[Cell]:
     """Return all cells, seed by seed, with their stages in ``folder``."""
-    found = {name: _digest(sorted(_sizes(root))) for name, root in roots.items()}
-    planner = _Planner(roots, found, folder)
-    names = [(seed, data, arm) for seed in seeds for data in roots for arm in plan.arms]
-    return [planner.cell(plan.arms[arm], data, arm, seed) for seed, data, arm in names]
+    digests = {name: _digest(sorted(_sizes(root))) for name, root in roots.items()}
 
-
-def _sizes(root: Path) -> Iterator[tuple[str, int]]:
-    for path in (*root.glob("*"), *root.glob("*/*/*")):
-        if path.is_file():
-            yield str(path.relative_to(root)), path.stat().st_size
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value).encode("utf-8", "surrogateescape")).hexdigest()[:12]
-
-
-@dataclass(frozen=True)
-class _Planner:
-    roots: Mapping[str, Path]
-    data: Mapping[str, str]  # digests of the data sets
-    folder: Path
-
-    def cell(self, steps: Sequence[Step], data: str, arm: str, seed: int) -> Cell:
-        made: dict[str, Stage] = {}
-        cell = Cell(data, arm, seed, (), {})
-        for step in steps[:-1]:
-            made[step.name] = self._stage(cell, step, made)
-        tests = {epoch: self._stage(cell, steps[-1], made, epoch) for epoch in EPOCHS}
-        return Cell(data, arm, seed, tuple(made.values()), tests)
-
-    def _stage(self, cell: Cell, step: Step, made: Mapping[str, Stage], epoch: str = "") -> Stage:
+    def stage(cell: Cell, step: Step, made: Mapping[str, Stage], epoch: str = "") -> Stage:
         inputs = {name: made[name] for name, _ in step.uses}
         options = tuple(
             USE.sub(lambda use: f"{{{inputs[use[1]].digest}.{use[2] or epoch}}}", word)
             for word in step.options
         )
         seed = cell.seed if step.script == "train" else None
-        digest = _digest([step.script, options, self.data[cell.data], seed])
-        return Stage(
-            step.script,
-            options,
-            self.roots[cell.data],
-            seed,
-            tuple(inputs.values()),
-            digest,
-            self.folder / f"{step.script}-{digest}",
-            f"{cell}: {step.script} {step.name}",
-        )
+        digest = _digest([step.script, options, digests[cell.data], seed])
+        place, title = folder / f"{step.script}-{digest}", f"{cell}: {step.script} {step.name}"
+        taken = tuple(inputs.values())
+        return Stage(step.script, options, roots[cell.data], seed, taken, digest, place, title)
+
+    cells = []
+    for seed, data, arm in itertools.product(seeds, roots, plan.arms):
+        cell, made = Cell(data, arm, seed, (), {}), {}
+        *steps, test = plan.arms[arm]
+        for step in steps:
+            made[step.name] = stage(cell, step, made)
+        tests = {epoch: stage(cell, test, made, epoch) for epoch in EPOCHS}
+        cells.append(replace(cell, stages=tuple(made.values()), tests=tests))
+    return cells
+
+
+def _sizes(root: Path) -> Iterator[tuple[str, int]]:
+    for path in (*root.glob(CLASSES_FILE), *root.glob("*/*/*")):
+        if path.is_file():
+            yield str(path.relative_to(root)), path.stat().st_size
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode("utf-8", "surrogateescape")).hexdigest()[:12]
 
 
 def code_version() -> dict[str, str]:

@@ -1,7 +1,7 @@
 """A study from its file to its summary."""
 
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
@@ -9,7 +9,7 @@ from tqdm import tqdm
 from tools.studying.counts import ALL, CONFIRM, SCREEN, ScoredSet
 from tools.studying.plan import Plan, read_plan
 from tools.studying.runner import Runner, find_slots
-from tools.studying.stages import EPOCHS, Cell, code_version, find_cells, make_data
+from tools.studying.stages import EPOCHS, Cell, Stage, find_cells, make_data
 from tools.studying.summary import TITLES, Result, summarise, write_summary
 from utils.errors import OptionError, UserError
 from utils.files import read_text, write_text
@@ -33,13 +33,13 @@ def run_study(options: Namespace) -> Path:
         study = Study(plan, folder, seeds)
         asked = [cell for cell in study.cells if cell.arm in arms and cell.seed in seeds]
         runner = Runner([s for cell in asked for s in cell.needs], find_slots(options.jobs))
-        print(
-            f"{plan.question}\n{plural(len(asked), 'cell')}, {plural(len(runner), 'stage')} to do"
-        )
+        number = sum(stage.script == "train" for stage in runner.waiting)
+        said = f"{plural(len(runner.waiting), 'stage')} to do, {plural(number, 'training')}"
+        print(f"{plan.question}\n{plural(len(asked), 'cell')}, {said}")
         try:
             with runner:
-                for stage in progress(runner, plan.name, "stage", len(runner)):
-                    study.collect([c for c in asked if stage in c.tests.values()])
+                for _ in progress(_trainings(runner, study, asked), plan.name, "training", number):
+                    pass
         finally:
             study.write()
     if runner.failed:
@@ -51,11 +51,19 @@ def run_study(options: Namespace) -> Path:
     return folder
 
 
+def _trainings(runner: Runner, study: "Study", asked: Sequence[Cell]) -> Iterator[Stage]:
+    """Collect what ends, and yield the trainings, which take the time."""
+    for stage in runner:
+        study.collect([cell for cell in asked if stage in cell.tests.values()])
+        if stage.script == "train":
+            yield stage
+
+
 class Study:
     """A study on disk, and the results that it has so far."""
 
     def __init__(self, plan: Plan, folder: Path, seeds: Sequence[int]) -> None:
-        self.plan, self.folder = plan, folder
+        self.plan, self.folder, self._counts = plan, folder, folder / "counts"
         self.seeds = sorted({*plan.seeds, *seeds})
         roots = make_data(plan, folder / "data")
         self.sets = {name: ScoredSet.open(root, plan.divide) for name, root in roots.items()}
@@ -68,11 +76,9 @@ class Study:
                 self.sets[cell.data].kept(cell, subset, self._counts)  # may be refused
         self.results: dict[tuple[str, str], Result] = {}
         self.collect(self.cells, quietly=True)
-        self._say_other_code()
-
-    @property
-    def _counts(self) -> Path:
-        return self.folder / "counts"
+        asked, known = folder / "study.toml", any(folder.glob("stages/*/stage.json"))
+        if not known or not asked.exists():  # what is asked is written before anything is known
+            write_text(asked, plan.text)
 
     def _subsets(self, cell: Cell) -> list[str]:
         if not self.plan.divide:
@@ -116,22 +122,6 @@ class Study:
         more = sorted(set(self.seeds) - set(self.plan.seeds))
         if more:
             notes.append(f"seeds beyond those of the study's file: {', '.join(map(str, more))}")
-        first = self.folder / "study.toml"
-        if not first.exists():
-            write_text(first, self.plan.text)
-        if read_text(first) != self.plan.text:
-            notes.append(
-                "CHANGED: the study's file was edited after results; study.toml is as it was"
-            )
+        if read_text(self.folder / "study.toml") != self.plan.text:
+            notes.append("CHANGED: the study's file was edited; study.toml is as it was at first")
         return notes
-
-    def _say_other_code(self) -> None:
-        stages = {stage.digest: stage.record for cell in self.cells for stage in cell.needs}
-        done, now = [record for record in stages.values() if record], code_version()["code"]
-        other = [record["commit"] or "unknown" for record in done if record["code"] != now]
-        if other:
-            commits = ", ".join(sorted(set(other)))
-            print(
-                f"{len(other)} of {len(done)} finished stages are of other code, commit {commits}, "
-                "and are kept; another --out starts anew"
-            )

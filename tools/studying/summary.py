@@ -75,6 +75,8 @@ def summarise(plan: Plan, results: Sequence[Result], notes: Sequence[str]) -> di
                 stacks = [np.stack([side[s].tallies[epoch] for s in seeds]) for side in sides]
                 comparison[epoch] = evidence.compare(*stacks, plan.score)
             said = evidence.verdict([comparison[epoch] for epoch in EPOCHS], len(seeds))
+            if set(plan.seeds) - set(seeds):  # no look before the end proves anything
+                said = evidence.NOT_SHOWN
             comparisons.append(comparison | {"seeds": seeds, "verdict": said})
     rows = [row for result in results for row in result.rows()]
     commits, codes = (
@@ -109,10 +111,10 @@ def _means(found: Sequence[Result]) -> dict[str, Any]:
 def study_tables(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the tables of a summary, in the form of `tools.reporting.tables.stage_table`."""
     score, arms, pairs = summary["score"], summary["arms"], summary["comparisons"]
-    names = titles(ChangeMetrics if "f1" in arms[0]["last"] else Metrics, "runs")
-    names = {score: TITLES[score]} | names
+    names = {score: TITLES[score]} | titles(Metrics, "runs") | titles(ChangeMetrics, "runs")
+    names = {n: title for n, title in names.items() if all(n in arm["last"] for arm in arms)}
     rows = [
-        _row(
+        (
             arm["arm"],
             arm,
             len(arm["seeds"]),
@@ -125,7 +127,7 @@ def study_tables(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     heads = ["Arm", "Seeds", f"{TITLES[score]}, best epoch", *names.values(), "Training, s"]
     tables = [_table("Mean ± deviation over seeds, in percent; last epoch", heads, rows)]
     rows = [
-        _row(
+        (
             f"{pair['arm']} − {pair['baseline']}",
             pair,
             epoch,
@@ -167,19 +169,25 @@ def _plus_minus(value: Mapping[str, float | None]) -> str:
     return f"{value['mean']:.2f}{spread}"
 
 
-def _row(name: str, of: Mapping[str, Any], *texts: object) -> dict[str, Any]:
-    cells = {f"{i}": str(text) for i, text in enumerate(texts)}
-    note = f"{of['data']}, {SUBSETS[of['subset']]}"
-    return {"name": name, "note": note, "is_run": False, "top": [], "cells": cells}
-
-
-def _table(caption: str, heads: Sequence[str], rows: Sequence[Mapping]) -> dict[str, Any]:
-    return {"letter": "", "split": caption, "unknown": False, "titles": heads, "rows": rows}
+def _table(caption: str, heads: Sequence[str], rows: Iterable[Sequence]) -> dict[str, Any]:
+    entries = [
+        {
+            "name": name,
+            "note": f"{of['data']}, {SUBSETS[of['subset']]}",
+            "cells": {str(i): str(text) for i, text in enumerate(texts)},
+            "is_run": False,
+            "top": [],
+        }
+        for name, of, *texts in rows
+    ]
+    return {"letter": "", "split": caption, "titles": heads, "rows": entries}
 
 
 def write_summary(folder: Path, summary: Mapping[str, Any], results: Sequence[Result]) -> None:
     """Write results.csv and the summary in three forms, and print its tables."""
-    write_csv(folder / "results.csv", [row for result in results for row in result.rows()])
+    rows = [row for result in results for row in result.rows()]
+    columns = dict.fromkeys((name for row in rows for name in row), "")  # data may differ in scores
+    write_csv(folder / "results.csv", [columns | row for row in rows])
     write_json(folder / SUMMARY, summary)
     tables, notes = study_tables(summary), "\n".join(f"- {note}" for note in summary["notes"])
     texts = [f"# {summary['study']}", summary["question"], notes]

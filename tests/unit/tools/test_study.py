@@ -1,24 +1,31 @@
 """tools/study.py but for its processes: the study file, shared stages, evidence, tables."""
 
 import csv
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from datasets.classes import SECOND_CLASSES
 from datasets.labels import read_label
 from tests.conftest import write_sample
+from tests.helpers.pages import assert_files_exist, commands, load, read_page
 from tests.helpers.processes import REPO
 from tools import report, study
 from tools.studying import evidence
 from tools.studying.counts import CONFIRM, SCREEN, ScoredSet
-from tools.studying.plan import read_plan
+from tools.studying.plan import KEYS, read_plan
+from tools.studying.runner import find_slots
 from tools.studying.stages import Cell, find_cells
 from tools.studying.study import Study
+from tools.studying.summary import summarise
 from utils.errors import DataError, OptionError, UserError
 from utils.files import read_json, write_json
+from utils.machine import core_limit
 
 STUDY = """
 question = "Does it help?"
@@ -61,6 +68,15 @@ def test_studies_of_the_repository_can_be_run(path):
     assert plan.compare and plan.seeds and plan.question
 
 
+def test_the_page_has_every_key_and_commands_that_are_accepted():
+    page = read_page("docs/studies.md")
+    rows = "\n".join(line.split("|")[1] for line in page.splitlines() if line.startswith("| `"))
+    assert set(re.findall(r"`\[?(\w+)", rows)) == set(KEYS)
+    for tool, *arguments in commands(page):
+        load(tool).parse_args(arguments)
+    assert_files_exist(page)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
@@ -75,6 +91,7 @@ def test_studies_of_the_repository_can_be_run(path):
         ("--epochs 2", "--seed 2", "arm plain: stage 1: --seed: leave it to the study"),
         ("--epochs 2", "--name 'x", "arm plain: stage 1: No closing quotation"),
         ('{ train = "" }', '{ trian = "" }', 'stage 1: has to be { train = "options", name'),
+        ('{ train = "" }', '{ name = "test", train = "" }', "another stage is called test"),
         ("{a.best}", "{b.best}", "arm recipe: stage 2: {b}: no stage before it is called so"),
         ("{a.best}", "{a}", "stage 2: {a}: it may be {a.best} or {a.last}"),
         ("{vote.masks}", "{vote.best}", "stage 3: {vote.best}: it may be {vote.masks}"),
@@ -140,6 +157,18 @@ def test_an_epoch_is_chosen_on_other_pairs_than_those_that_are_scored(sample_roo
     halves = ScoredSet.open(sample_root, divide=True).subsets
     assert sorted([*halves[SCREEN], *halves[CONFIRM]]) == [f"{i:05d}" for i in range(4)]
     assert len(halves[SCREEN]) == len(halves[CONFIRM]) == 2
+
+
+def test_cores_and_gpus_are_divided(monkeypatch):
+    slots = find_slots(3)
+    assert len(slots) == 3 and {slot.gpu for slot in slots} == {""}
+    assert {slot.threads for slot in slots} == {max(1, int(core_limit() / 3))}
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    slots = find_slots(None)
+    assert [slot.environment["CUDA_VISIBLE_DEVICES"] for slot in slots] == ["4", "7"]
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert [slot.gpu for slot in find_slots(3)] == ["0", "1", "0"]
 
 
 # --- evidence -------------------------------------------------------------------------------
@@ -255,6 +284,12 @@ def test_the_summary_judges_on_the_confirming_half(finished, capsys):
         assert sign in text and "proven" in text and "Does it help?" in text and "commit ca" in text
 
 
+def test_nothing_is_proven_before_the_last_seed(finished):
+    plan = replace(finished.plan, seeds=(0, 1, 2, 3))
+    (found,) = summarise(plan, list(finished.results.values()), [])["comparisons"]
+    assert found["last"]["low"] > 0 and found["verdict"] == "not shown"
+
+
 def test_a_report_shows_a_study(finished, capsys):
     page = report.main([str(finished.folder)]).read_text(encoding="utf-8")
     assert "Does it help?" in page and ">proven<" in page
@@ -280,5 +315,5 @@ def test_what_would_spoil_a_study_is_said(finished, tmp_path, capsys):
     assert "MIXED CODE" in notes and "commit ca cb" in notes
     changed = text.replace("--epochs 2", "--epochs 3")
     (tmp_path / "study.toml").write_text(changed, encoding="utf-8")
-    with pytest.raises(UserError, match=r"recipe\.0\.npz: arm recipe was confirmed .* name"):
+    with pytest.raises(UserError, match=r"plain\.0\.npz: arm plain was confirmed .* name"):
         Study(read_plan(tmp_path / "study.toml"), finished.folder, [0])
