@@ -1,9 +1,8 @@
 """Write pseudo masks: an ensemble votes a class for every pixel the ground truth leaves out.
 
-examples:
+example:
   python label.py --checkpoints outdir/models/pspnet_hrnet_w40_39.37.pth \\
       outdir/models/fcn_hrnet_w48_39.02.pth
-  python label.py --targets soft --cross-fit
 """
 
 from collections.abc import Sequence

@@ -12,7 +12,7 @@ import numpy as np
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 import albumentations as A
 
-_LABEL_KEYS = ("label1", "label2", "change_mask", "soft")
+_LABEL_KEYS = ("label1", "label2", "change_mask")
 cv2.setNumThreads(0)  # one thread per worker: the workers are the parallelism
 
 
@@ -40,9 +40,7 @@ class TrainTransform:
         self._color = A.Compose([light, A.HueSaturationValue(**hue, p=0.3)])
 
     def __call__(self, sample: dict[str, Any], seed: Sequence[int]) -> dict[str, Any]:
-        """Return the sample, images (H, W, bands) and what labels (H, W) it has, transformed;
-        ``soft`` ones are (H, W, planes).
-        """
+        """Return the sample, images (H, W, bands) and what labels (H, W) it has, transformed."""
         height, width = sample["image1"].shape[:2]
         geometry = self._square if self.crop_size or height == width else self._whole
         draws = np.random.SeedSequence(seed).generate_state(3)

@@ -19,8 +19,8 @@ import numpy as np
 from datasets.bands import RGB, Bands
 from datasets.classes import ClassList
 from datasets.images import fill_gaps, read_header, read_masked
-from datasets.labels import read_label, read_planes
-from datasets.pairs import Pair, PseudoLabels
+from datasets.labels import read_label
+from datasets.pairs import IMAGE_FOLDERS, Pair, pseudo_mask
 from datasets.task import Task
 from utils import dist
 from utils.errors import OptionError
@@ -32,7 +32,7 @@ LEFTOVER_AGE_S = 86400  # another program may be writing the same cache for hour
 THREADS = 2  # the decoders leave the interpreter lock free
 VALID = "\0valid"  # behind the path of an image, the entry of its pixels that have data
 SHARED_MEMORY = Path("/dev/shm")
-Files = Sequence[tuple[Path, str]]  # what is decoded, and by which method of a reader
+Files = Sequence[tuple[Path, bool]]  # what is decoded, and whether it is an image
 MaskedImage = tuple[np.ndarray, np.ndarray | None]  # values, and which pixels have data
 
 
@@ -51,10 +51,6 @@ class FileReader:
     def label(self, path: Path) -> np.ndarray:
         """Return (H, W) uint8 class indices."""
         return read_label(path, self.classes)
-
-    def planes(self, path: Path) -> np.ndarray:
-        """Return (K · H, W) uint8, the K planes of soft targets."""
-        return read_planes(path)
 
 
 class CachedReader:
@@ -79,8 +75,6 @@ class CachedReader:
         """Return what `FileReader` does; a private view, as of an image."""
         return self._read(str(path))
 
-    planes = label
-
     def _read(self, name: str) -> np.ndarray:
         number, *entry = self._entries[name]
         if number not in self._bytes:
@@ -96,7 +90,7 @@ def make_reader(
     outdir: Path,
     pairs: Sequence[Pair],
     task: Task,
-    pseudo_labels: PseudoLabels | None = None,
+    pseudo_label_root: Path | None = None,
     bands: Bands = RGB,
 ) -> CachedReader | FileReader:
     """Return what reads some pairs: for ``off`` the files themselves, for ``ram`` or ``disk`` (in
@@ -110,7 +104,7 @@ def make_reader(
     # Process 0 first, then one of each node where the file is not seen, then the others.
     for turn in (dist.is_main(), dist.leads_node(), True):
         if turn and reader is None:
-            reader = build_cache(pairs, task.classes, folder, pseudo_labels, bands)
+            reader = build_cache(pairs, task.classes, folder, pseudo_label_root, bands)
         dist.barrier()
     return reader
 
@@ -137,24 +131,24 @@ def build_cache(
     pairs: Sequence[Pair],
     classes: ClassList,
     folder: Path,
-    pseudo_labels: PseudoLabels | None = None,
+    pseudo_label_root: Path | None = None,
     bands: Bands = RGB,
 ) -> CachedReader:
-    """Decode all files of some pairs, and pseudo labels into a file of their own; open the result.
+    """Decode all files of some pairs, and pseudo masks into a file of their own; open the result.
 
     A cache is named by the paths, sizes and times of its files, by class list and bands, so that
     only what changed is decoded again; older pseudo masks are removed. A DataError for a bad file,
     an OptionError where room is short.
     """
     remove_leftovers(folder, LEFTOVER_AGE_S)
-    files = [(path, "image") for pair in pairs for path in (pair.image1, pair.image2)]
-    files += [(path, "label") for pair in pairs for path in pair.labels.values()]
+    files = [(path, True) for pair in pairs for path in (pair.image1, pair.image2)]
+    files += [(path, False) for pair in pairs for path in pair.labels.values()]
     paths = [folder / f"{_key(files, classes, bands)}.bin"]
     _write_cache(paths[0], files, classes, bands)
-    if pseudo_labels is not None:
-        found = [item for pair in pairs for item in pseudo_labels.files(pair).items()]
-        files = [(path, "planes" if key == "soft" else "label") for key, path in found]
-        names = "\n".join(str(path) for path, _ in files)
+    if pseudo_label_root is not None:
+        masks = [pseudo_mask(pseudo_label_root, date, p) for p in pairs for date in IMAGE_FOLDERS]
+        files = [(mask, False) for mask in masks]
+        names = "\n".join(map(str, masks))
         prefix = f"pseudo-{hashlib.sha256(names.encode()).hexdigest()[:12]}-"
         paths.append(folder / f"{prefix}{_key(files, classes, RGB)}.bin")  # of any bands
         for other in folder.glob(f"{prefix}*"):
@@ -201,10 +195,9 @@ def _write_cache(path: Path, files: Files, classes: ClassList, bands: Bands) -> 
         store = np.memmap(temporary, dtype=np.uint8, mode="w+", shape=(total,))
         reader = FileReader(classes, bands)
 
-        def decode(item: tuple[Path, str]) -> None:
-            file, kind = item
-            found = getattr(reader, kind)(file)
-            values, valid = found if kind == "image" else (found, None)
+        def decode(item: tuple[Path, bool]) -> None:
+            file, is_image = item
+            values, valid = reader.image(file) if is_image else (reader.label(file), None)
             _view(store, *entries[str(file)])[:] = values
             if f"{file}{VALID}" in entries:
                 _view(store, *entries[f"{file}{VALID}"])[:] = True if valid is None else valid
@@ -224,13 +217,13 @@ def _view(store: np.ndarray, offset: int, shape: Sequence[int], dtype: str) -> n
 def _layout(files: Files, bands: Bands) -> tuple[dict[str, tuple[int, tuple, str]], int]:
     """Return offset, shape and type of each file's array, and the bytes of all."""
     entries, offset, itemsize = {}, 0, np.dtype(bands.dtype).itemsize
-    for path, kind in files:
+    for path, is_image in files:
         header = read_header(path)
         size = (header.height, header.width)
         arrays = {str(path): (size, "uint8")}
-        if kind == "image":
+        if is_image:
             arrays = {str(path): ((*size, len(bands.numbers)), bands.dtype)}
-        if kind == "image" and header.masked:
+        if is_image and header.masked:
             arrays[f"{path}{VALID}"] = (size, "bool")
         for name, (shape, dtype) in arrays.items():
             entries[name] = (offset, shape, dtype)

@@ -6,19 +6,17 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch.utils.data import Dataset
 
 from datasets.cache import CachedReader, FileReader
 from datasets.classes import IGNORED
 from datasets.images import read_header, valid_in_all
-from datasets.pairs import Pair, PseudoLabels
+from datasets.pairs import Pair, pseudo_mask
 from datasets.task import Task
 from utils.errors import DataError
 
 Transform = Callable[[dict[str, Any], Sequence[int]], dict[str, Any]]
 Size = tuple[int, ...]
-CELL = 4  # pixels on a side of what soft targets tell a value of
 
 
 class ChangeDetectionDataset(Dataset):
@@ -29,8 +27,7 @@ class ChangeDetectionDataset(Dataset):
     (H, W) uint8 (1 = changed). A date without labels has no key, of change masks neither has.
     Pixels without data at either date are `IGNORED` in all of them, and True in ``ignored`` (H, W),
     which only untransformed samples with such pixels have; their images are filled.
-    Masks of ``pseudo_labels`` replace the labels, but never ``change_mask``; soft ones stand beside
-    the labels, as ``soft``, (planes, ⌈H / 4⌉, ⌈W / 4⌉) uint8 of `soft_targets`. ``seed``,
+    Masks under ``pseudo_label_root`` replace the labels, but never ``change_mask``. ``seed``,
     `set_epoch` and the index decide every draw of ``transform``. A DataError for missing pseudo
     masks; when a sample is read, for files that cannot be decoded or do not fit each other.
     """
@@ -40,17 +37,17 @@ class ChangeDetectionDataset(Dataset):
         pairs: Sequence[Pair],
         task: Task,
         transform: Transform | None = None,
-        pseudo_labels: PseudoLabels | None = None,
+        pseudo_label_root: Path | None = None,
         seed: int = 0,
         reader: FileReader | CachedReader | None = None,
     ) -> None:
         self.pairs = list(pairs)
         self.task = task
         self.transform = transform
-        self.pseudo_labels = pseudo_labels
+        self.pseudo_label_root = pseudo_label_root
         self.seed = seed
         self.reader = reader or FileReader(task.classes)
-        for path in (path for pair in self.pairs for path in self._pseudo_files(pair).values()):
+        for path in (path for pair in self.pairs for path in self._pseudo_masks(pair).values()):
             if not path.exists():
                 raise DataError(f"{path}: no pseudo mask for this pair; run label.py first")
         # Shared memory, so that workers that outlive an epoch see the next one's number.
@@ -72,10 +69,7 @@ class ChangeDetectionDataset(Dataset):
         sample = {"name": pair.name, "image1": image1, "image2": image2}
         if pair.labels:
             sample |= self._read_labels(pair, size, valid)
-            for key, path in self._pseudo_files(pair).items():
-                if key == "soft":
-                    sample[key] = self._read_soft(path, pair, size)
-                    continue
+            for key, path in self._pseudo_masks(pair).items():
                 mask = self.reader.label(path)
                 require_size(path, mask.shape, pair.image1, size)
                 sample[key] = _ignore(mask, valid)
@@ -86,9 +80,6 @@ class ChangeDetectionDataset(Dataset):
         tensors = {key: torch.from_numpy(sample[key]) for key in sample if key != "name"}
         for key in ("image1", "image2"):
             tensors[key] = tensors[key].permute(2, 0, 1)
-        if "soft" in tensors:
-            cells = to_cells(tensors["soft"].permute(2, 0, 1).contiguous())
-            tensors["soft"] = cells.round_().to(torch.uint8)
         return {"name": pair.name, **tensors}
 
     def labels(self, index: int) -> dict[str, torch.Tensor]:
@@ -125,28 +116,9 @@ class ChangeDetectionDataset(Dataset):
         change_mask = _ignore(first.astype(np.uint8), valid)
         return {**({} if self.task.is_binary else labels), "change_mask": change_mask}
 
-    def _read_soft(self, path: Path, pair: Pair, size: Size) -> np.ndarray:
-        """Return soft targets at the size of the images, so that they move with them."""
-        rows, columns = (-(-side // CELL) for side in size)
-        planes = 2 * self.task.semantic_classes + 1
-        values = self.reader.planes(path)
-        if values.shape != (planes * rows, columns):
-            raise DataError(
-                f"{path}: no soft targets for {pair.image1} and {self.task.semantic_classes} "
-                "classes; run label.py --targets soft again"
-            )
-        cells = values.reshape(planes, rows, columns).transpose(1, 2, 0)
-        return cells.repeat(CELL, axis=0).repeat(CELL, axis=1)[: size[0], : size[1]]
-
-    def _pseudo_files(self, pair: Pair) -> dict[str, Path]:
-        return self.pseudo_labels.files(pair) if self.pseudo_labels else {}
-
-
-def to_cells(maps: torch.Tensor) -> torch.Tensor:
-    """Average (…, H, W) of three or four dimensions over squares of `CELL` pixels, smaller at the
-    right and the bottom: (…, ⌈H / 4⌉, ⌈W / 4⌉) float32.
-    """
-    return F.avg_pool2d(maps.float(), CELL, ceil_mode=True)
+    def _pseudo_masks(self, pair: Pair) -> dict[str, Path]:
+        keys = {} if self.pseudo_label_root is None else {"label1": "im1", "label2": "im2"}
+        return {k: pseudo_mask(self.pseudo_label_root, folder, pair) for k, folder in keys.items()}
 
 
 def _ignore(label: np.ndarray, valid: np.ndarray | None) -> np.ndarray:

@@ -71,14 +71,6 @@ def read_coded(paths: Sequence[Path], preset: Preset) -> dict[str, np.ndarray]:
     return {key: mask * (changed > 0) for key, mask in masks.items()}
 
 
-def read_planes(path: Path) -> np.ndarray:
-    """Read the (K · H, W) uint8 of a grey PNG whose K planes lie below each other; or DataError."""
-    image = open_image(path)
-    if image.mode != "L":
-        raise DataError(f"{path}: no soft targets ({image.mode}); run label.py --targets soft")
-    return np.asarray(image)
-
-
 def _remedy(reading: LabelReading, classes: ClassList) -> str:
     if reading.format == OTHER_MODE:
         return "save class indices as an 8-bit grey or palette PNG, or class colours as RGB"

@@ -2,14 +2,14 @@
 
 import shutil
 import signal
-from collections.abc import Collection, Hashable, Iterator, Sequence, Sized
+from collections.abc import Collection, Iterator, Sequence, Sized
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, DistributedSampler, Sampler, get_worker_info
 
 from datasets.cache import SHARED_MEMORY
-from datasets.dataset import CELL, ChangeDetectionDataset, require_size
+from datasets.dataset import ChangeDetectionDataset, require_size
 from datasets.images import common_size
 from utils import dist
 from utils.errors import DataError
@@ -46,8 +46,7 @@ class ResumableSampler(DistributedSampler):
 
 
 class SameSizeBatches(Sampler[list[int]]):
-    """Batches in file order, of one size and of one of the ``groups`` each, where there are any;
-    every ``world_size``-th is this process's.
+    """Batches in file order, of one size each; every ``world_size``-th is this process's.
 
     A batch of nothing but indices in ``skip`` is left out, the others stay as they are, so that
     their results do too; ``skipped`` are the indices left out of this process's share.
@@ -60,14 +59,13 @@ class SameSizeBatches(Sampler[list[int]]):
         skip: Collection[int] = (),
         rank: int = 0,
         world_size: int = 1,
-        groups: Sequence[Hashable] = (),
     ) -> None:
-        alike: dict[tuple, list[int]] = {}
-        for index, key in enumerate(zip(sizes, groups, strict=True) if groups else sizes):
-            alike.setdefault(key, []).append(index)
-        self.sizes = tuple(dict.fromkeys(sizes))
+        by_size: dict[tuple[int, int], list[int]] = {}
+        for index, size in enumerate(sizes):
+            by_size.setdefault(size, []).append(index)
+        self.sizes = tuple(by_size)
         needless, done, batches = set(skip), [], []
-        for indices in alike.values():
+        for indices in by_size.values():
             for start in range(0, len(indices), batch_size):
                 batch = indices[start : start + batch_size]
                 (done if needless.issuperset(batch) else batches).append(batch)
@@ -103,13 +101,12 @@ def evaluation_loader(
     workers: int,
     skip: Collection[int] = (),
     pin_memory: bool = False,
-    groups: Sequence[Hashable] = (),
 ) -> DataLoader:
     """Return `SameSizeBatches`, each pair once over all processes: every batch is what a single one
     would make of it, so that results do not depend on their number.
     """
     sizes = [common_size(pair.image1, pair.image2) for pair in dataset.pairs]
-    batches = SameSizeBatches(sizes, batch_size, skip, dist.rank(), dist.size(), groups)
+    batches = SameSizeBatches(sizes, batch_size, skip, dist.rank(), dist.size())
     return DataLoader(dataset, batch_sampler=batches, **_worker_options(workers, pin_memory))
 
 
@@ -149,8 +146,6 @@ def _batch_bytes(loader: DataLoader) -> int:
     elif dataset.transform and dataset.transform.crop_size:
         sizes = [(dataset.transform.crop_size,) * 2]
     of_pixel = 2 * image.shape[2] * image.itemsize + 4  # images, labels, what changed, gaps
-    if dataset.pseudo_labels and dataset.pseudo_labels.soft:
-        of_pixel += (2 * dataset.task.semantic_classes + 1) / CELL**2
     return pairs * max(height * width for height, width in sizes) * of_pixel
 
 

@@ -23,7 +23,6 @@ SPLIT_FOLDERS = ("train", "val", "test")
 IMAGE_FOLDERS = ("im1", "im2")
 LABEL_FOLDERS = ("label1", "label2")
 CHANGE_FOLDER = "label"  # change masks, as public sets name it
-SOFT_FOLDER = "soft"  # of label.py, beside its masks in im1 and im2
 UNFINISHED = "unfinished.json"  # in a data set until the tool that writes it has come to its end
 _READ = ", ".join(sorted(suffix[1:] for suffix in RASTER_SUFFIXES))
 # Images in these formats are meant as such, but not read; other suffixes may be anything.
@@ -152,8 +151,7 @@ def index_voted_pairs(root: Path, classes: ClassList, preset: Preset = STANDARD)
     """List the pairs of ``root/train``; a DataError where their labels leave nothing to vote on."""
     if classes.is_binary:
         raise DataError(
-            f"{root}: change masks: there is nothing to vote; pseudo labels need classes, soft "
-            "targets (label.py --targets soft) do not"
+            f"{root}: change masks: there is nothing to vote; pseudo labels need classes"
         )
     pairs = index_pairs(root / "train", preset)
     missing = [f"label{date}" for date in (1, 2) if date not in pairs[0].labelled_dates]
@@ -208,19 +206,9 @@ def test_split(root: Path, preset: Preset = STANDARD) -> str:
 test_split.__test__ = False  # pytest takes the name for one of its own
 
 
-@dataclass(frozen=True)
-class PseudoLabels:
-    """What is trained on of label.py's work: masks of both dates, soft targets, or all."""
-
-    root: Path
-    hard: bool = True
-    soft: bool = False
-
-    def files(self, pair: Pair) -> dict[str, Path]:
-        """Return the files of a pair, by their key in a sample."""
-        folders = {"label1": "im1", "label2": "im2"} if self.hard else {}
-        folders |= {"soft": SOFT_FOLDER} if self.soft else {}
-        return {key: self.root / name / f"{pair.name}.png" for key, name in folders.items()}
+def pseudo_mask(root: Path, folder: str, pair: Pair) -> Path:
+    """Return where label.py writes the mask of a pair; ``folder`` is ``im1`` or ``im2``."""
+    return root / folder / f"{pair.name}.png"
 
 
 def layout_hint(folder: Path) -> str:

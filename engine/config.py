@@ -49,14 +49,6 @@ def band_numbers(text: str) -> tuple[int, ...]:
     return numbers
 
 
-def two_weights(text: str) -> tuple[float, ...]:
-    """Parse ``8,1``; a weight may be 0."""
-    weights = tuple(cli.non_negative_float(part) for part in text.split(","))
-    if len(weights) != 2:
-        raise argparse.ArgumentTypeError(f"{text!r} is not two weights, as 8,1")
-    return weights
-
-
 def run_name(text: str) -> str:
     """Parse the name of a run, which begins the names of its files."""
     long = len(os.fsencode(text)) > 100
@@ -172,15 +164,7 @@ class TrainingOptions:
     crops_per_image: int = option(
         1, "--crop-size: squares of every image in an epoch", cli.positive_int, fixed=True)
     use_pseudo_label: bool = option(
-        False, "train on OUTDIR/masks/train, which label.py writes", fixed=True)
-    targets: str | None = option(
-        None, "hard: semantics learn label.py's masks; soft: change and semantics learn its "
-        "ensemble's probabilities, beside the ground truth; or both",
-        choices=("hard", "soft", "both"), fixed=True,
-        shown="with --use-pseudo-label soft where label.py --targets soft wrote some, else hard")
-    distill_weights: tuple[float, ...] = option(
-        (8.0, 1.0), "soft targets: weights of the loss terms of change and of semantics",
-        two_weights, metavar="W,W", shown="8,1", fixed=True)
+        False, "train semantics on OUTDIR/masks/train, which label.py writes", fixed=True)
     pseudo_label_root: Path | None = option(
         None, "--use-pseudo-label: other folder of masks, with im1 and im2", metavar="DIR",
         shown="OUTDIR/masks/train", fixed=True)
@@ -296,8 +280,6 @@ class TrainConfig(RunOptions, ValidationOptions, TrainingOptions, ModelOptions, 
         super().__post_init__()
         if self.pseudo_label_root and not self.use_pseudo_label:
             raise OptionError("--pseudo-label-root needs --use-pseudo-label")
-        if self.targets and not self.use_pseudo_label:
-            raise OptionError(f"--targets {self.targets} needs --use-pseudo-label")
         if self.crops_per_image > 1 and not self.crop_size:
             raise OptionError("--crops-per-image needs --crop-size")
         if self.compile and self.checkpoint_activations:
@@ -335,13 +317,9 @@ class LabelConfig(RunOptions, EnsembleOptions, SplitConfig, DataConfig):
     vote: str = option(
         "hard", "hard: each model votes for the class that both dates agree on; soft: their mean "
         "probabilities decide", choices=("hard", "soft"))
-    targets: str = option(
-        "hard", "hard: masks alone; soft: also the ensemble's probabilities of classes and change, "
-        "in a quarter of the resolution, for train.py", choices=("hard", "soft"))
     min_confidence: float = option(
-        0.0, "probability below which a soft vote leaves a pixel out", cli.fraction, shown="0")
-    cross_fit: bool = option(
-        False, "label a pair with checkpoints not trained on it, as of train.py --split k-fold")
+        0.0, "probability, 0 to 1, below which a soft vote leaves a pixel unlabelled", cli.fraction,
+        shown="0")
     tta: bool = option(True, "average six flipped and turned views per model")
 
     def __post_init__(self) -> None:

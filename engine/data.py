@@ -3,6 +3,7 @@
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch.utils.data import DataLoader
@@ -13,14 +14,14 @@ from datasets.cache import make_reader
 from datasets.classes import find_preset
 from datasets.dataset import ChangeDetectionDataset
 from datasets.loaders import evaluation_loader, fit_shared_memory, training_loader
-from datasets.pairs import Pair, PseudoLabels, split_pairs
+from datasets.pairs import Pair, split_pairs
 from datasets.quick_check import changed_shares, quick_check
 from datasets.splits import Split
 from datasets.statistics import choose_bands, read_statistics
 from datasets.task import Task, load_task, missing_labels, with_dates
 from engine.config import TrainConfig
 from engine.ensemble import bands_to_read, choose_ensemble
-from engine.predict import MANIFEST, has_soft_targets, mask_set, unfinished
+from engine.predict import MANIFEST, mask_set, unfinished
 from models.checkpoint import Checkpoint
 from utils import dist
 from utils.dist import broadcast, is_main, print0
@@ -47,9 +48,9 @@ class TrainingData:
     mask_set: str = ""  # of the pseudo masks at the start, as `mask_set` tells
 
     @property
-    def pseudo_labels(self) -> PseudoLabels | None:
-        """The pseudo labels that are trained on."""
-        return self.train_loader.dataset.pseudo_labels
+    def masks(self) -> Path | None:
+        """The folder of pseudo masks that are trained on."""
+        return self.train_loader.dataset.pseudo_label_root
 
     @classmethod
     def open(cls, config: TrainConfig, device: torch.device) -> "TrainingData":
@@ -99,10 +100,10 @@ class TrainingData:
 def _open_train_loader(
     config: TrainConfig, data: TrainingData, pairs: list[Pair], device: torch.device
 ) -> DataLoader:
-    labels = None
+    masks = None
     if config.use_pseudo_label:
-        labels = _find_pseudo_labels(config, data.task)
-        data.mask_set = broadcast(is_main() and _require_finished(labels, pairs))
+        masks = _find_pseudo_masks(config, data.task)
+        data.mask_set = broadcast(is_main() and _require_finished(masks, pairs))
     visits = pairs * config.crops_per_image  # each has draws of its own
     often = _visit_changed(config, pairs, data.task)
     batch_size = _pairs_per_pass(config, len(visits))
@@ -112,10 +113,10 @@ def _open_train_loader(
             "pspnet normalises one value per image and channel: --batch-size ≥ 2, and no more "
             "--accumulate, or processes on a CPU, than leave two pairs a pass"
         )
-    reader = make_reader(config.cache, config.outdir, pairs, data.task, labels, data.bands)
+    reader = make_reader(config.cache, config.outdir, pairs, data.task, masks, data.bands)
     transform = TrainTransform(config.crop_size, is_rgb=data.bands == RGB)
     loader = training_loader(
-        ChangeDetectionDataset(visits + often, data.task, transform, labels, config.seed, reader),
+        ChangeDetectionDataset(visits + often, data.task, transform, masks, config.seed, reader),
         batch_size,
         config.reader_workers(device.type),
         config.seed,
@@ -139,29 +140,24 @@ def _visit_changed(config: TrainConfig, pairs: list[Pair], task: Task) -> list[P
     return changed * more * config.crops_per_image
 
 
-def _find_pseudo_labels(config: TrainConfig, task: Task) -> PseudoLabels:
-    folder = config.pseudo_label_root or config.outdir / "masks" / "train"
-    soft = config.targets in (None, "soft", "both") and has_soft_targets(folder)
-    hard = config.targets == "both" or not soft
-    if task.is_binary and hard:
+def _find_pseudo_masks(config: TrainConfig, task: Task) -> Path:
+    if task.is_binary:
         raise OptionError(
             "--use-pseudo-label: pseudo labels are classes, and these labels are change masks "
-            "without any; train without it, or on what label.py --targets soft writes"
+            "without any; train without it"
         )
+    folder = config.pseudo_label_root or config.outdir / "masks" / "train"
     if not folder.is_dir():
         raise OptionError(f"{folder}: no pseudo masks there; run label.py first")
-    if config.targets in ("soft", "both") and not soft:
-        raise OptionError(f"{folder}: no soft targets there; run label.py --targets soft first")
-    return PseudoLabels(folder, hard, soft)
+    return folder
 
 
-def _require_finished(labels: PseudoLabels, pairs: list[Pair]) -> str:
-    """Return the `mask_set` of pseudo labels, where all are of one run of label.py."""
-    folder = labels.root
+def _require_finished(folder: Path, pairs: list[Pair]) -> str:
+    """Return the `mask_set` of a folder, where all masks are of one run of label.py."""
     writer, found = holder(folder / LOCK), mask_set(folder)
     if writer:
         raise OptionError(f"{folder}: {writer} is writing masks there; wait for its end")
-    missing = unfinished(labels, pairs)
+    missing = unfinished(folder, pairs)
     if missing:
         raise OptionError(
             f"{folder}: label.py has not come to its end there, the masks of {len(missing)} of "

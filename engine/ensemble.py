@@ -14,7 +14,7 @@ from engine.metrics import RANKS
 from models.checkpoint import Checkpoint, open_checkpoint
 from models.decoding import INDEPENDENT, Decoding
 from utils.dist import print0
-from utils.errors import CheckpointError, DataError, OptionError
+from utils.errors import CheckpointError, DataError
 
 LATEST = "_latest"
 
@@ -114,54 +114,12 @@ def check_classes(checkpoint: Checkpoint, task: Task) -> None:
 def warn_of_leakage(checkpoints: Sequence[Checkpoint], ids: Collection[str]) -> None:
     """Say which checkpoints were trained on pairs that are scored; foreign ones do not tell."""
     for checkpoint in checkpoints:
-        seen = len(_trained_on(checkpoint) & set(ids))
+        seen = len(set(checkpoint.info.get("split", {}).get("train", ())) & set(ids))
         if seen:
             print0(
                 f"warning: leakage: {checkpoint.path} was trained on {seen} of the {len(ids)} "
                 "pairs; scores on them will be too high"
             )
-
-
-def say_trained(checkpoints: Sequence[Checkpoint], ids: Collection[str]) -> None:
-    """Say on how many of the pairs to label the models were trained, where they tell of any."""
-    counts = [len(_trained_on(checkpoint) & set(ids)) for checkpoint in checkpoints]
-    if any(counts):
-        seen = " to ".join(map(str, sorted({min(counts), max(counts)})))
-        print0(
-            f"note: each model was trained on {seen} of these {len(ids)} pairs, of which it is too "
-            "sure; with models of a k-fold split, --cross-fit leaves these to the others"
-        )
-
-
-def choose_unseen(checkpoints: Sequence[Checkpoint], names: Sequence[str]) -> list[tuple[int, ...]]:
-    """Return for each pair the indices of the checkpoints that were not trained on it.
-
-    Raises:
-        CheckpointError: one does not tell what it was trained on.
-        OptionError: all were trained on a pair.
-    """
-    for checkpoint in checkpoints:
-        if "split" not in checkpoint.info:
-            raise CheckpointError(
-                f"{checkpoint.path}: does not tell which pairs it was trained on; leave it out, or "
-                "--cross-fit"
-            )
-    trained = [_trained_on(checkpoint) for checkpoint in checkpoints]
-    chosen = [tuple(i for i, ids in enumerate(trained) if name not in ids) for name in names]
-    seen = [name for name, indices in zip(names, chosen, strict=True) if not indices]
-    if seen:
-        raise OptionError(
-            f"--cross-fit: all checkpoints were trained on {len(seen)} of {len(names)} pairs, such "
-            f"as {seen[0]}; train one on each fold, train.py --split k-fold --folds K --fold I "
-            "--name foldI, or leave --cross-fit out"
-        )
-    fewest, most = (extreme(map(len, chosen)) for extreme in (min, max))
-    print0(f"cross-fit: each pair by {fewest}{f' to {most}' * (most > fewest)} of them")
-    return chosen
-
-
-def _trained_on(checkpoint: Checkpoint) -> set[str]:
-    return set(checkpoint.info.get("split", {}).get("train", ()))
 
 
 def epochs_chosen(checkpoints: Sequence[Checkpoint], ids: Collection[str]) -> str:

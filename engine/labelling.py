@@ -1,6 +1,4 @@
-"""label.py: an ensemble votes a class for the pixels that the ground truth leaves unlabelled, and
-tells its probabilities of classes and change.
-"""
+"""label.py: an ensemble votes a class for the pixels that the ground truth leaves unlabelled."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,13 +6,11 @@ from typing import Any
 import torch
 
 from datasets.classes import IGNORED, find_preset
-from datasets.dataset import to_cells
-from datasets.pairs import SOFT_FOLDER, index_pairs, index_voted_pairs, split_pairs
+from datasets.pairs import index_voted_pairs, split_pairs
 from datasets.task import load_task
 from engine.config import LabelConfig
 from engine.predict import Job, open_work
 from engine.predictor import Predictor
-from models.losses import soft_targets
 from utils.dist import all_sum, print0
 from utils.text import progress, table
 
@@ -26,60 +22,40 @@ def label(config: LabelConfig, device: torch.device) -> "Coverage":
     """Write pseudo masks for ROOT/train as one of the processes; return what was labelled."""
     preset = find_preset(config.preset, config.data_root)
     task = load_task(config.data_root, preset)
-    soft = config.targets == "soft"
-    folders, options = (), OPTIONS + ("cross_fit",) * config.cross_fit
-    if soft:
-        pairs = index_pairs(config.data_root / "train", preset)
-        voted = not task.is_binary and pairs[0].labelled_dates == (1, 2)
-        folders = (*task.mask_folders, SOFT_FOLDER) if voted else (SOFT_FOLDER,)
-        options = (*options, "targets")
-    else:
-        pairs, voted = index_voted_pairs(config.data_root, task, preset), True
+    pairs = index_voted_pairs(config.data_root, task, preset)
     # The masks are for a student that validates on these.
     split, _, _ = split_pairs(config.data_root, config.split_options, preset)
     folder = config.outdir / "masks" / "train"
-    job = Job("labelling", task, pairs, split.val, folder, options, False, folders)
+    job = Job("labelling", task, pairs, split.val, folder, OPTIONS, by_students=False)
     coverage = Coverage(task.num_classes)
-    with open_work(config, device, job) as (loader, predictor, writer, _, allowed):
-        for index in loader.batch_sampler.skipped if voted else ():
+    with open_work(config, device, job) as (loader, predictor, writer, _):
+        for index in loader.batch_sampler.skipped:
             labels, (mask1, _) = loader.dataset.labels(index), job.read_masks(index)
             coverage.update(labels["label1"], labels["label2"], mask1)
         for batch in progress(loader, "label"):
-            predictor.chosen = allowed.get(batch["name"][0])
-            vote, targets = vote_batch(config, predictor, batch, task.semantic_classes)
-            maps = [targets.cpu()] if soft else []
-            if voted:
-                labels, vote = (batch["label1"], batch["label2"]), vote.cpu()
-                coverage.update(*labels, vote)
-                maps = [*(merge_labels(label, vote) for label in labels), *maps]
-            writer.write(batch["name"], *maps)
+            label1, label2 = batch["label1"], batch["label2"]
+            vote = vote_batch(config, predictor, batch, task.num_classes).cpu()
+            coverage.update(label1, label2, vote)
+            writer.write(batch["name"], merge_labels(label1, vote), merge_labels(label2, vote))
         coverage.labelled, coverage.voted = all_sum(coverage.labelled), all_sum(coverage.voted)
-    if voted:
-        print0(coverage.table(task.classes.names))
-    print0(f"pseudo masks: {folder}" if voted else f"soft targets: {folder / SOFT_FOLDER}")
+    print0(f"{coverage.table(task.classes.names)}\npseudo masks: {folder}")
     return coverage
 
 
 def vote_batch(
     config: LabelConfig, predictor: Predictor, batch: Mapping[str, Any], num_classes: int
-) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """Return the ensemble's vote for every pixel of a batch, (N, H, W) uint8, 0 = no class, and its
-    `soft_targets`; None for the one where there are no classes, for the other where not wanted.
-    """
+) -> torch.Tensor:
+    """Return the ensemble's vote for every pixel of a batch: (N, H, W) uint8, 0 = no class."""
     images = batch["image1"], batch["image2"]
-    together = config.vote == "soft" or not num_classes
-    votes, cells = [], []
-    for probs in [predictor(*images)] if together else predictor.each_model(*images):
-        if num_classes and together:
-            joint = predictor.decoding.is_joint
-            votes.append(soft_vote(*probs[:2], config.min_confidence, joint))
-        elif num_classes:
-            votes.append(hard_votes(*((x.argmax(dim=1) + 1).to(torch.uint8) for x in probs[:2])))
-        if config.targets == "soft":  # a sixteenth of the memory, and the mean is the same
-            cells.append([to_cells(x) for x in probs.present()])
-    means = [torch.stack(each).mean(dim=0) for each in zip(*cells, strict=True)]
-    vote = count_votes(torch.stack(votes), num_classes) if votes else None
-    return vote, soft_targets(means) if means else None
+    if config.vote == "soft":
+        probs1, probs2, _ = predictor(*images)
+        joint = predictor.decoding.is_joint
+        return soft_vote(probs1, probs2, config.min_confidence, joint)
+    votes = [
+        hard_votes(*((each.argmax(dim=1) + 1).to(torch.uint8) for each in probs[:2]))
+        for probs in predictor.each_model(*images)
+    ]
+    return count_votes(torch.stack(votes), num_classes)
 
 
 def hard_votes(class_maps1: torch.Tensor, class_maps2: torch.Tensor) -> torch.Tensor:

@@ -18,17 +18,15 @@ from datasets.cache import FileReader
 from datasets.dataset import ChangeDetectionDataset
 from datasets.labels import read_label
 from datasets.loaders import evaluation_loader, fit_shared_memory
-from datasets.pairs import SOFT_FOLDER, Pair, PseudoLabels
+from datasets.pairs import IMAGE_FOLDERS, Pair, pseudo_mask
 from datasets.task import Task
 from engine.config import LabelConfig, TestConfig
 from engine.ensemble import (
     bands_to_read,
     choose_decoding,
     choose_ensemble,
-    choose_unseen,
     describe_all,
     epochs_chosen,
-    say_trained,
     warn_of_leakage,
 )
 from engine.predictor import Predictor
@@ -45,7 +43,7 @@ from utils.dist import broadcast, gather, is_main, print0, sole_writer
 from utils.errors import OptionError
 from utils.files import file_state, read_json, remove_leftovers, write_json
 from utils.locks import LOCK
-from utils.pictures import read_note, save_change_mask, save_image, save_mask
+from utils.pictures import read_note, save_change_mask, save_mask
 from utils.text import plural
 
 MANIFEST = "manifest.json"
@@ -64,7 +62,6 @@ class Job:
     folder: Path  # of the masks
     options: Sequence[str]  # names of those that decide the masks, beside the number format
     by_students: bool  # whether runs with pseudo labels do it, or those without
-    folders: Sequence[str] = ()  # that masks go to, where they are not the task's
 
     def read_masks(self, index: int) -> list[torch.Tensor]:
         """Return the masks of a finished pair, (H, W) uint8, in the order of a model's maps."""
@@ -74,17 +71,12 @@ class Job:
 
 
 class Work(NamedTuple):
-    """An ensemble at work; ``made_with`` tells in plain values what its masks are made with.
-
-    With ``cross_fit`` in a job's options, batches are of pairs for which the same models may
-    predict, and ``allowed`` are these models' indices by a pair's name; else it is empty.
-    """
+    """An ensemble at work; ``made_with`` tells in plain values what its masks are made with."""
 
     loader: DataLoader
     predictor: Predictor
     writer: "MaskWriter"
     made_with: dict[str, Any]
-    allowed: dict[str, tuple[int, ...]]
 
 
 @contextmanager
@@ -103,11 +95,6 @@ def open_work(config: LabelConfig | TestConfig, device: torch.device, job: Job) 
         f"{dist.size()} × {device.type}:\n{describe_all(checkpoints)}"
     )
     warn_of_leakage(checkpoints, job.unseen)
-    groups = ()
-    if "cross_fit" in job.options:
-        groups = choose_unseen(checkpoints, [pair.id for pair in pairs])
-    elif not job.by_students:
-        say_trained(checkpoints, [pair.id for pair in pairs])
     bands = bands_to_read(checkpoints, pairs[0].image1)
     precision = choose_precision(config.amp, device)
     decoding = choose_decoding(config.decode, checkpoints)
@@ -116,16 +103,16 @@ def open_work(config: LabelConfig | TestConfig, device: torch.device, job: Job) 
         "checkpoints": [_digest_of(c.path) for c in checkpoints] if is_main() else [],
         "data": sorted({str(pair.image1.parents[1].resolve()) for pair in pairs}),
     }
-    if decoding.is_joint:  # masks of before there was a choice are independent
+    # Hard votes do not depend on it, and masks of before there was a choice are independent.
+    if decoding.is_joint and getattr(config, "vote", "soft") == "soft":
         key["decoding"] = asdict(decoding)
-    with open_masks(job.folder, task, key, pairs, config.overwrite, job.folders) as writer:
+    with open_masks(job.folder, task, key, pairs, config.overwrite) as writer:
         loader = evaluation_loader(
             ChangeDetectionDataset(pairs, task, reader=FileReader(task.classes, bands)),
             config.test_batch_size,
             config.reader_workers(device.type),
             skip=writer.finished,
             pin_memory=device.type == "cuda",
-            groups=groups,
         )
         fit_shared_memory(loader)
         skipped = sum(gather(len(loader.batch_sampler.skipped)))
@@ -140,46 +127,38 @@ def open_work(config: LabelConfig | TestConfig, device: torch.device, job: Job) 
         chosen = epochs_chosen(checkpoints, [pair.id for pair in pairs])
         made_with = {"checkpoints": names, "epoch_choice": chosen, "bands": bands.numbers}
         made_with |= conditions(predictor, precision)
-        allowed = dict(zip([pair.name for pair in pairs], groups, strict=True)) if groups else {}
-        yield Work(loader, predictor, writer, made_with, allowed)
+        yield Work(loader, predictor, writer, made_with)
 
 
 @contextmanager
 def open_masks(
-    folder: Path,
-    task: Task,
-    key: Mapping[str, Any],
-    pairs: Sequence[Pair],
-    overwrite: bool,
-    folders: Sequence[str] = (),
+    folder: Path, task: Task, key: Mapping[str, Any], pairs: Sequence[Pair], overwrite: bool
 ) -> Iterator["MaskWriter"]:
     """Go on with the masks that a folder holds, or begin others; every process must call it.
 
-    ``folders`` are those inside that masks go to, by default the task's. No other program may write
-    there meanwhile. The manifest holds the ``key``, plain values that decide all masks alike; each
-    mask carries a digest of it, and one of its pair's files. Process 0 decides for all, as nodes
-    may see another state of a shared folder. Half-written masks of a killed program are removed.
+    No other program may write there meanwhile. The manifest holds the ``key``, plain values that
+    decide all masks alike; each mask carries a digest of it, and one of its pair's files. Process 0
+    decides for all, as nodes may see another state of a shared folder. Half-written masks of a
+    killed program are removed.
     """
-    places = [folder / name for name in folders or task.mask_folders]
-    key = {"format": FORMAT, "classes": task.classes.to_dict(), **key}
     with sole_writer(folder / LOCK, "masks"):
-        notes, finished = broadcast(is_main() and _begin(places, key, pairs, overwrite))
-        with MaskWriter(places, task, notes, finished) as writer:
+        notes, finished = broadcast(is_main() and _begin(folder, task, key, pairs, overwrite))
+        with MaskWriter(folder, task, notes, finished) as writer:
             yield writer
 
 
 def _begin(
-    places: Sequence[Path], key: Mapping[str, Any], pairs: Sequence[Pair], overwrite: bool
+    folder: Path, task: Task, key: Mapping[str, Any], pairs: Sequence[Pair], overwrite: bool
 ) -> tuple[dict[str, str], list[int]]:
     """Return the notes of the masks by pair, and the indices of pairs that are finished."""
-    folder = places[0].parent
-    for each in (folder, *places):
+    key = {"format": FORMAT, "classes": task.classes.to_dict(), **key}
+    for each in (folder, *(folder / date for date in task.mask_folders)):
         remove_leftovers(each)
     if _read_manifest(folder) != json.loads(json.dumps(key)):
         write_json(folder / MANIFEST, key)
     work = mask_set(folder)
     notes = {p.name: f"{work}-{_digest([file_state(file) for file in p.files])}" for p in pairs}
-    stray = {path.stem for place in places for path in place.glob("*.png")}
+    stray = {path.stem for date in task.mask_folders for path in (folder / date).glob("*.png")}
     stray -= notes.keys()
     if stray:
         print0(
@@ -188,7 +167,7 @@ def _begin(
         )
     finished = []
     for index, pair in enumerate(pairs):
-        masks = [place / f"{pair.name}.png" for place in places]
+        masks = [folder / date / f"{pair.name}.png" for date in task.mask_folders]
         if overwrite:
             for mask in masks:
                 mask.unlink(missing_ok=True)
@@ -203,21 +182,12 @@ def mask_set(folder: Path) -> str:
     return "" if manifest is None else _digest(manifest)
 
 
-def has_soft_targets(folder: Path) -> bool:
-    """Tell whether a folder's masks, as its manifest says or else as they lie there, have some."""
-    manifest = _read_manifest(folder)
-    if manifest is None:
-        return (folder / SOFT_FOLDER).is_dir()
-    return isinstance(manifest, dict) and manifest.get("targets") == "soft"
-
-
-def unfinished(labels: PseudoLabels, pairs: Sequence[Pair]) -> list[Pair]:
-    """Return the pairs whose pseudo labels are missing or of other work than the manifest's.
+def unfinished(folder: Path, pairs: Sequence[Pair]) -> list[Pair]:
+    """Return the pairs whose masks of both dates are missing or of other work than the manifest's.
 
     Without a manifest the masks were made elsewhere and are taken as they are: returns nothing.
     An OptionError for one of before masks carried notes.
     """
-    folder = labels.root
     work, manifest = mask_set(folder), _read_manifest(folder)
     if not work:
         return []
@@ -229,7 +199,10 @@ def unfinished(labels: PseudoLabels, pairs: Sequence[Pair]) -> list[Pair]:
     return [
         pair
         for pair in pairs
-        if any(read_note(path).split("-")[0] != work for path in labels.files(pair).values())
+        if any(
+            read_note(pseudo_mask(folder, date, pair)).split("-")[0] != work
+            for date in IMAGE_FOLDERS
+        )
     ]
 
 
@@ -258,28 +231,22 @@ def _digest_of(path: Path) -> str:
 class MaskWriter:
     """A context that writes PNGs in threads, while the next batch is predicted.
 
-    Of the ``places``, im1 and im2 get ``<name>.png`` in the class colours, change those of 0 and
-    255, and soft the planes of soft targets below each other, with the ``notes`` of their pairs.
-    Leaving the context waits for all of them. ``finished`` are indices of the pairs whose masks are
-    there already.
+    The folder gets ``{im1,im2}/<name>.png`` in the class colours, or ``change/<name>.png`` of 0 and
+    255, with the ``notes`` of their pairs. Leaving the context waits for all of them. ``finished``
+    are indices of the pairs whose masks are there already.
     """
 
     def __init__(
-        self,
-        places: Sequence[Path],
-        task: Task,
-        notes: Mapping[str, str],
-        finished: Sequence[int] = (),
+        self, folder: Path, task: Task, notes: Mapping[str, str], finished: Sequence[int] = ()
     ) -> None:
-        self._places, self._task, self._notes = places, task, notes
+        self._folder, self._task, self._notes = Path(folder), task, notes
         self.finished = finished
         self._pool = ThreadPoolExecutor(2)  # zlib leaves the interpreter lock free
         self._pending: deque[Future] = deque()
 
     def write(self, names: Sequence[str], *maps: torch.Tensor) -> None:
-        """Queue a batch's maps, in the order of the places, uint8, on the CPU.
+        """Queue a batch's maps, of both dates or of change: (N, H, W) uint8, on the CPU.
 
-        Those of dates and of change are (N, H, W), soft targets (N, planes, H, W).
         A `UserError` of an earlier mask that could not be written is raised here.
         """
         for name, *masks in zip(names, *(pred.numpy() for pred in maps), strict=True):
@@ -288,11 +255,9 @@ class MaskWriter:
             self._pending.popleft().result()
 
     def _write_pair(self, name: str, masks: Sequence[np.ndarray]) -> None:
-        for place, mask in zip(self._places, masks, strict=True):
-            path = place / f"{name}.png"
-            if place.name == SOFT_FOLDER:
-                save_image(path, mask.reshape(-1, mask.shape[-1]), self._notes[name])
-            elif self._task.palette is None:
+        for folder, mask in zip(self._task.mask_folders, masks, strict=True):
+            path = self._folder / folder / f"{name}.png"
+            if self._task.palette is None:
                 save_change_mask(path, mask, self._notes[name])
             else:
                 save_mask(path, mask, self._task.palette, self._notes[name])

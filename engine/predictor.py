@@ -58,8 +58,7 @@ class Predictor:
 
     A forward pass takes both dates of as many pairs, and these under as many views, as memory
     allows; the number is halved when the device runs out of memory, and stays so. The models are in
-    eval mode, on one device and of one class list; ``views`` and ``decoding`` may be changed later,
-    and ``chosen``, the indices of the models that predict; None for all.
+    eval mode, on one device and of one class list; ``views`` and ``decoding`` may be changed.
     """
 
     def __init__(
@@ -70,7 +69,6 @@ class Predictor:
     ) -> None:
         self.models = self._plain_models = list(models)
         self.views = tuple(views)
-        self.chosen: Sequence[int] | None = None
         self.autocast = autocast
         self.decoding = INDEPENDENT
         self.device = next(self.models[0].parameters()).device
@@ -95,14 +93,13 @@ class Predictor:
     @torch.inference_mode()
     def __call__(self, image1: torch.Tensor, image2: torch.Tensor) -> Probabilities:
         """Return the mean over models and views of two (N, bands, H, W) uint8 or uint16 images."""
-        each, count = self.each_model(image1, image2), 1
+        each = self.each_model(image1, image2)
         total = next(each)
         for probs in each:
-            count += 1
             for mean, value in zip(total.present(), probs.present(), strict=True):
                 mean.add_(value)
         for mean in total.present():
-            mean.div_(count)
+            mean.div_(len(self.models))
         return total
 
     @torch.inference_mode()
@@ -114,8 +111,8 @@ class Predictor:
     def each_model(self, image1: torch.Tensor, image2: torch.Tensor) -> Iterator[Probabilities]:
         """Yield each model's probabilities, averaged over its views; arguments as for a call."""
         images = [image.to(self.device, non_blocking=True) for image in (image1, image2)]
-        for index in range(len(self.models)) if self.chosen is None else self.chosen:
-            yield self._mean_over_views(self.models[index], *images)
+        for model in self.models:
+            yield self._mean_over_views(model, *images)
 
     def _mean_over_views(
         self, model: nn.Module, image1: torch.Tensor, image2: torch.Tensor

@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from datasets.images import image_size
 from datasets.quick_check import measure_change
 from datasets.statistics import find_imagery, measure_changes
+from datasets.task import Task
 from engine.config import DECODE, TrainConfig
 from engine.data import TrainingData
 from engine.ensemble import choose_decoding
@@ -86,7 +87,7 @@ class TrainState:
     ) -> "TrainState":
         """Return a new state, or the one where the run to resume was left."""
         saved, run.saved = run.saved, None  # forgotten: it is as large as the model
-        weights = _class_weights(config, data)
+        weights = _class_weights(config, data.task)
         model_config = _model_config(config, data, saved)
         run.identity["config"] = model_config.to_dict()
         own = saved or Checkpoint(Path(), model_config, {}, run.identity)
@@ -101,8 +102,8 @@ class TrainState:
         model.to(device=device, memory_format=torch.channels_last)
         if config.checkpoint_activations:
             checkpoint_activations(model)
-        more = _change_weight(config, data, saved), config.distill_weights
-        criterion = ChangeCriterion(model_config.num_classes, weights, *more).to(device)
+        more = (weights, _change_weight(config, data, saved))
+        criterion = ChangeCriterion(model_config.num_classes, *more).to(device)
         autocast = choose_precision(config.amp, device).autocast
         footprint = measure_footprint(model, criterion, autocast)
         if config.compile:
@@ -358,11 +359,9 @@ def _keep_threads(threads: int | None, asked: int | None) -> None:
         os.environ[WHY_THREADS] = "as the run to resume had"
 
 
-def _class_weights(config: TrainConfig, data: TrainingData) -> tuple[float, ...] | None:
-    task, labels = data.task, data.pseudo_labels
+def _class_weights(config: TrainConfig, task: Task) -> tuple[float, ...] | None:
     names = task.classes.names[1:]
-    voted = labels is not None and labels.hard  # beside soft targets the labels may be the truth
-    weights = config.class_weights or default_class_weights(names, voted)
+    weights = config.class_weights or default_class_weights(names, config.use_pseudo_label)
     if weights and len(weights) != task.semantic_classes:
         raise OptionError(
             f"--class-weights: {len(weights)} weights for {task.semantic_classes} classes "

@@ -36,7 +36,7 @@ def test(config: TestConfig, device: torch.device) -> AnyMetrics | None:
     deadline = started + config.time_limit if config.time_limit else None
     job = _find_pairs(config)
     task, folder = job.task, job.folder
-    with open_work(config, device, job) as (loader, predictor, writer, made_with, _):
+    with open_work(config, device, job) as (loader, predictor, writer, made_with):
         counts = LabelCounts(task.num_classes, predictor.device)
         for index in loader.batch_sampler.skipped:
             counts.update(job.read_masks(index), loader.dataset.labels(index))

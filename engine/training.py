@@ -44,7 +44,7 @@ from utils.locks import LOCK
 from utils.signals import StopRequest
 from utils.text import progress
 
-TARGETS = ("label1", "label2", "change_mask", "soft")
+TARGETS = ("label1", "label2", "change_mask")
 
 
 def main(config: TrainConfig, device: torch.device) -> AnyMetrics | None:
@@ -80,8 +80,7 @@ def main(config: TrainConfig, device: torch.device) -> AnyMetrics | None:
 def _open_run(
     config: TrainConfig, data: TrainingData, device: torch.device
 ) -> tuple[Run, TrainState]:
-    masks = data.pseudo_labels and data.pseudo_labels.root
-    run = Run(config, data.task, data.split.to_dict(), (masks, data.mask_set))
+    run = Run(config, data.task, data.split.to_dict(), (data.masks, data.mask_set))
     state = TrainState.build(config, data, run, device)
     state.announce(config, data)
     return run, state
@@ -151,9 +150,8 @@ def training_step(state: TrainState, batch: dict[str, Any]) -> bool:
     """Train on one batch, without waiting for the device; tell whether the weights have changed.
 
     The batch has uint8 or uint16 ``image1/image2`` (N, bands, H, W), integer ``change_mask`` and,
-    for each date with labels, ``label1/label2`` (N, H, W), ``name``, and maybe ``soft``, targets as
-    the criterion takes them. A `NumericalError` where a loss of this or one of the last batches is
-    not finite.
+    for each date with labels, ``label1/label2`` (N, H, W), and ``name``. A `NumericalError` where a
+    loss of this or one of the last batches is not finite.
     """
     state.part = state.part % state.accumulate + 1
     last_part = state.part == state.accumulate

@@ -7,14 +7,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from datasets.classes import IGNORED
-from datasets.dataset import to_cells
 from utils.dist import all_mean
 
 # Total = 2·change + semantic1 + semantic2, as published (SenseEarth 2020, 1st place).
 TERM_WEIGHTS = {"change": 2.0, "semantic1": 1.0, "semantic2": 1.0}
 CHANGED_PIXEL_WEIGHT = 2.0
-TEMPERATURE = 2.0  # of distilled classes
-DISTILL_WEIGHTS = (8.0, 1.0)  # of change, and of classes at this temperature
 USUAL_SHARE = 0.2  # of changed pixels, in the data that the published weight is for
 MAX_CHANGED_PIXEL_WEIGHT = 16.0
 
@@ -25,21 +22,16 @@ SECOND_CLASS_WEIGHTS = (2.0, 1.0, 2.0, 2.0, 1.0, 1.0)
 
 
 class ChangeCriterion(nn.Module):
-    """Semantic cross-entropy on each date, by class weight (else ones), and `change_loss`; with
-    soft targets also `distillation_loss`.
-    """
+    """Semantic cross-entropy on each date, by class weight (else ones), and `change_loss`."""
 
     def __init__(
         self,
         num_classes: int,
         class_weights: Sequence[float] | None = None,
         change_weight: float = CHANGED_PIXEL_WEIGHT,
-        distill_weights: Sequence[float] = DISTILL_WEIGHTS,
     ) -> None:
         super().__init__()
-        self.change_weight, (change, semantic) = change_weight, distill_weights
-        self.term_weights = TERM_WEIGHTS | {"distill_change": change}
-        self.term_weights |= {"distill_semantic1": semantic, "distill_semantic2": semantic}
+        self.change_weight = change_weight
         weights = torch.ones(num_classes) if class_weights is None else torch.tensor(class_weights)
         self.register_buffer("class_weights", weights.float())
 
@@ -49,14 +41,12 @@ class ChangeCriterion(nn.Module):
         label1: torch.Tensor | None,
         label2: torch.Tensor | None,
         change_mask: torch.Tensor,
-        soft: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor]:
         """Return the loss terms by name, and their weighted sum as ``total``.
 
         ``output`` is a `ChangeOutput`. Labels are (N, H, W) integer, 0 = unlabelled, 1..C;
         ``change_mask`` is (N, H, W), 1 = changed, from the ground truth. `IGNORED` pixels have no
-        loss. A date without logits or without a label has no term. ``soft`` are those that
-        `soft_targets` made of a teacher's probabilities; a term of weight 0 is left out.
+        loss. A date without logits or without a label has no term.
         """
         *semantic_logits, change_logits = output
         terms = {"change": change_loss(change_logits, change_mask, self.change_weight)}
@@ -64,10 +54,7 @@ class ChangeCriterion(nn.Module):
         for name, logits, label in dates:
             if logits is not None and label is not None:
                 terms[name] = semantic_loss(logits, label, self.class_weights)
-        if soft is not None:
-            distilled = distillation_loss(output, soft, change_mask)
-            terms |= {name: value for name, value in distilled.items() if self.term_weights[name]}
-        terms["total"] = sum(self.term_weights[name] * value for name, value in terms.items())
+        terms["total"] = sum(TERM_WEIGHTS[name] * value for name, value in terms.items())
         return terms
 
 
@@ -122,46 +109,3 @@ def change_loss(
     mean = F.binary_cross_entropy_with_logits(logits.float(), target, weight=weight)
     counted = 1 - all_mean(ignored.sum() / ignored.numel())
     return mean / counted.clamp(min=torch.finfo(torch.float32).tiny)
-
-
-def soft_targets(cells: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Return what `distillation_loss` learns from: (N, 2C + 1, H, W) uint8, without classes
-    (N, 1, H, W).
-
-    ``cells`` are a teacher's probabilities of the classes of both dates, (N, C, H, W), and of
-    change, (N, H, W), in the resolution of `to_cells`. Of the former the square roots are kept, all
-    that a temperature of 2 needs: in steps of 1/255 they show a probability of 1.5e-5.
-    """
-    *semantic, change = cells
-    parts = [*(each.sqrt() for each in semantic), change[:, None]]
-    return (255 * torch.cat(parts, dim=1)).round().to(torch.uint8)
-
-
-def distillation_loss(
-    output: Sequence[torch.Tensor | None], soft: torch.Tensor, change_mask: torch.Tensor
-) -> dict[str, torch.Tensor]:
-    """Return the terms that pull a `ChangeOutput` to `soft_targets`, means over all cells.
-
-    Of change the cross-entropy to the teacher's probability; of classes the Kullback-Leibler
-    divergence of both at `TEMPERATURE`, times its square (Hinton et al. 2015). The student's logits
-    are averaged over a cell. Cells with an `IGNORED` pixel have no loss. Every process must call
-    it, as `semantic_loss`.
-    """
-    *semantic_logits, change_logits = output
-    known = (to_cells(change_mask == IGNORED) == 0).float()
-    count = all_mean(known.sum()).clamp(min=1)
-    targets = soft.float() / 255
-    change = F.binary_cross_entropy_with_logits(
-        to_cells(change_logits), targets[:, -1], weight=known, reduction="sum"
-    )
-    terms = {"distill_change": change / count}
-    for number, logits in enumerate(semantic_logits):
-        if logits is None or soft.shape[1] == 1:
-            continue
-        log_probs = F.log_softmax(to_cells(logits) / TEMPERATURE, dim=1)
-        first = number * logits.shape[1]
-        roots = targets[:, first : first + logits.shape[1]]
-        teacher = roots / roots.sum(dim=1, keepdim=True).clamp(min=1 / 255)
-        divergence = F.kl_div(log_probs, teacher, reduction="none").sum(dim=1) * TEMPERATURE**2
-        terms[f"distill_semantic{number + 1}"] = (divergence * known).sum() / count
-    return terms

@@ -77,9 +77,9 @@ def _fit(picture: np.ndarray, cell: int) -> Image.Image:
     return canvas
 
 
-def save_image(path: Path, array: np.ndarray, note: str = "") -> None:
-    """Write (H, W) or (H, W, 3) uint8 as PNG; `read_note` gives the ``note`` back."""
-    _save(path, Image.fromarray(np.ascontiguousarray(array)), note)
+def save_image(path: Path, array: np.ndarray) -> None:
+    """Write (H, W) or (H, W, 3) uint8 as PNG."""
+    _save(path, Image.fromarray(np.ascontiguousarray(array)))
 
 
 def save_change_mask(path: Path, mask: np.ndarray, note: str = "") -> None:

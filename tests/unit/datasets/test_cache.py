@@ -21,7 +21,7 @@ from datasets.cache import CachedReader, FileReader, build_cache, cache_folder, 
 from datasets.classes import SECOND_CLASSES, ClassList
 from datasets.dataset import ChangeDetectionDataset
 from datasets.loaders import training_loader
-from datasets.pairs import PseudoLabels, index_pairs
+from datasets.pairs import index_pairs
 from datasets.task import Task
 from tests.helpers.processes import Child, ended, eventually
 from utils.errors import DataError, OptionError
@@ -175,14 +175,14 @@ def write_pseudo_masks(root: Path, pairs: list, seed: int = 0) -> None:
 def test_pseudo_masks_are_cached_for_runs_of_any_bands(pairs, tmp_path, forbid_decoding):
     root, folder = tmp_path / "masks", tmp_path / "cache"
     write_pseudo_masks(root, pairs)
-    expected = samples_of(make_dataset(pairs, pseudo_labels=PseudoLabels(root)))
+    expected = samples_of(make_dataset(pairs, pseudo_label_root=root))
     assert all(sample["label1"].min() > 0 for sample in expected)  # not the ground truth
-    reader = build_cache(pairs, SECOND_CLASSES, folder, PseudoLabels(root), Bands((2, 1)))
+    reader = build_cache(pairs, SECOND_CLASSES, folder, Path(root), Bands((2, 1)))
     assert reader.image(pairs[0].image1)[0].shape[-1] == 2
     masks = set(folder.glob("pseudo-*"))
-    reader = build_cache(pairs, SECOND_CLASSES, folder, PseudoLabels(root))
+    reader = build_cache(pairs, SECOND_CLASSES, folder, root)
     forbid_decoding()
-    assert_same(samples_of(make_dataset(pairs, reader, pseudo_labels=PseudoLabels(root))), expected)
+    assert_same(samples_of(make_dataset(pairs, reader, pseudo_label_root=root)), expected)
     assert set(folder.glob("pseudo-*")) == masks and len(caches(folder)) == 3
 
 
@@ -190,20 +190,18 @@ def test_a_new_round_decodes_the_masks_alone(pairs, tmp_path, monkeypatch):
     root, folder = tmp_path / "masks", tmp_path / "cache"
     build_cache(pairs, SECOND_CLASSES, folder)  # of the teachers
     write_pseudo_masks(root, pairs)
-    build_cache(pairs, SECOND_CLASSES, folder, PseudoLabels(root))
+    build_cache(pairs, SECOND_CLASSES, folder, root)
     first = set(folder.iterdir())
-    build_cache(
-        pairs[1:], SECOND_CLASSES, folder, PseudoLabels(root)
-    )  # of other pairs, which are another fold
+    build_cache(pairs[1:], SECOND_CLASSES, folder, root)  # of other pairs, which are another fold
     fold = set(folder.iterdir()) - first
     write_pseudo_masks(root, pairs, seed=1)
-    build_cache(pairs, SECOND_CLASSES, folder, PseudoLabels(root))
+    build_cache(pairs, SECOND_CLASSES, folder, root)
     assert first <= set(folder.iterdir())  # young, so that another machine may be using them
     second = set(folder.iterdir()) - first - fold
     for path in (*first, *second):
         os.utime(path, (0, 0))
     write_pseudo_masks(root, pairs, seed=2)
-    expected = samples_of(make_dataset(pairs, pseudo_labels=PseudoLabels(root)))
+    expected = samples_of(make_dataset(pairs, pseudo_label_root=root))
     decoded, open_file = [], Image.open
 
     def opened(path, *arguments, **options):
@@ -211,9 +209,9 @@ def test_a_new_round_decodes_the_masks_alone(pairs, tmp_path, monkeypatch):
         return open_file(path, *arguments, **options)
 
     monkeypatch.setattr(Image, "open", opened)
-    reader = build_cache(pairs, SECOND_CLASSES, folder, PseudoLabels(root))
+    reader = build_cache(pairs, SECOND_CLASSES, folder, root)
     assert decoded and all(root in path.parents for path in decoded)
-    assert_same(samples_of(make_dataset(pairs, reader, pseudo_labels=PseudoLabels(root))), expected)
+    assert_same(samples_of(make_dataset(pairs, reader, pseudo_label_root=root)), expected)
     # Masks of old rounds are gone, the teachers' cache and those of other pairs are not.
     assert len(caches(folder)) == 4
     assert len(first - set(folder.iterdir())) == 2

@@ -8,15 +8,14 @@ import pytest
 import torch
 from PIL import Image
 
-from datasets.augment import TrainTransform
 from datasets.classes import CHANGE_CLASSES, SECOND_CLASSES
-from datasets.dataset import CELL, ChangeDetectionDataset
-from datasets.pairs import PseudoLabels, index_pairs
+from datasets.dataset import ChangeDetectionDataset
+from datasets.pairs import index_pairs
 from datasets.task import Task
 from tests.helpers.change_sets import masks_in_both
 from tests.helpers.image_files import read as read_file
 from utils.errors import DataError
-from utils.pictures import save_image, save_mask
+from utils.pictures import save_mask
 
 SECOND = Task(SECOND_CLASSES)
 FOLDERS = ("im1", "im2", "label1", "label2")
@@ -126,7 +125,7 @@ def pseudo(write_pairs, tmp_path) -> Callable:
 @pytest.mark.parametrize("lowest", [0, 1])  # pixels may be left open at one date
 def test_change_mask_is_ground_truth_beside_pseudo_labels(pseudo, lowest):
     folder, root, (mask1, mask2) = pseudo(lowest)
-    truth, sample = read(folder), read(folder, pseudo_labels=PseudoLabels(root))
+    truth, sample = read(folder), read(folder, pseudo_label_root=root)
     assert np.array_equal(sample["label1"], mask1) and np.array_equal(sample["label2"], mask2)
     assert 0 < truth["change_mask"].float().mean() < 1
     assert torch.equal(sample["change_mask"], truth["change_mask"])
@@ -135,56 +134,8 @@ def test_change_mask_is_ground_truth_beside_pseudo_labels(pseudo, lowest):
 
 def test_pseudo_masks_that_are_missing_or_of_another_size(pseudo):
     folder, root, _ = pseudo(size=(30, 20))
-    message = read_error(folder, pseudo_labels=PseudoLabels(root))
+    message = read_error(folder, pseudo_label_root=root)
     assert message.startswith(f"{root}/im1/a.png: 20 × 30 pixels") and "30 × 20" in message
     (root / "im2" / "a.png").unlink()
-    message = read_error(folder, pseudo_labels=PseudoLabels(root))
+    message = read_error(folder, pseudo_label_root=root)
     assert message == f"{root}/im2/a.png: no pseudo mask for this pair; run label.py first"
-
-
-PLANES = 2 * SECOND.num_classes + 1
-
-
-def write_soft(path: Path, planes: np.ndarray) -> None:
-    save_image(path, planes.reshape(-1, planes.shape[-1]))
-
-
-@pytest.mark.parametrize("size", [(16, 16), (19, 19), (22, 13)])
-@pytest.mark.parametrize("crop_size", [None, 9])
-def test_soft_targets_stay_with_their_pixels(size, crop_size, write_pairs, tmp_path, monkeypatch):
-    """Images hold row and column, so that a moved sample tells where each pixel comes from."""
-    monkeypatch.setattr("datasets.augment.change_light", lambda image, rng: image)
-    folder = write_pairs({"a": size})
-    place = np.stack([*np.mgrid[: size[0], : size[1]], np.zeros(size)], axis=-1).astype(np.uint8)
-    for date in ("im1", "im2"):
-        save_image(folder / date / "a.png", place)
-    shape = (PLANES, *(-(-side // CELL) for side in size))
-    planes = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    write_soft(tmp_path / "soft" / "a.png", planes)
-    labels = PseudoLabels(tmp_path, hard=False, soft=True)
-    plain = read(folder, pseudo_labels=labels)
-    assert np.array_equal(plain["soft"], planes)
-    assert torch.equal(plain["label1"], read(folder)["label1"])  # the ground truth
-    transform = TrainTransform(crop_size, is_rgb=False)
-    dataset = ChangeDetectionDataset(index_pairs(folder), SECOND, transform, labels)
-    for epoch in range(24):
-        dataset.set_epoch(epoch)
-        sample = dataset[0]
-        row, column, _ = sample["image1"].numpy()
-        expected = planes[:, row // CELL, column // CELL]
-        found = sample["soft"].numpy()
-        for y, x in np.ndindex(found.shape[1:]):
-            cell = expected[:, CELL * y : CELL * (y + 1), CELL * x : CELL * (x + 1)]
-            assert np.abs(cell.mean(axis=(1, 2)) - found[:, y, x]).max() <= 0.5
-
-
-def test_soft_targets_that_do_not_fit(write_pairs, tmp_path):
-    folder, path = write_pairs({"a": (16, 16)}), tmp_path / "soft" / "a.png"
-    labels = PseudoLabels(tmp_path, hard=False, soft=True)
-    assert read_error(folder, pseudo_labels=labels).startswith(f"{path}: no pseudo mask for this")
-    for shape in ((PLANES, 4, 5), (PLANES - 2, 4, 4)):
-        write_soft(path, np.zeros(shape, np.uint8))
-        message = read_error(folder, pseudo_labels=labels)
-        assert message.startswith(f"{path}: no soft targets for ") and "6 classes" in message
-    save_image(path, np.zeros((4, 4, 3), np.uint8))
-    assert read_error(folder, pseudo_labels=labels).startswith(f"{path}: no soft targets (RGB)")

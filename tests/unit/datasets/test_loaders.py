@@ -16,7 +16,7 @@ from datasets.cache import FileReader
 from datasets.classes import SECOND_CLASSES
 from datasets.dataset import ChangeDetectionDataset
 from datasets.loaders import evaluation_loader, fit_shared_memory, set_epoch, training_loader
-from datasets.pairs import PseudoLabels, index_pairs
+from datasets.pairs import index_pairs
 from datasets.task import Task
 from utils import cli
 from utils.errors import DataError
@@ -180,7 +180,7 @@ def test_pseudo_labels_turn_with_the_pair(sample_root, tmp_path):
             Image.fromarray(index).save(tmp_path / f"im{date}" / path.name)
     dataset = make_dataset(sample_root / "train")
     expected = epoch_of(make_loader(dataset), 1)
-    dataset.pseudo_labels = PseudoLabels(tmp_path)
+    dataset.pseudo_label_root = tmp_path
     assert same(epoch_of(make_loader(dataset), 1), expected)
 
 

@@ -19,7 +19,7 @@ GEOMETRIES = {
     "three quarter turns": lambda array: np.rot90(array, 3),
 }
 SHAPE_KEEPING = {"identity", "horizontal flip", "vertical flip", "half turn"}
-KEYS = ("image1", "image2", "label1", "label2", "change_mask", "soft")
+KEYS = ("image1", "image2", "label1", "label2", "change_mask")
 
 
 @pytest.fixture
@@ -40,7 +40,6 @@ def make_sample(height: int, width: int, bands: int = 3, grey: bool = False) -> 
         "label1": row,
         "label2": column,
         "change_mask": (row ^ column) % 2,
-        "soft": rng.integers(0, 256, (height, width, 13), dtype=np.uint8),
     }
 
 

@@ -10,7 +10,7 @@ import torch
 
 import train
 from datasets.classes import SECOND_CLASSES
-from datasets.pairs import PseudoLabels, index_pairs
+from datasets.pairs import index_pairs
 from datasets.task import Task
 from engine.config import TrainConfig
 from engine.predict import MANIFEST, mask_set, open_masks, unfinished
@@ -54,17 +54,17 @@ def folder(pairs, tmp_path):
 
 def test_masks_of_this_work_are_finished(folder, pairs):
     assert begin(folder, pairs) == ["a", "b"]
-    assert [pair.name for pair in unfinished(PseudoLabels(folder), pairs)] == ["c"]
+    assert [pair.name for pair in unfinished(folder, pairs)] == ["c"]
     (folder / "im2" / "a.png").unlink()
     assert begin(folder, pairs) == ["b"]
-    assert [pair.name for pair in unfinished(PseudoLabels(folder), pairs)] == ["a", "c"]
+    assert [pair.name for pair in unfinished(folder, pairs)] == ["a", "c"]
 
 
 def test_a_copy_that_keeps_no_times_is_as_finished(folder, pairs, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy, copy_function=shutil.copyfile)
     os.utime(copy / MANIFEST)
-    assert [pair.name for pair in unfinished(PseudoLabels(copy), pairs)] == ["c"]
+    assert [pair.name for pair in unfinished(copy, pairs)] == ["c"]
     assert begin(copy, pairs) == ["a", "b"]
 
 
@@ -80,7 +80,7 @@ def test_a_pair_whose_files_have_changed_is_made_again(file, folder, pairs):
 def test_other_work_and_a_damaged_manifest_make_masks_again(change, folder, pairs):
     if isinstance(change, str):
         (folder / MANIFEST).write_text(change, encoding="utf-8")
-        assert len(unfinished(PseudoLabels(folder), pairs)) == 3
+        assert len(unfinished(folder, pairs)) == 3
         assert begin(folder, pairs) == ["a", "b"]  # of the same work all the same
         return
     made = begin(folder, pairs, **change)
@@ -90,14 +90,14 @@ def test_other_work_and_a_damaged_manifest_make_masks_again(change, folder, pair
 
 def test_without_a_manifest_masks_are_taken_as_they_are(folder, pairs):
     (folder / MANIFEST).unlink()
-    assert unfinished(PseudoLabels(folder), pairs) == []
+    assert unfinished(folder, pairs) == []
     assert mask_set(folder) == ""
 
 
 def test_masks_of_an_older_program_are_named(folder, pairs):
     (folder / MANIFEST).write_text('{"tta": true}', encoding="utf-8")
     with pytest.raises(OptionError, match=r"masks of an older label.py.* remove manifest.json"):
-        unfinished(PseudoLabels(folder), pairs)
+        unfinished(folder, pairs)
 
 
 def test_one_program_at_a_time_writes_into_a_folder(folder, pairs):

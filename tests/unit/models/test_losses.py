@@ -6,14 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from datasets.classes import IGNORED
-from models.losses import (
-    SECOND_CLASS_WEIGHTS,
-    ChangeCriterion,
-    change_loss,
-    distillation_loss,
-    semantic_loss,
-    soft_targets,
-)
+from models.losses import SECOND_CLASS_WEIGHTS, ChangeCriterion, change_loss, semantic_loss
 
 TERMS = ("change", "semantic1", "semantic2", "total")
 
@@ -118,85 +111,3 @@ def test_large_logits_stay_finite_in_half_precision():
     label = torch.randint(0, 7, (1, 8, 8))
     losses = ChangeCriterion(6)(output, label, label, label > 0)
     assert all(value.isfinite() and value.dtype == torch.float32 for value in losses.values())
-
-
-def random_teacher(*shape: int, classes: int = 6) -> list[torch.Tensor]:
-    generator = torch.Generator().manual_seed(7)
-    n, h, w = shape
-    semantic = torch.randn(2, n, classes, h, w, generator=generator).mul(4).softmax(dim=2)
-    return [*semantic, torch.rand(n, h, w, generator=generator)]
-
-
-def test_soft_targets_keep_probabilities():
-    teacher = random_teacher(2, 5, 6)
-    soft = soft_targets(teacher)
-    assert soft.shape == (2, 13, 5, 6) and soft.dtype == torch.uint8
-    found = soft.double() / 255
-    assert (found[:, :6] ** 2 - teacher[0]).abs().max() <= 1 / 255
-    assert (found[:, 6:12] ** 2 - teacher[1]).abs().max() <= 1 / 255
-    assert (found[:, 12] - teacher[2]).abs().max() <= 0.5 / 255 + 1e-6
-    roots = teacher[0].sqrt()  # what a temperature of 2 makes of them
-    tempered = found[:, :6] / found[:, :6].sum(dim=1, keepdim=True)
-    assert (tempered - roots / roots.sum(dim=1, keepdim=True)).abs().max() <= 2 / 255
-    assert soft_targets(teacher[2:]).shape == (2, 1, 5, 6)
-
-
-def test_distillation_equals_a_sum_over_cells():
-    """9 × 6 pixels are 3 × 2 cells, of which the right and the lower ones are smaller."""
-    output, soft = random_output(2, 9, 6), soft_targets(random_teacher(2, 3, 2))
-    mask = torch.zeros(2, 9, 6, dtype=torch.uint8)
-    mask[1, 2, 5] = mask[1, 3, 5] = IGNORED  # both in one cell
-    values = soft.double() / 255
-    sums, count = {"change": 0.0, "semantic1": 0.0, "semantic2": 0.0}, 0
-    for n, y, x in np.ndindex(2, 3, 2):
-        rows, columns = slice(4 * y, 4 * y + 4), slice(4 * x, 4 * x + 4)
-        if (mask[n, rows, columns] == IGNORED).any():
-            continue
-        count += 1
-        logits = [each.detach().double()[n, ..., rows, columns].mean((-2, -1)) for each in output]
-        p, q = values[n, 12, y, x], logits[2].sigmoid()
-        sums["change"] -= (p * q.log() + (1 - p) * (1 - q).log()).item()
-        for date in (0, 1):
-            teacher = values[n, 6 * date : 6 * date + 6, y, x] ** 2
-            teacher = teacher.sqrt() / teacher.sqrt().sum()
-            student = (logits[date] / 2).softmax(dim=0)
-            divergence = (teacher * (teacher / student).log()).nansum()
-            sums[f"semantic{date + 1}"] += 4 * divergence.item()
-    assert count == 11
-    found = distillation_loss(output, soft, mask)
-    assert found.keys() == {f"distill_{name}" for name in sums}
-    for name, total in sums.items():
-        assert found[f"distill_{name}"].item() == pytest.approx(total / count, rel=1e-5), name
-    sum(found.values()).backward()
-    for each in output:
-        gradient = each.grad.reshape(2, -1, 9, 6)
-        assert not gradient[1, :, :4, 4:].any() and gradient[0, :, :4, 4:].all()
-
-
-def test_a_student_that_agrees_has_no_divergence_and_a_flat_cross_entropy():
-    teacher = random_teacher(1, 1, 1)
-    logits = [*(probs.log() for probs in teacher[:2]), teacher[2].logit()]
-    output = [each.repeat_interleave(4, -1).repeat_interleave(4, -2) for each in logits]
-    output[2].requires_grad_()
-    soft = soft_targets(teacher)
-    found = distillation_loss(output, soft, torch.zeros(1, 4, 4))
-    assert found["distill_semantic1"] < 1e-3 and found["distill_semantic2"] < 1e-3
-    found["distill_change"].backward()
-    assert output[2].grad.abs().max() < 1e-3
-
-
-def test_weights_of_distillation():
-    output, soft = random_output(1, 8, 8), soft_targets(random_teacher(1, 2, 2))
-    label = torch.randint(0, 7, (1, 8, 8))
-    maps = (label, label, (label > 0).to(torch.uint8))
-    plain = ChangeCriterion(6)(output, *maps)
-    assert ChangeCriterion(6, distill_weights=(0, 0))(output, *maps, soft) == plain
-    terms = ChangeCriterion(6, distill_weights=(8, 0))(output, *maps, soft)
-    assert terms.keys() - plain.keys() == {"distill_change"}
-    expected = plain["total"] + 8 * terms["distill_change"]
-    assert terms["total"].item() == pytest.approx(expected.item(), rel=1e-6)
-    both = ChangeCriterion(6)(output, *maps, soft)
-    expected = terms["total"] + both["distill_semantic1"] + both["distill_semantic2"]
-    assert both["total"].item() == pytest.approx(expected.item(), rel=1e-6)
-    nothing = distillation_loss(output, soft, torch.full_like(label, IGNORED))
-    assert not any(nothing.values())
