@@ -24,7 +24,7 @@ DATA_ROOT = REPO / "data" / "dataset"
 OUTDIR = REPO / "outdir"
 MODELS = ("fcn", "pspnet")  # the keys of models.heads.HEADS, which imports torch
 DECODINGS = ("independent", "joint")  # models.decoding.NAMES
-DECODE = "independent"  # of new runs, and of checkpoints that do not tell
+DECODE = "joint"  # of new runs, and of checkpoints that do not tell
 PRESETS = (  # the keys of datasets.classes.PRESETS, which imports numpy
     *("second", "second-changemamba-order", "landsat-scd", "hi-ucd", "hrscd"),
     *("levir-cd", "whu-cd", "s2looking"))
@@ -34,7 +34,7 @@ BANDS, MODEL, TRAINING, VALIDATION = "bands", "model", "training", "validation"
 VOTING, PREDICTION = "voting", "prediction"
 # What the published recipe chose, by option, whatever the defaults are by now. A script takes the
 # options that it has; checkpoints of before there was one of them stand for its value here.
-PUBLISHED = {"change_weight": 2.0, "change_sampling": 1}
+PUBLISHED = {"change_weight": 2.0, "change_sampling": 1, "decode": "independent"}
 RECIPES = {"published": PUBLISHED}
 
 
@@ -326,6 +326,8 @@ class LabelConfig(RunOptions, EnsembleOptions, SplitConfig, DataConfig):
         super().__post_init__()
         if self.min_confidence and self.vote == "hard":
             raise OptionError("--min-confidence needs --vote soft")
+        if self.decode == "joint" and self.vote == "hard":
+            raise OptionError("--decode joint needs --vote soft; hard votes are of each date alone")
 
 
 @options(PREDICTION)

@@ -187,7 +187,7 @@ def choose_decoding(asked: str | None, checkpoints: Sequence[Checkpoint]) -> Dec
     each = []
     for checkpoint in checkpoints:
         unknown = {"name": DECODE, "by_chance": 1 / max(1, checkpoint.config.num_classes)}
-        each.append(Decoding(**checkpoint.info.get("decoding", unknown)))
+        each.append(Decoding.from_dict(checkpoint.info.get("decoding", unknown)))
         dates = checkpoint.info.get("labelled_dates", {}).get("training", (1, 2))
         if checkpoint.config.num_classes < 2 or len(dates) < 2:
             return INDEPENDENT

@@ -1,6 +1,7 @@
 """label.py: an ensemble votes a class for the pixels that the ground truth leaves unlabelled."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -8,7 +9,7 @@ import torch
 from datasets.classes import IGNORED, find_preset
 from datasets.pairs import index_voted_pairs, split_pairs
 from datasets.task import load_task
-from engine.config import LabelConfig
+from engine.config import PUBLISHED, LabelConfig
 from engine.predict import Job, open_work
 from engine.predictor import Predictor
 from utils.dist import all_sum, print0
@@ -22,6 +23,8 @@ def label(config: LabelConfig, device: torch.device) -> "Coverage":
     """Write pseudo masks for ROOT/train as one of the processes; return what was labelled."""
     preset = find_preset(config.preset, config.data_root)
     task = load_task(config.data_root, preset)
+    # As published unless asked: whether joint decoding helps a vote no study has shown.
+    config = replace(config, decode=config.decode or PUBLISHED["decode"])
     pairs = index_voted_pairs(config.data_root, task, preset)
     # The masks are for a student that validates on these.
     split, _, _ = split_pairs(config.data_root, config.split_options, preset)

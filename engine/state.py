@@ -17,7 +17,7 @@ from datasets.images import image_size
 from datasets.quick_check import measure_change
 from datasets.statistics import find_imagery, measure_changes
 from datasets.task import Task
-from engine.config import DECODE, TrainConfig
+from engine.config import DECODE, PUBLISHED, TrainConfig
 from engine.data import TrainingData
 from engine.ensemble import choose_decoding
 from engine.metrics import AnyMetrics, metrics_from_dict
@@ -378,8 +378,8 @@ def _decoding(config: TrainConfig, data: TrainingData, checkpoint: Checkpoint) -
     info = checkpoint.info
     resumed = "training" in info
     if "decoding" not in info:
-        pairs = data.train_loader.dataset
-        new = Decoding() if resumed else Decoding(DECODE, **measure_changes(pairs))
+        name = PUBLISHED["decode"] if resumed else DECODE
+        new = Decoding(name, **measure_changes(data.train_loader.dataset))
         checkpoint = checkpoint._replace(info=info | {"decoding": asdict(new)})
     decoding = choose_decoding(config.decode, [checkpoint])
     before = checkpoint.info["decoding"]["name"]

@@ -5,8 +5,8 @@ says whether it changed, and that it changed, which classes it may have. ``docs/
 derivation.
 """
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 
 import torch
 
@@ -34,6 +34,11 @@ class Decoding:
     threshold: float = THRESHOLD
     same_class: float = 0.0
     by_chance: float = 0.5
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, str | float]) -> "Decoding":
+        """Rebuild what a checkpoint stores, also one of a later version with more in it."""
+        return cls(**{each.name: values[each.name] for each in fields(cls) if each.name in values})
 
     @property
     def is_joint(self) -> bool:
