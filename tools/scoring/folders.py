@@ -126,6 +126,8 @@ def _find_labels(
         pairs = index_pairs(label, preset)
         if not pairs[0].labels:
             raise DataError(f"{label}: no labels in it; name a split that has them")
+        if not (binary or preset.coded or pairs[0].labelled_dates == (1, 2)):
+            raise DataError(f"{label}: labels of one date, where scores are of both")
         labels = {pair.name: tuple(pair.labels.values()) for pair in pairs}
         return labels, {pair.name: (pair.image1, pair.image2) for pair in pairs}
     labels = find_masks(label, binary)
