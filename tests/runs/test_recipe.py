@@ -66,13 +66,12 @@ def test_pairs_with_change_are_drawn_more_often_in_epochs_as_long(tmp_path, caps
     assert measured[1] == pytest.approx(measured[0] * 3 * 40 / (40 + 2 * found), rel=0.2)
 
 
-def test_the_published_recipe_is_that_of_a_run_before_there_were_others(
-    fcn_run, tmp_path, monkeypatch
-):
+def test_the_published_recipe_is_that_of_its_options(fcn_run, tmp_path):
     # The defaults may be any by then: what the recipe says wins over them.
-    train.main(fcn_run.argv(tmp_path, "--recipe", "published", "--tensorboard"))
-    assert_same_run(tmp_path, fcn_run.outdir)
-    [path] = tmp_path.glob("logs/*/options.json")
+    train.main(fcn_run.argv(tmp_path / "recipe", "--recipe", "published", "--tensorboard"))
+    train.main(fcn_run.argv(tmp_path / "options", "--decode", "independent", "--tensorboard"))
+    assert_same_run(tmp_path / "recipe", tmp_path / "options")
+    [path] = tmp_path.glob("recipe/logs/*/options.json")
     assert json.loads(path.read_text(encoding="utf-8"))["recipe"] == "published"
 
 

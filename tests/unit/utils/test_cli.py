@@ -80,6 +80,7 @@ finally:
         (label, ["--vote", "loud"]),
         (label, ["--vote", "soft", "--min-confidence", "1.5"]),
         (label, ["--min-confidence", "0.5"]),
+        (label, ["--decode", "joint"]),
         (predict, ["--time-limit", "0"]),
         (predict, ["--split", "train"]),
     ],
