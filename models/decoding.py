@@ -142,7 +142,7 @@ def _correct_few(
 def _best_apart(
     probs1: torch.Tensor, probs2: torch.Tensor, shared: torch.Tensor, same_class: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the best pairs where both dates' likeliest class is ``shared``, which has no C."""
+    """Return the best pairs where ``shared``, (N, …) of (N, C, …), is likeliest at both dates."""
     shared = shared.unsqueeze(1)
     best1, best2 = (p.gather(1, shared) for p in (probs1, probs2))
     # Not by `topk`, which promises no order of equals; `argmax` takes the first.
