@@ -30,6 +30,7 @@ from datasets.loaders import collate
 from datasets.pairs import Pair, index_pairs
 from datasets.task import load_task
 from engine.config import LabelConfig, TrainConfig
+from engine.ensemble import choose_decoding
 from engine.labelling import label, vote_batch
 from engine.predictor import VIEWS
 from engine.runtime import build_predictor, choose_precision
@@ -124,9 +125,10 @@ class InferCase(Case):
         else:
             checkpoints = [open_checkpoint(path) for path in self.paths]
             predictor = build_predictor(checkpoints, self.device, self.precision, len(views) > 1)
+            predictor.decoding = choose_decoding(None, checkpoints)
         if name == "compiled":
             predictor.compile()
-        return lambda: [classes.cpu() for classes in decode(predictor(*images))]
+        return lambda: [c.cpu() for c in decode(predictor(*images), predictor.decoding)]
 
 
 class TrainCase(Case):

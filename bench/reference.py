@@ -14,10 +14,10 @@ from PIL import Image
 from torch import nn
 
 from datasets.bands import IMAGENET_MEAN, IMAGENET_STD
+from engine.ensemble import choose_decoding
 from engine.predictor import VIEWS, Probabilities, View, apply_view, undo_view
 from models.change_detector import ChangeDetector, ChangeOutput
-from models.checkpoint import load_model
-from models.decoding import INDEPENDENT
+from models.checkpoint import load_model, open_checkpoint
 
 
 class Detector(nn.Module):
@@ -56,8 +56,8 @@ class Predictor:
     """
 
     def __init__(self, paths: Sequence[Path], device: torch.device, views: Sequence[View]) -> None:
-        self.decoding = INDEPENDENT
-        self.decoding = INDEPENDENT
+        # No way of execution but a choice of what is computed, which both sides have to make alike.
+        self.decoding = choose_decoding(None, [open_checkpoint(path) for path in paths])
         self.models = [Detector(load_model(path, device)) for path in paths]
         self.views = views
 

@@ -2,7 +2,7 @@
 
 import shutil
 import signal
-from collections.abc import Collection, Iterator, Sequence, Sized
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -24,25 +24,22 @@ READER_LIMIT_S = 600  # one that fork left locked (CPython issue 112275) would n
 class ResumableSampler(DistributedSampler):
     """Shuffled indices of this process's share, from ``start`` on, as many as make whole steps.
 
-    An epoch takes ``draws`` of all samples; its order follows from the seed and its number alone.
+    An epoch takes ``draws`` of all samples; its order follows from the dataset's seed and its
+    number alone.
     Step by step, the shares of all processes, ``step`` samples each, are what a single process
     would take.
     """
 
-    def __init__(self, dataset: Sized, seed: int, step: int) -> None:
-        super().__init__(dataset, dist.size(), dist.rank(), seed=seed, drop_last=True)
-        self.start, self.draws = 0, len(dataset)
-        self._step = step
+    def __init__(self, dataset: ChangeDetectionDataset, step: int, draws: int) -> None:
+        super().__init__(dataset, dist.size(), dist.rank(), seed=dataset.seed, drop_last=True)
+        self.start = 0
+        self._end = draws // self.num_replicas // step * step
 
     def __iter__(self) -> Iterator[int]:
         return iter(list(super().__iter__())[self.start : self._end])
 
     def __len__(self) -> int:
         return self._end - self.start
-
-    @property
-    def _end(self) -> int:
-        return self.draws // self.num_replicas // self._step * self._step
 
 
 class SameSizeBatches(Sampler[list[int]]):
@@ -83,14 +80,18 @@ def training_loader(
     dataset: ChangeDetectionDataset,
     batch_size: int,
     workers: int,
-    seed: int,
     accumulate: int = 1,
+    draws: int | None = None,
     pin_memory: bool = False,
 ) -> DataLoader:
-    """Return whole steps of shuffled batches; a DataError for several or too small sizes."""
+    """Return whole steps of shuffled batches; a DataError for several or too small sizes.
+
+    The order follows from the dataset's seed. An epoch is ``draws`` of the samples; None for all.
+    """
     _check_training_sizes(dataset)
-    batch_size = min(batch_size, max(1, len(dataset) // dist.size()))
-    sampler = ResumableSampler(dataset, seed, batch_size * accumulate)
+    draws = len(dataset) if draws is None else draws
+    batch_size = min(batch_size, max(1, draws // dist.size()))
+    sampler = ResumableSampler(dataset, batch_size * accumulate, draws)
     options = _worker_options(workers, pin_memory)
     return DataLoader(dataset, batch_size, sampler=sampler, drop_last=True, **options)
 

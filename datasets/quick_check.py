@@ -1,4 +1,4 @@
-"""Pairs looked at before training: what is wrong with a few of them, and how much changed."""
+"""Pairs looked at before training: what is wrong with a few of them."""
 
 import time
 from collections.abc import Sequence
@@ -11,14 +11,10 @@ from datasets.cache import FileReader
 from datasets.classes import IGNORED, suspect_order
 from datasets.dataset import ChangeDetectionDataset
 from datasets.pairs import Pair
-from datasets.statistics import measured_pairs
 from datasets.task import Task
-from utils import dist
 from utils.errors import DataError
-from utils.text import progress
 
 SECONDS, SAMPLE, MANY = 0.6, 16, 4
-MEASURED_LABELS = 300  # pairs: rare change is in few of them
 
 
 def quick_check(pairs: Sequence[Pair], task: Task, bands: Bands) -> list[str]:
@@ -58,20 +54,6 @@ def quick_check(pairs: Sequence[Pair], task: Task, bands: Bands) -> list[str]:
     if order and len(looked_at) >= MANY:
         found.append((len(looked_at), order))
     return [f"{count} of {len(looked_at)} pairs looked at: {text}" for count, text in found]
-
-
-def changed_shares(pairs: Sequence[Pair], task: Task) -> list[float]:
-    """Return the share of changed pixels, 0..1, in the labels of each pair; all must call it."""
-    dataset, shares = ChangeDetectionDataset(pairs, task), []
-    if dist.is_main():
-        for index in progress(range(len(pairs)), "labels"):
-            shares.append(_changed_share(dataset.labels(index)["change_mask"]))
-    return dist.broadcast(shares)
-
-
-def measure_change(pairs: Sequence[Pair], task: Task) -> float:
-    """Return the mean of `changed_shares` over `MEASURED_LABELS` evenly spread pairs."""
-    return float(np.mean(changed_shares(measured_pairs(pairs, MEASURED_LABELS), task)))
 
 
 def _changed_share(change_mask: torch.Tensor) -> float:

@@ -1,15 +1,17 @@
-"""What is measured on training pairs: mean and deviation of each band, changes within a class."""
+"""What is measured on training pairs: mean and deviation of each band, and what changed."""
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from datasets.bands import RGB, RGB_IMAGERY, Bands, Imagery
 from datasets.classes import IGNORED
@@ -22,7 +24,22 @@ from utils.files import read_json
 from utils.text import progress
 
 MEASURED_PAIRS = 100  # of a training run without given statistics
+MEASURED_LABELS = 300  # pairs: rare change is in few of them
 REPORT_KEY = "band_statistics"  # of check_data.py's report
+
+
+class Changes(NamedTuple):
+    """What the labels of training pairs tell of change.
+
+    ``share``, 0..1, of the pixels with data changed. ``by_chance``, 1/C to 1, is how likely the
+    classes of two changed pixels agree; ``same_class`` how much rarer than that the dates of one
+    do, as a ratio of odds, 0 (never) to 1. Without labels of both dates, or any change, these are
+    1/C and 0.
+    """
+
+    share: float
+    same_class: float
+    by_chance: float
 
 
 @dataclass(frozen=True)
@@ -96,25 +113,19 @@ def measure(pairs: Sequence[Pair], bands: Bands) -> Imagery:
     return Imagery(bands, tuple(total.mean()), tuple(total.std()))
 
 
-def measure_changes(dataset: ChangeDetectionDataset) -> dict[str, float]:
-    """Return what `models.decoding.Decoding` has to know of changed pixels, from `measured_pairs`.
-
-    ``by_chance``, 1/C to 1, is how likely the classes of two of them agree; ``same_class`` how much
-    rarer than that the dates of one do, as a ratio of odds, 0 (never) to 1. Without labels of both
-    dates, or any change, these are 1/C and 0. Every process must call it.
-    """
-    classes = dataset.task.num_classes
-    counts = np.zeros((IGNORED, IGNORED))
-    unique = len(dict.fromkeys(dataset.pairs))
-    for index in measured_pairs(range(unique if dist.is_main() else 0)):
-        if dataset.pairs[index].labelled_dates != (1, 2):
-            continue
-        with suppress(DataError):  # training says so when it comes to the pair
-            labels = dataset.labels(index)
-            label1, label2 = labels["label1"].numpy(), labels["label2"].numpy()
-            changed = (label1 != IGNORED) & (label1 > 0)
-            cells = label1[changed].astype(np.int64) * IGNORED + label2[changed]
-            counts += np.bincount(cells, minlength=counts.size).reshape(counts.shape)
+def measure_changes(dataset: ChangeDetectionDataset) -> Changes:
+    """Measure evenly spread pairs, each as often as the dataset has it; all must call it."""
+    classes, often = dataset.task.num_classes, Counter(dataset.pairs)
+    pixels, both = torch.zeros(2, dtype=torch.float64), np.zeros((IGNORED, IGNORED))
+    indices = measured_pairs(range(len(often)), MEASURED_LABELS)  # all are there before any again
+    for pair, labels in _own_labels(dataset, indices):
+        changed, known = labels["change_mask"] == 1, labels["change_mask"] != IGNORED
+        pixels += often[pair] * torch.stack([changed.sum(), known.sum()])
+        if pair.labelled_dates == (1, 2):
+            label1, label2 = (labels[key][changed].numpy() for key in ("label1", "label2"))
+            cells = np.bincount(label1.astype(np.int64) * IGNORED + label2, minlength=both.size)
+            both += often[pair] * cells.reshape(both.shape)
+    pixels, counts = dist.all_sum(pixels), dist.all_sum(torch.from_numpy(both)).numpy()
     weight, by_chance = 0.0, 1 / classes
     if counts.any():
         same = counts.trace() / counts.sum()
@@ -122,7 +133,25 @@ def measure_changes(dataset: ChangeDetectionDataset) -> dict[str, float]:
         by_chance = float(shares @ shares)
         most = same * (1 - by_chance) >= (1 - same) * by_chance
         weight = 1.0 if most else same / (1 - same) / (by_chance / (1 - by_chance))
-    return dist.broadcast({"same_class": float(weight), "by_chance": by_chance})
+    return Changes(float(pixels[0] / pixels[1].clamp(min=1)), float(weight), by_chance)
+
+
+def changed_pairs(dataset: ChangeDetectionDataset) -> list[Pair]:
+    """Return the pairs with labels of change, in their order; every process must call it."""
+    labelled = _own_labels(dataset, range(len(dataset)))
+    own = [pair for pair, labels in labelled if (labels["change_mask"] == 1).any()]
+    found = {pair for pairs in dist.gather(own) for pair in pairs}
+    return [pair for pair in dataset.pairs if pair in found]
+
+
+def _own_labels(
+    dataset: ChangeDetectionDataset, indices: Sequence[int]
+) -> Iterator[tuple[Pair, dict[str, torch.Tensor]]]:
+    """Read this process's share of the pairs; training speaks of a damaged one when it comes."""
+    for index in progress(indices[dist.rank() :: dist.size()], "labels", unit="pair"):
+        with suppress(DataError):
+            if labels := dataset.labels(index):
+                yield dataset.pairs[index], labels
 
 
 def read_statistics(path: Path, bands: Bands) -> Imagery:

@@ -3,6 +3,7 @@
 import sys
 import time
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -15,9 +16,15 @@ from datasets.classes import find_preset
 from datasets.dataset import ChangeDetectionDataset
 from datasets.loaders import evaluation_loader, fit_shared_memory, training_loader
 from datasets.pairs import Pair, split_pairs
-from datasets.quick_check import changed_shares, quick_check
+from datasets.quick_check import quick_check
 from datasets.splits import Split
-from datasets.statistics import choose_bands, read_statistics
+from datasets.statistics import (
+    Changes,
+    changed_pairs,
+    choose_bands,
+    measure_changes,
+    read_statistics,
+)
 from datasets.task import Task, load_task, missing_labels, with_dates
 from engine.config import TrainConfig
 from engine.ensemble import bands_to_read, choose_ensemble
@@ -51,6 +58,11 @@ class TrainingData:
     def masks(self) -> Path | None:
         """The folder of pseudo masks that are trained on."""
         return self.train_loader.dataset.pseudo_label_root
+
+    @cached_property
+    def changes(self) -> Changes:
+        """What changed in the visits that epochs are drawn from; every process must ask for it."""
+        return measure_changes(self.train_loader.dataset)
 
     @classmethod
     def open(cls, config: TrainConfig, device: torch.device) -> "TrainingData":
@@ -105,7 +117,6 @@ def _open_train_loader(
         masks = _find_pseudo_masks(config, data.task)
         data.mask_set = broadcast(is_main() and _require_finished(masks, pairs))
     visits = pairs * config.crops_per_image  # each has draws of its own
-    often = _visit_changed(config, pairs, data.task)
     batch_size = _pairs_per_pass(config, len(visits))
     synchronized = device.type == "cuda"  # batch norm sees the pairs of all processes
     if config.model == "pspnet" and batch_size * (dist.size() if synchronized else 1) == 1:
@@ -115,29 +126,29 @@ def _open_train_loader(
         )
     reader = make_reader(config.cache, config.outdir, pairs, data.task, masks, data.bands)
     transform = TrainTransform(config.crop_size, is_rgb=data.bands == RGB)
-    loader = training_loader(
+    often = _visit_changed(config, ChangeDetectionDataset(pairs, data.task, reader=reader))
+    return training_loader(
         ChangeDetectionDataset(visits + often, data.task, transform, masks, config.seed, reader),
         batch_size,
         config.reader_workers(device.type),
-        config.seed,
         config.accumulate,
+        draws=len(visits),
         pin_memory=device.type == "cuda",
     )
-    loader.sampler.draws = len(visits)
-    return loader
 
 
-def _visit_changed(config: TrainConfig, pairs: list[Pair], task: Task) -> list[Pair]:
+def _visit_changed(config: TrainConfig, once: ChangeDetectionDataset) -> list[Pair]:
     """Return the visits of changed pairs, beside one of each pair, that epochs are drawn from."""
-    more = config.change_sampling - 1
-    if not more:
+    times = config.change_sampling
+    if times == 1:
         return []
-    shares = changed_shares(pairs, task)
-    changed = [pair for pair, share in zip(pairs, shares, strict=True) if share]
-    print0(
-        f"{len(changed)} of {len(pairs)} training pairs changed: drawn {more + 1} times as often"
-    )
-    return changed * more * config.crops_per_image
+    changed = changed_pairs(once)
+    found = f"{len(changed)} of {len(once)} training pairs changed"
+    if len(changed) in (0, len(once)):  # epochs of copies would lack pairs, to no avail
+        print0(f"{found}: --change-sampling {times} does nothing")
+        return []
+    print0(f"{found}: drawn {times} times as often")
+    return changed * (times - 1) * config.crops_per_image
 
 
 def _find_pseudo_masks(config: TrainConfig, task: Task) -> Path:

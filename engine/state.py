@@ -14,8 +14,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from datasets.images import image_size
-from datasets.quick_check import measure_change
-from datasets.statistics import find_imagery, measure_changes
+from datasets.statistics import find_imagery
 from datasets.task import Task
 from engine.config import DECODE, PUBLISHED, TrainConfig
 from engine.data import TrainingData
@@ -379,7 +378,8 @@ def _decoding(config: TrainConfig, data: TrainingData, checkpoint: Checkpoint) -
     resumed = "training" in info
     if "decoding" not in info:
         name = PUBLISHED["decode"] if resumed else DECODE
-        new = Decoding(name, **measure_changes(data.train_loader.dataset))
+        _, same_class, by_chance = data.changes
+        new = Decoding(name, same_class=same_class, by_chance=by_chance)
         checkpoint = checkpoint._replace(info=info | {"decoding": asdict(new)})
     decoding = choose_decoding(config.decode, [checkpoint])
     before = checkpoint.info["decoding"]["name"]
@@ -397,9 +397,8 @@ def _change_weight(config: TrainConfig, data: TrainingData, saved: Checkpoint | 
         return config.change_weight
     if saved and "change_weight" in saved.info["training"]:
         return saved.info["training"]["change_weight"]
-    share = measure_change(data.train_loader.dataset.pairs, data.task)
-    weight = balanced_change_weight(share)
-    print0(f"about {share:.2%} of the pixels changed: --change-weight {weight:.1f}")
+    weight = balanced_change_weight(data.changes.share)
+    print0(f"about {data.changes.share:.2%} of the pixels changed: --change-weight {weight:.1f}")
     return weight
 
 

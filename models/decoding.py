@@ -112,10 +112,43 @@ def best_pair(
     date's own likeliest.
     """
     class1, class2 = (p.argmax(dim=1) for p in (semantic_probs1, semantic_probs2))
-    # Where the best of both dates differ no pair is likelier. The others are few: one by one.
-    at = torch.nonzero((class1 == class2) & changed, as_tuple=True)
-    shared = class1[at].unsqueeze(1)
-    probs1, probs2 = (p.movedim(1, -1)[at] for p in (semantic_probs1, semantic_probs2))
+    # Where the best of both dates differ no pair is likelier.
+    alike = (class1 == class2) & changed
+    correct = _correct_few if alike.device.type == "cpu" else _correct_all
+    return correct((semantic_probs1, semantic_probs2), (class1, class2), alike, same_class)
+
+
+def _correct_all(
+    probs: Sequence[torch.Tensor],
+    classes: Sequence[torch.Tensor],
+    alike: torch.Tensor,
+    same_class: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the classes with the best pairs where they are ``alike``, without waiting for them."""
+    pairs = _best_apart(*probs, classes[0], same_class)
+    class1, class2 = (torch.where(alike, *both) for both in zip(pairs, classes, strict=True))
+    return class1, class2
+
+
+def _correct_few(
+    probs: Sequence[torch.Tensor],
+    classes: Sequence[torch.Tensor],
+    alike: torch.Tensor,
+    same_class: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Do as `_correct_all` pixel by pixel, which is quicker, but a GPU would be waited for."""
+    at = torch.nonzero(alike, as_tuple=True)
+    class1, class2 = classes
+    of_few = (p.movedim(1, -1)[at] for p in probs)
+    class1[at], class2[at] = _best_apart(*of_few, class1[at], same_class)
+    return class1, class2
+
+
+def _best_apart(
+    probs1: torch.Tensor, probs2: torch.Tensor, shared: torch.Tensor, same_class: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the best pairs where ``shared``, (N, …) of (N, C, …), is likeliest at both dates."""
+    shared = shared.unsqueeze(1)
     best1, best2 = (p.gather(1, shared) for p in (probs1, probs2))
     # Not by `topk`, which promises no order of equals; `argmax` takes the first.
     next1, next2 = (p.scatter(1, shared, -1.0).argmax(1, keepdim=True) for p in (probs1, probs2))
@@ -126,5 +159,4 @@ def best_pair(
         within, apart = same_class * best1 * best2, torch.maximum(first_stays, first_goes)
         same = (within > apart) | ((within == apart) & (shared < torch.maximum(next1, next2)))
         next1, next2 = torch.where(same, shared, next1), torch.where(same, shared, next2)
-    class1[at], class2[at] = next1.squeeze(1), next2.squeeze(1)
-    return class1, class2
+    return next1.squeeze(1), next2.squeeze(1)

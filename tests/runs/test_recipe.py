@@ -8,6 +8,8 @@ import torch
 
 import train
 from engine.config import PUBLISHED, LabelConfig, TestConfig, TrainConfig
+from engine.data import TrainingData
+from tests.helpers.change_sets import leave_unchanged
 from tests.helpers.faults import CrashError, before_step, crash
 from tests.helpers.runs import (
     EPOCHS,
@@ -23,9 +25,11 @@ from utils.tensor_files import read_checkpoint
 MORE = ("--change-weight", "auto", "--change-sampling", 2, "--checkpoint-every", 1)
 
 
-def test_a_crash_leaves_no_trace(sample_root, tmp_path):
+def test_a_crash_leaves_no_trace(broken_root, tmp_path):
+    leave_unchanged(broken_root, "00003", "00008")
+
     def argv(name, *rest):
-        return train_options(sample_root, tmp_path / name, "--epochs", EPOCHS, *MORE, *rest)
+        return train_options(broken_root, tmp_path / name, "--epochs", EPOCHS, *MORE, *rest)
 
     train.main(argv("whole"))
     with pytest.MonkeyPatch.context() as patch, pytest.raises(CrashError):
@@ -64,6 +68,15 @@ def test_pairs_with_change_are_drawn_more_often_in_epochs_as_long(tmp_path, caps
     # The weight is that of what is drawn.
     measured = [float(each) for each in re.findall(r"([\d.]+)% of the pixels changed", printed)]
     assert measured[1] == pytest.approx(measured[0] * 3 * 40 / (40 + 2 * found), rel=0.2)
+
+
+def test_where_all_pairs_changed_none_is_drawn_more_often(sample_root, tmp_path, capsys):
+    train.main(train_options(sample_root, tmp_path, "--change-sampling", 2, "--dry-run"))
+    said = "12 of 12 training pairs changed: --change-sampling 2 does nothing\n"
+    assert said in capsys.readouterr().out
+    options = train_options(sample_root, tmp_path, "--change-sampling", 2)
+    data = TrainingData.open(cli.parse(TrainConfig, options), torch.device("cpu"))
+    assert len(data.train_loader.dataset) == 12
 
 
 def test_the_published_recipe_is_that_of_its_options(fcn_run, tmp_path):

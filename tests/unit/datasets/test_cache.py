@@ -223,7 +223,7 @@ def test_a_new_round_decodes_the_masks_alone(pairs, tmp_path, monkeypatch):
 def test_workers_share_the_cache(workers, pairs, tmp_path):
     reader = build_cache(pairs, SECOND_CLASSES, tmp_path)
     cached, plain = (
-        list(training_loader(make_dataset(pairs, r, transform=TrainTransform()), 4, workers, 0))
+        list(training_loader(make_dataset(pairs, r, transform=TrainTransform()), 4, workers))
         for r in (reader, None)
     )
     assert_same(cached, plain)

@@ -32,7 +32,8 @@ def make_dataset(folder: Path, crop_size: int | None = None, seed: int = 0, trai
 
 
 def make_loader(dataset: ChangeDetectionDataset, workers: int = 0, batch_size: int = 5, seed=0):
-    return training_loader(dataset, batch_size, workers, seed)
+    dataset.seed = seed
+    return training_loader(dataset, batch_size, workers)
 
 
 def epoch_of(loader, epoch: int = 1) -> list[dict]:
@@ -120,7 +121,7 @@ def test_workers_that_outlive_an_epoch_see_the_next_one(sample_root):
 @pytest.mark.parametrize(("accumulate", "batches"), [(1, 6), (4, 4), (5, 5), (6, 6)])
 def test_batches_make_whole_steps(accumulate, batches, sample_root):
     dataset = make_dataset(sample_root / "train", crop_size=16)
-    loader = training_loader(dataset, 2, 0, 0, accumulate=accumulate)
+    loader = training_loader(dataset, 2, 0, accumulate)
     assert len(loader) == len(epoch_of(loader, 1)) == batches
     set_epoch(loader, 1, batches - 1)
     assert len(list(loader)) == 1
@@ -130,8 +131,7 @@ def test_an_epoch_may_take_some_of_the_samples(sample_root):
     dataset = make_dataset(sample_root / "train")
     often, rare = dataset.pairs[0], dataset.pairs[1]
     dataset.pairs += [often] * 24
-    loader = training_loader(dataset, 4, 0, 0)
-    loader.sampler.draws = 12
+    loader = training_loader(dataset, 4, 0, draws=12)
     drawn = []
     for epoch in range(30):
         set_epoch(loader, epoch)

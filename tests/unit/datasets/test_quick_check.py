@@ -10,7 +10,7 @@ from PIL import Image
 from datasets.bands import RGB, Bands
 from datasets.classes import CHANGE_CLASSES, SECOND_CLASSES
 from datasets.pairs import index_pairs
-from datasets.quick_check import changed_shares, measure_change, quick_check
+from datasets.quick_check import quick_check
 from datasets.task import Task
 from tests.helpers.change_sets import masks_in_both
 from tests.helpers.damages import disagree, land_cover_as_labels, smear_labels, truncate
@@ -56,10 +56,3 @@ def test_unchanged_sets_equal_dates_and_missing_bands(broken_root):
 
 def test_change_masks_are_checked_alike(binary_root):
     assert quick_check(index_pairs(binary_root / "train"), Task(CHANGE_CLASSES), RGB) == []
-
-
-def test_shares_of_change_are_those_of_the_labels(sample_root):
-    pairs = index_pairs(sample_root / "train")
-    expected = [np.mean(np.any(np.array(Image.open(p.label1)) != 255, axis=-1)) for p in pairs]
-    assert changed_shares(pairs, SECOND) == pytest.approx(expected)
-    assert measure_change(pairs, SECOND) == pytest.approx(np.mean(expected))

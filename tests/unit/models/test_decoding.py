@@ -5,7 +5,15 @@ import itertools
 import pytest
 import torch
 
-from models.decoding import INDEPENDENT, Decoding, best_pair, decode, joint_change_probs
+from models.decoding import (
+    INDEPENDENT,
+    Decoding,
+    _correct_all,
+    _correct_few,
+    best_pair,
+    decode,
+    joint_change_probs,
+)
 
 JOINT = Decoding("joint")
 
@@ -83,6 +91,25 @@ def test_of_equal_pairs_the_lower_classes_count(same_class):
                 assert tuple(pair) == min(equals)
             if not same_class:
                 assert pair[0] != pair[1]
+
+
+@pytest.mark.parametrize("same_class", [0.0, 0.5])
+@pytest.mark.parametrize("ties", [False, True])
+def test_every_device_finds_the_same_pairs(ties, same_class):
+    semantic1, semantic2, change = draw(5, seed=3, ties=ties)
+    probs = (semantic1.float(), semantic2.float())
+    class1, class2 = (p.argmax(dim=1) for p in probs)
+    alike = (class1 == class2) & (change > 0.4)
+    assert 0 < alike.sum() < alike.numel()
+    few = _correct_few(probs, (class1.clone(), class2.clone()), alike, same_class)
+    assert all(map(torch.equal, _correct_all(probs, (class1, class2), alike, same_class), few))
+
+
+def test_no_other_device_than_the_cpu_is_waited_for():
+    # Without values there is nothing to wait for: what has to know one fails.
+    semantic, change = torch.rand(2, 6, 4, 5, device="meta"), torch.rand(2, 4, 5, device="meta")
+    maps = decode((semantic, semantic, change), Decoding("joint", same_class=0.5))
+    assert [(pred.shape, pred.dtype) for pred in maps] == [((2, 4, 5), torch.uint8)] * 2
 
 
 @pytest.mark.parametrize(
