@@ -129,12 +129,12 @@ def _parse(
     parser: Parser, argv: Sequence[str], known: argparse.Namespace | None = None
 ) -> argparse.Namespace:
     """Parse arguments; a choice among them that stands for others wins over what is ``known``."""
-    given = parser.parse_args(argv)
-    known = known or parser.parse_args([])
-    for action in parser._actions:
-        if isinstance(action.choices, dict):
-            values = action.choices.get(getattr(given, action.dest), {})
-            vars(known).update({name: values[name] for name in values if name in vars(known)})
+    recipes = [action for action in parser._actions if isinstance(action.choices, dict)]
+    if recipes:  # only these are read twice: a parser may require what an empty line lacks
+        given, known = parser.parse_args(argv), known or parser.parse_args([])
+    for action in recipes:
+        values = action.choices.get(getattr(given, action.dest), {})
+        vars(known).update({name: values[name] for name in values if name in vars(known)})
     return parser.parse_args(argv, known)
 
 
